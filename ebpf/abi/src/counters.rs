@@ -1,0 +1,49 @@
+//! Counters that the programs keep, one `u64` each and CPU.
+
+/// Index into the counters map. The names are those of the metrics.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(u32)]
+pub enum Counter {
+    /// A connect to a service was sent to a backend.
+    SockConnect = 0,
+    /// A datagram of an unconnected socket was sent to a backend.
+    SockSendmsg = 1,
+    /// A connect or datagram to a service without backends was refused.
+    SockRejected = 2,
+    /// A frontend named a backend list or a backend that was not there, after a second look.
+    BackendMissing = 3,
+    /// A flow began to be translated packet by packet.
+    FlowCreated = 4,
+    /// A packet to a service was translated.
+    PacketForward = 5,
+    /// A packet from a backend was translated back.
+    PacketReverse = 6,
+    /// A packet to a service without backends was dropped.
+    DropNoBackend = 7,
+    /// A packet could not be rewritten and was dropped.
+    DropRewrite = 8,
+    /// The connection tracking map refused an entry; the packet was dropped.
+    DropConntrackFull = 9,
+    /// A packet was handed to a pod of this node without crossing the host's stack.
+    FastPathPod = 10,
+}
+
+impl Counter {
+    /// Elements of the map.
+    pub const COUNT: u32 = 11;
+
+    /// Every counter with the name it has in metrics and tables.
+    pub const ALL: [(Self, &'static str); Self::COUNT as usize] = [
+        (Self::SockConnect, "sock_connect"),
+        (Self::SockSendmsg, "sock_sendmsg"),
+        (Self::SockRejected, "sock_rejected"),
+        (Self::BackendMissing, "backend_missing"),
+        (Self::FlowCreated, "flow_created"),
+        (Self::PacketForward, "packet_forward"),
+        (Self::PacketReverse, "packet_reverse"),
+        (Self::DropNoBackend, "drop_no_backend"),
+        (Self::DropRewrite, "drop_rewrite"),
+        (Self::DropConntrackFull, "drop_conntrack_full"),
+        (Self::FastPathPod, "fast_path_pod"),
+    ];
+}

@@ -1,0 +1,39 @@
+//! The node's own pods, and the node itself.
+
+use crate::abi;
+
+/// A pod of this node, by one of its addresses.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Endpoint {
+    /// Index of the host-side veth in the node's network namespace.
+    pub ifindex: u32,
+    /// Number of the endpoint, stable for the pod's life.
+    pub id: u32,
+    /// Hardware address of the pod's interface.
+    pub mac: [u8; 6],
+    /// Hardware address of the host-side veth.
+    pub host_mac: [u8; 6],
+    /// Zero.
+    pub flags: u32,
+}
+
+abi!(Endpoint, size 24, align 4, fields [0 => ifindex: u32, 4 => id: u32, 8 => mac: [u8; 6], 14 => host_mac: [u8; 6], 20 => flags: u32]);
+
+/// What the programs know of their node.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct NodeState {
+    /// Not 0 once a flow was translated packet by packet. While it is 0, packets that arrive at a
+    /// pod are not looked up in the connection tracking map.
+    pub ct_used: u32,
+    /// [`NodeState::FAST_PATH`] and bits to come.
+    pub flags: u32,
+}
+
+impl NodeState {
+    /// Packets for pods of this node are handed to them without crossing the host's stack.
+    pub const FAST_PATH: u32 = 1 << 0;
+}
+
+abi!(NodeState, size 8, align 4, fields [0 => ct_used: u32, 4 => flags: u32]);

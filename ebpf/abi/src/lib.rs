@@ -1,0 +1,137 @@
+//! Keys and values of the kernel maps, shared by the eBPF programs and by userspace.
+//!
+//! Everything here is `#[repr(C)]`, has no padding and no invalid bit pattern, and keeps addresses
+//! and ports in network byte order, so that the programs compare what they find in a packet without
+//! swapping a byte. IPv4 addresses are IPv4-mapped IPv6 addresses ([RFC 4291] §2.5.5.2): one key
+//! serves both families.
+//!
+//! A change to the shape or the meaning of anything in this crate raises [`ABI_VERSION`]: maps are
+//! pinned in a directory that carries the number, so an agent never reads maps of another shape.
+//!
+//! [RFC 4291]: https://www.rfc-editor.org/rfc/rfc4291
+#![no_std]
+
+mod addr;
+mod counters;
+mod ct;
+mod endpoint;
+mod filter;
+mod service;
+mod sock;
+
+pub use addr::{Addr, Be16};
+pub use counters::Counter;
+pub use ct::{CtEntry, CtFlags, CtKey};
+pub use endpoint::{Endpoint, NodeState};
+pub use filter::{VIP_FILTER_BITS, VIP_FILTER_WORDS, vip_filter_bit};
+pub use service::{
+    Backend, Frontend, FrontendFlags, FrontendKey, SLOTS_PER_CHUNK, Scope, ServiceName, SlotKey,
+    Slots,
+};
+pub use sock::{PeerKey, SockPeer};
+
+/// Version of every shape in this crate, part of the pin directory's name.
+pub const ABI_VERSION: u32 = 1;
+
+/// IP protocol numbers that the programs know ([IANA]).
+///
+/// [IANA]: https://www.iana.org/assignments/protocol-numbers
+pub mod proto {
+    /// Transmission Control Protocol.
+    pub const TCP: u8 = 6;
+    /// User Datagram Protocol.
+    pub const UDP: u8 = 17;
+    /// Stream Control Transmission Protocol.
+    pub const SCTP: u8 = 132;
+}
+
+/// Names of the maps, as the object file and the pin directory spell them (at most 15 bytes, which
+/// is what the kernel keeps).
+pub mod maps {
+    /// Hash: [`FrontendKey`](crate::FrontendKey) to [`Frontend`](crate::Frontend).
+    pub const FRONTENDS: &str = "FRONTENDS";
+    /// Hash: [`SlotKey`](crate::SlotKey) to [`Slots`](crate::Slots).
+    pub const SLOTS: &str = "SLOTS";
+    /// Hash: backend number (`u32`) to [`Backend`](crate::Backend).
+    pub const BACKENDS: &str = "BACKENDS";
+    /// Hash: service number (`u32`) to [`ServiceName`](crate::ServiceName); read by people only.
+    pub const SERVICE_NAMES: &str = "SERVICE_NAMES";
+    /// Array of `u64`: the bitmap that [`vip_filter_bit`](crate::vip_filter_bit) indexes.
+    pub const VIP_FILTER: &str = "VIP_FILTER";
+    /// LRU hash: [`CtKey`](crate::CtKey) to [`CtEntry`](crate::CtEntry).
+    pub const CONNTRACK: &str = "CONNTRACK";
+    /// Socket storage: [`SockPeer`](crate::SockPeer) of sockets connected to a service.
+    pub const SOCK_PEERS: &str = "SOCK_PEERS";
+    /// LRU hash: [`PeerKey`](crate::PeerKey) to [`SockPeer`](crate::SockPeer) for unconnected
+    /// datagram sockets.
+    pub const UDP_PEERS: &str = "UDP_PEERS";
+    /// Hash: pod address ([`Addr`](crate::Addr)) to [`Endpoint`](crate::Endpoint), pods of this
+    /// node only.
+    pub const ENDPOINTS: &str = "ENDPOINTS";
+    /// Array with one element: [`NodeState`](crate::NodeState).
+    pub const NODE_STATE: &str = "NODE_STATE";
+    /// Per-CPU array of `u64`, indexed by [`Counter`](crate::Counter).
+    pub const COUNTERS: &str = "COUNTERS";
+
+    /// Every map, in no particular order.
+    pub const ALL: [&str; 11] = [
+        FRONTENDS,
+        SLOTS,
+        BACKENDS,
+        SERVICE_NAMES,
+        VIP_FILTER,
+        CONNTRACK,
+        SOCK_PEERS,
+        UDP_PEERS,
+        ENDPOINTS,
+        NODE_STATE,
+        COUNTERS,
+    ];
+}
+
+/// Names of the programs, as the object file spells them.
+pub mod programs {
+    /// `cgroup/connect4`.
+    pub const CONNECT4: &str = "sluice_connect4";
+    /// `cgroup/connect6`.
+    pub const CONNECT6: &str = "sluice_connect6";
+    /// `cgroup/sendmsg4`.
+    pub const SENDMSG4: &str = "sluice_sendmsg4";
+    /// `cgroup/sendmsg6`.
+    pub const SENDMSG6: &str = "sluice_sendmsg6";
+    /// `cgroup/recvmsg4`.
+    pub const RECVMSG4: &str = "sluice_recvmsg4";
+    /// `cgroup/recvmsg6`.
+    pub const RECVMSG6: &str = "sluice_recvmsg6";
+    /// `cgroup/getpeername4`.
+    pub const GETPEERNAME4: &str = "sluice_getpeername4";
+    /// `cgroup/getpeername6`.
+    pub const GETPEERNAME6: &str = "sluice_getpeername6";
+    /// tc ingress of a pod's host-side veth: what the pod sends.
+    pub const POD_SEND: &str = "sluice_pod_send";
+    /// tc egress of a pod's host-side veth: what the pod receives.
+    pub const POD_RECV: &str = "sluice_pod_recv";
+
+    /// The cgroup programs.
+    pub const CGROUP: [&str; 8] =
+        [CONNECT4, CONNECT6, SENDMSG4, SENDMSG6, RECVMSG4, RECVMSG6, GETPEERNAME4, GETPEERNAME6];
+    /// The tc programs.
+    pub const TC: [&str; 2] = [POD_SEND, POD_RECV];
+}
+
+/// Asserts at compile time that a type has the size and alignment given and (by adding up the sizes
+/// of its fields) no padding, and implements `aya::Pod` for userspace.
+macro_rules! abi {
+    ($ty:ty, size $size:literal, align $align:literal, fields [$($off:literal => $field:tt: $fty:ty),* $(,)?]) => {
+        const _: () = {
+            assert!(core::mem::size_of::<$ty>() == $size);
+            assert!(core::mem::align_of::<$ty>() == $align);
+            assert!(0 $(+ core::mem::size_of::<$fty>())* == $size, "padding");
+            $(assert!(core::mem::offset_of!($ty, $field) == $off);)*
+        };
+        // SAFETY: repr(C), no padding (asserted above), every bit pattern valid, Copy and 'static.
+        #[cfg(feature = "user")]
+        unsafe impl aya::Pod for $ty {}
+    };
+}
+pub(crate) use abi;

@@ -1,0 +1,65 @@
+//! What Sluice knows of a cluster, as pure types: no I/O, no clock, no wire format.
+//!
+//! The types hold what the data plane, the planner and the DNS server use, already checked: an
+//! address is an [`std::net::IpAddr`], a port is a non-zero `u16`, an unknown enum value has been
+//! refused. Turning Kubernetes objects into them, and telling which field was wrong, is the store's
+//! work.
+
+mod endpoints;
+mod meta;
+mod node;
+mod pod;
+mod service;
+
+pub use endpoints::{AddressType, Conditions, Endpoint, EndpointSlice, SliceEndpoint, SlicePort};
+pub use meta::{IpFamily, Meta, ObjectKey, ObjectName, ObjectRef, Protocol, ResourceKind};
+pub use node::{Namespace, Node, NodeAddress, NodeAddressKind, Taint};
+pub use pod::{ContainerPort, Pod, PodPhase};
+pub use service::{
+    LoadBalancerIngress, Service, ServiceKind, ServicePort, ServicePortName, TargetPort,
+    TrafficPolicy,
+};
+
+/// One object of any kind that Sluice watches.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Object {
+    /// `v1/Service`.
+    Service(Service),
+    /// `discovery.k8s.io/v1/EndpointSlice`.
+    EndpointSlice(EndpointSlice),
+    /// `v1/Pod`.
+    Pod(Pod),
+    /// `v1/Node`.
+    Node(Node),
+    /// `v1/Namespace`.
+    Namespace(Namespace),
+}
+
+impl Object {
+    /// The object's metadata.
+    pub fn meta(&self) -> &Meta {
+        match self {
+            Self::Service(o) => &o.meta,
+            Self::EndpointSlice(o) => &o.meta,
+            Self::Pod(o) => &o.meta,
+            Self::Node(o) => &o.meta,
+            Self::Namespace(o) => &o.meta,
+        }
+    }
+
+    /// The object's kind.
+    pub fn kind(&self) -> ResourceKind {
+        match self {
+            Self::Service(_) => ResourceKind::Service,
+            Self::EndpointSlice(_) => ResourceKind::EndpointSlice,
+            Self::Pod(_) => ResourceKind::Pod,
+            Self::Node(_) => ResourceKind::Node,
+            Self::Namespace(_) => ResourceKind::Namespace,
+        }
+    }
+
+    /// Kind, namespace and name.
+    pub fn key(&self) -> ObjectKey {
+        ObjectKey { kind: self.kind(), name: self.meta().name.clone() }
+    }
+}
