@@ -1,7 +1,5 @@
 //! Model objects in few words, a kernel that checks what it is told, and what connections meet.
 
-#![allow(dead_code, reason = "each test binary uses its own part")]
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,7 +10,7 @@ use sluice_model::{
 use sluice_plan::{Destination, MapOp, Tables, Verdict, trace};
 
 /// A ClusterIP Service in namespace `ns`.
-pub fn service(name: &str, ips: &[&str], ports: &[(&str, u16, Protocol)]) -> Service {
+pub(crate) fn service(name: &str, ips: &[&str], ports: &[(&str, u16, Protocol)]) -> Service {
     Service {
         meta: Meta { name: ObjectName::new("ns", name), ..Meta::default() },
         cluster_ips: ips.iter().map(|ip| ip.parse().expect("an address")).collect(),
@@ -32,7 +30,7 @@ pub fn service(name: &str, ips: &[&str], ports: &[(&str, u16, Protocol)]) -> Ser
 }
 
 /// A ready endpoint.
-pub fn endpoint(addr: &str, ports: &[(&str, u16, Protocol)]) -> Endpoint {
+pub(crate) fn endpoint(addr: &str, ports: &[(&str, u16, Protocol)]) -> Endpoint {
     Endpoint {
         addr: addr.parse().expect("an address"),
         ports: ports
@@ -55,7 +53,7 @@ pub fn endpoint(addr: &str, ports: &[(&str, u16, Protocol)]) -> Endpoint {
 
 /// What all connections to a frontend meet, numbers aside.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// There is no such service address.
     None,
     /// Refused, in the name of that service port.
@@ -65,7 +63,7 @@ pub enum Outcome {
 }
 
 /// The destination that a frontend is for.
-pub fn destination(key: &FrontendKey) -> Destination {
+pub(crate) fn destination(key: &FrontendKey) -> Destination {
     Destination {
         addr: key.addr.to_ip(),
         port: key.port.get(),
@@ -74,7 +72,7 @@ pub fn destination(key: &FrontendKey) -> Destination {
 }
 
 /// Traces every pick. Panics where the tables contradict themselves.
-pub fn outcome(tables: &Tables, to: Destination) -> Outcome {
+pub(crate) fn outcome(tables: &Tables, to: Destination) -> Outcome {
     let name = |number: u32| {
         let name = tables.names.get(&number).expect("a frontend's service number has a name");
         format!("{name:?}")
@@ -99,7 +97,12 @@ pub fn outcome(tables: &Tables, to: Destination) -> Outcome {
 }
 
 /// The outcome for one address, in words of the test.
-pub fn backends_of(tables: &Tables, addr: &str, port: u16, protocol: Protocol) -> Vec<String> {
+pub(crate) fn backends_of(
+    tables: &Tables,
+    addr: &str,
+    port: u16,
+    protocol: Protocol,
+) -> Vec<String> {
     let addr: IpAddr = addr.parse().expect("an address");
     match outcome(tables, Destination { addr, port, protocol }) {
         Outcome::None => vec!["none".to_owned()],
@@ -113,14 +116,14 @@ pub fn backends_of(tables: &Tables, addr: &str, port: u16, protocol: Protocol) -
 
 /// The kernel's maps, which refuse an operation that a running program could trip over.
 #[derive(Clone, Default, Debug)]
-pub struct Kernel {
-    pub tables: Tables,
+pub(crate) struct Kernel {
+    pub(crate) tables: Tables,
 }
 
 impl Kernel {
     /// Does one operation. Panics if it refers to what is not there, takes away what is needed, or
     /// changes a list or a backend that is in use.
-    pub fn apply(&mut self, op: &MapOp) {
+    pub(crate) fn apply(&mut self, op: &MapOp) {
         let tables = &self.tables;
         // Number 0 names nothing: free slots and frontends without backends bear it.
         let listed =
@@ -178,7 +181,7 @@ impl Kernel {
 
     /// Does a plan and asserts after every operation that each frontend is as it was before the
     /// plan or as it is after it, for every pick.
-    pub fn apply_watched(&mut self, ops: &[MapOp]) {
+    pub(crate) fn apply_watched(&mut self, ops: &[MapOp]) {
         let before = self.tables.clone();
         let mut after = before.clone();
         ops.iter().for_each(|op| after.apply(op));

@@ -1,11 +1,9 @@
 //! What holds for every sequence of changes, tried on many random ones over a small universe in
 //! which Services share addresses, ports and endpoints.
 
-mod common;
-
 use std::collections::BTreeMap;
 
-use common::{Kernel, endpoint, service};
+use crate::common::{Kernel, endpoint, service};
 use proptest::prelude::*;
 use proptest::sample::{Index, subsequence};
 use sluice_abi::{Backend, Be16, Slots};
@@ -136,12 +134,14 @@ fn damage(tables: &mut Tables, kind: u8, at: Index, other: Index) {
     let frontend = pick(&tables.frontends, at);
     let service = pick(&tables.names, at);
     match kind % 16 {
-        0 => drop(backend.map(|k| tables.backends.remove(&k))),
-        1 => drop(chunk.map(|k| tables.slots.remove(&k))),
-        2 => drop(frontend.map(|k| tables.frontends.remove(&k))),
-        3 => drop(service.map(|k| tables.names.remove(&k))),
+        0 => tables.backends.retain(|k, _| Some(*k) != backend),
+        1 => tables.slots.retain(|k, _| Some(*k) != chunk),
+        2 => tables.frontends.retain(|k, _| Some(*k) != frontend),
+        3 => tables.names.retain(|k, _| Some(*k) != service),
         4 => tables.vip_filter.clear(),
-        5 => drop(tables.vip_filter.insert(other.index(16384) as u32, u64::MAX)),
+        5 => {
+            tables.vip_filter.insert(other.index(16384) as u32, u64::MAX);
+        }
         6 => {
             // The same backend under a second number.
             if let Some(value) = backend.map(|k| tables.backends[&k]) {
