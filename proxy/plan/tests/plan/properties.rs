@@ -17,7 +17,7 @@ type World = BTreeMap<ObjectName, (Service, Vec<Endpoint>)>;
 enum Step {
     Upsert(Box<(Service, Vec<Endpoint>)>),
     Remove(ObjectName),
-    /// The agent restarts; `true`: it is killed in the middle of its next change.
+    /// The agent restarts.
     Restart,
 }
 
