@@ -284,4 +284,4 @@ impl fmt::Display for Name<'_> {
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests;

@@ -1,0 +1,5 @@
+//! The planner through its public face: single changes, random sequences of them, golden files.
+
+mod common;
+mod planner;
+mod properties;
