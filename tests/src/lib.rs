@@ -27,12 +27,14 @@ pub mod cgroup;
 pub mod cluster;
 pub mod demo;
 pub mod interrupt;
+pub mod manifests;
 pub mod names;
 pub mod netns;
 pub mod node;
 pub mod pod;
 pub mod process;
 pub mod root;
+pub mod shop;
 pub mod sweep;
 pub mod wait;
 
