@@ -86,10 +86,7 @@ impl<const V6: bool> Sock<'_, V6> {
         }
         // SAFETY: see above.
         unsafe {
-            ptr::write_volatile(
-                &raw mut (*context).user_port,
-                u32::from(port.to_network()),
-            );
+            ptr::write_volatile(&raw mut (*context).user_port, u32::from(port.to_network()));
         }
     }
 

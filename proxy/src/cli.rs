@@ -93,9 +93,13 @@ pub struct SluicedArgs {
     #[arg(long, default_value_t = 86_400, value_name = "SECONDS")]
     pub conntrack_tcp_timeout_established: u64,
 
-    /// The same for UDP.
-    #[arg(long, default_value_t = 180, value_name = "SECONDS")]
+    /// The same for UDP flows that nobody has answered.
+    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     pub conntrack_udp_timeout: u64,
+
+    /// The same for UDP flows that were answered.
+    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    pub conntrack_udp_timeout_stream: u64,
 
     /// What to log: error, warn, info, debug, trace, or a filter such as "info,sluice_store=debug".
     #[arg(long, default_value = "info", env = "RUST_LOG", value_name = "FILTER")]

@@ -15,9 +15,9 @@ use super::node_file::NodeFile;
 use super::reconcile::Reconciler;
 use super::{StartError, records, settings};
 use crate::cli::SluicedArgs;
+use crate::clock;
 use crate::control;
 use crate::dataplane::{self, Dataplane};
-use crate::routes::Routes;
 
 /// How often idle flows are looked for.
 const COLLECT_EVERY: Duration = Duration::from_secs(10);
@@ -32,7 +32,6 @@ pub(super) struct Agent {
     pub(super) cache: Cache,
     pub(super) reconciler: Reconciler,
     pub(super) endpoints: Endpoints,
-    pub(super) routes: Option<Routes>,
     pub(super) source: watch::Receiver<SourceStatus>,
     pub(super) notices: Vec<String>,
     node_file: Option<NodeFile>,
@@ -56,19 +55,22 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
     let cgroup = if args.socket_lb { Some(settings::cgroup_root(&args)?) } else { None };
     let config = dataplane::Config {
         bpf_root: args.paths.bpf_root.clone(),
-        cgroup: cgroup.clone(),
+        cgroup: cgroup.clone().unwrap_or_default(),
         sizes: settings::map_sizes(&args),
         fast_path: args.pod_programs && args.fast_path,
     };
-    let start_error = |error: dataplane::DataplaneError| {
-        StartError::new(error.to_string(), error.hint().unwrap_or("see the log above"))
-    };
+    // These errors say themselves what to do.
+    let start_error = |error: dataplane::DataplaneError| StartError::new(error.to_string(), "");
     let mut dataplane = Dataplane::open(config).map_err(start_error)?;
     let notices: Vec<String> = dataplane.notices().iter().map(ToString::to_string).collect();
     for notice in &notices {
         tracing::warn!("{notice}");
     }
-    dataplane.attach_cgroup().map_err(start_error)?;
+    if cgroup.is_some() {
+        dataplane.attach_cgroup().map_err(start_error)?;
+    } else {
+        dataplane.detach_cgroup().map_err(start_error)?;
+    }
     let reconciler = Reconciler::restore(&dataplane).map_err(start_error)?;
 
     let records = records::directory(&args.state_dir);
@@ -76,7 +78,6 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
     let mut endpoints = Endpoints::new(records, args.pod_programs);
     endpoints.sync(&mut dataplane).map_err(start_error)?;
 
-    let routes = if args.routes { Some(Routes::open().await?) } else { None };
     let options = settings::source_options(&args.etcd)?;
     let mut stream = Stream::open(&args.source, &options).map_err(|error| {
         StartError::new(error.to_string(), "sluiced --help shows the kinds of --source")
@@ -94,13 +95,13 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
         cache: Cache::new(),
         reconciler,
         endpoints,
-        routes,
         source: stream.status(),
         notices,
         node_file: None,
         timeouts: dataplane::Timeouts {
             tcp_established: Duration::from_secs(args.conntrack_tcp_timeout_established),
             udp: Duration::from_secs(args.conntrack_udp_timeout),
+            udp_stream: Duration::from_secs(args.conntrack_udp_timeout_stream),
             ..dataplane::Timeouts::default()
         },
         args,
@@ -126,7 +127,6 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
                 let _ = call.answer.send(answer);
             }
             Some(_) = record_events.next() => agent.sync_endpoints(),
-            () = Routes::touched(&mut agent.routes) => agent.reconcile_routes().await,
             () = sleep_until(retry_at) => {
                 agent.reconciler.retry(&mut agent.dataplane, &agent.cache);
             }
@@ -214,16 +214,12 @@ impl Agent {
         if !self.cache.synced() {
             return;
         }
-        if let Some(routes) = &mut self.routes {
-            routes.reconcile(&self.node, self.cache.nodes()).await;
-        }
     }
 
     fn collect(&mut self) {
-        let now = dataplane::monotonic_nanos();
-        match self.dataplane.conntrack_gc(now, &self.timeouts) {
-            Ok(0) => {}
-            Ok(flows) => tracing::debug!(flows, "forgot idle flows"),
+        match self.dataplane.conntrack_gc(clock::monotonic_nanos(), &self.timeouts) {
+            Ok(collected) if collected.removed == 0 => {}
+            Ok(collected) => tracing::debug!(entries = collected.removed, "forgot idle flows"),
             Err(error) => tracing::warn!("collecting idle flows: {error}"),
         }
     }

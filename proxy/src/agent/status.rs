@@ -5,8 +5,9 @@ use std::time::{Instant, SystemTime};
 use sluice_store::SourceStatus;
 
 use super::run::Agent;
+use crate::clock;
 use crate::control::{Answer, Reply, Request};
-use crate::dataplane::{self, DataplaneError};
+use crate::dataplane::DataplaneError;
 use crate::view::{
     AgentStatus, BackendRow, ConntrackRow, EndpointRow, PartStatus, ProblemRow, ServiceRow,
     SourceView, Status,
@@ -55,7 +56,7 @@ impl Agent {
     fn conntrack(&self) -> Result<Reply, DataplaneError> {
         let tables = self.dataplane.tables()?;
         let entries = self.dataplane.conntrack()?;
-        Ok(Reply::Conntrack(ConntrackRow::all(&entries, &tables, dataplane::monotonic_nanos())))
+        Ok(Reply::Conntrack(ConntrackRow::all(&entries, &tables, clock::monotonic_nanos())))
     }
 
     fn status(&self) -> Result<Status, DataplaneError> {
@@ -67,12 +68,12 @@ impl Agent {
                 node: self.node.clone(),
                 source: source_view(&self.args.source.to_string(), &self.source.borrow()),
                 parts: self.parts(),
-                routes: self.route_rows(),
+                routes: Vec::new(),
                 problems: self.problems(),
             }),
             ..Status::default()
         };
-        self.dataplane.fill_status(status)
+        status.fill(self.dataplane.view())
     }
 
     fn parts(&self) -> Vec<PartStatus> {
@@ -94,7 +95,6 @@ impl Agent {
         let mut rows: Vec<_> = self.reconciler.problems().map(|(s, m)| row(&s, &m)).collect();
         rows.extend(self.cache.rejected().map(|rejected| row(&rejected.origin, &rejected.to_string())));
         rows.extend(self.endpoints.problems().map(|(s, m)| row(s, m)));
-        rows.extend(self.route_problems());
         rows.extend(self.notices.iter().map(|notice| row("map size", notice)));
         rows
     }

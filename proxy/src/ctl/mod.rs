@@ -6,8 +6,9 @@
 use sluice_model::ObjectName;
 
 use crate::cli::{ListVerb, NamedVerb, Noun, Output, ProxyctlArgs};
+use crate::clock;
 use crate::control::{self, ClientError, Reply, Request};
-use crate::dataplane::{self, DataplaneError, Pinned};
+use crate::dataplane::{DataplaneError, Pinned};
 use crate::view::{
     BackendRow, ConntrackRow, EndpointNote, EndpointRow, ServiceRow, Status, render,
 };
@@ -50,9 +51,9 @@ impl CtlError {
             Self::Client(ClientError::Denied { .. }) => Some("run proxyctl as root"),
             Self::Client(ClientError::Refused { hint, .. }) => hint.as_deref(),
             Self::Client(_) => Some("see sluiced's log"),
-            Self::Neither { maps, .. } => maps
-                .hint()
-                .or(Some("is Sluice installed on this node? --run-dir and --bpf-root say where")),
+            Self::Neither { .. } => {
+                Some("is Sluice installed on this node? --run-dir and --bpf-root say where")
+            }
             Self::NotFound(_) => {
                 Some("proxyctl service list shows what there is; headless Services have no frontend")
             }
@@ -123,14 +124,14 @@ fn from_pins(root: &std::path::Path, request: &Request) -> Result<Reply, Datapla
         Request::ServiceList => Reply::Services(ServiceRow::all(&pinned.tables()?)),
         Request::BackendList => Reply::Backends(BackendRow::all(&pinned.tables()?)),
         Request::ConntrackList => {
-            let now = dataplane::monotonic_nanos();
+            let now = clock::monotonic_nanos();
             Reply::Conntrack(ConntrackRow::all(&pinned.conntrack()?, &pinned.tables()?, now))
         }
         Request::EndpointList => {
             Reply::Endpoints(EndpointRow::all(&pinned.endpoints()?, |_, _| EndpointNote::default()))
         }
         Request::Status | Request::EndpointAdd(_) | Request::EndpointDel(_) => {
-            Reply::Status(Box::new(pinned.fill_status(Status::default())?))
+            Reply::Status(Box::new(Status::default().fill(&pinned)?))
         }
     })
 }

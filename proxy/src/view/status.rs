@@ -1,9 +1,13 @@
 //! The state of a node in one answer.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
+use sluice_abi::{Counter, maps};
+
+use crate::dataplane::{DataplaneError, Pinned};
 
 /// What `proxyctl status` shows.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -103,10 +107,10 @@ pub struct ProblemRow {
 pub struct MapUse {
     /// Its name.
     pub name: String,
-    /// Entries in use; `None` where they cannot be counted (socket storage).
-    pub used: Option<u64>,
+    /// Entries in use.
+    pub used: usize,
     /// Entries it can hold.
-    pub size: u64,
+    pub size: u32,
 }
 
 /// A counter of the programs.
@@ -120,6 +124,38 @@ pub struct CounterRow {
 }
 
 impl Status {
+    /// Adds what the maps say.
+    ///
+    /// # Errors
+    ///
+    /// Where a map cannot be read.
+    pub fn fill(mut self, maps: &Pinned) -> Result<Self, DataplaneError> {
+        let tables = maps.tables()?;
+        let endpoints = maps.endpoints()?.len();
+        self.frontends = tables.frontends.len();
+        self.backends = tables.backends.len();
+        self.endpoints = endpoints;
+        let used = [
+            (maps::FRONTENDS, tables.frontends.len()),
+            (maps::SLOTS, tables.slots.len()),
+            (maps::BACKENDS, tables.backends.len()),
+            (maps::SERVICE_NAMES, tables.names.len()),
+            (maps::CONNTRACK, maps.conntrack()?.len()),
+            (maps::UDP_PEERS, maps.udp_peers()?.len()),
+            (maps::ENDPOINTS, endpoints),
+        ];
+        for (name, used) in used {
+            let size = maps.size(name)?;
+            self.maps.push(MapUse { name: name.to_owned(), used, size });
+        }
+        let names: BTreeMap<Counter, &str> = Counter::ALL.into();
+        for (counter, value) in maps.counters()? {
+            let name = names.get(&counter).copied().unwrap_or_default().to_owned();
+            self.counters.push(CounterRow { name, value });
+        }
+        Ok(self)
+    }
+
     /// The status as text for people. `wide` adds the counters that are 0.
     pub fn text(&self, wide: bool) -> String {
         let mut out = String::new();
@@ -136,8 +172,7 @@ impl Status {
             ),
         );
         for map in &self.maps {
-            let used = map.used.map_or_else(|| "?".to_owned(), |n| n.to_string());
-            line(&mut out, &format!("  {}", map.name), &format!("{used} of {}", map.size));
+            line(&mut out, &format!("  {}", map.name), &format!("{} of {}", map.used, map.size));
         }
         let counters: Vec<_> = self.counters.iter().filter(|c| wide || c.value > 0).collect();
         if !counters.is_empty() {
