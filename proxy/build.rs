@@ -42,8 +42,7 @@ fn main() -> Result<()> {
                 .with_context(|| format!("copy {} to {}", built.display(), object.display()))?;
         }
         Err(missing) => {
-            fs::write(&object, [])
-                .with_context(|| format!("write {}", object.display()))?;
+            fs::write(&object, []).with_context(|| format!("write {}", object.display()))?;
             println!(
                 "cargo:warning=built without eBPF programs, since {missing}; `cargo xtask setup` \
                  installs what is needed"
@@ -58,12 +57,9 @@ fn toolchain() -> Result<&'static str, String> {
     if find_in_path("bpf-linker").is_none() {
         return Err("bpf-linker is not installed".to_owned());
     }
-    TOOLCHAINS
-        .into_iter()
-        .find(|name| has_library_source(name))
-        .ok_or_else(|| {
-            format!("no toolchain of {} has the library's source", TOOLCHAINS.join(", "))
-        })
+    TOOLCHAINS.into_iter().find(|name| has_library_source(name)).ok_or_else(|| {
+        format!("no toolchain of {} has the library's source", TOOLCHAINS.join(", "))
+    })
 }
 
 fn has_library_source(toolchain: &str) -> bool {

@@ -35,22 +35,11 @@ pub fn address_changes<const V6: bool, P: Packet>(
     if V6 {
         // SAFETY: both are 16 bytes.
         let difference = unsafe {
-            bpf_csum_diff(
-                from.0.as_ptr().cast_mut(),
-                16,
-                to.0.as_ptr().cast_mut(),
-                16,
-                0,
-            )
+            bpf_csum_diff(from.0.as_ptr().cast_mut(), 16, to.0.as_ptr().cast_mut(), 16, 0)
         };
         packet.fix_transport_checksum(offset, 0, difference as u64, flags)
     } else {
-        packet.fix_transport_checksum(
-            offset,
-            u64::from(from.v4()),
-            u64::from(to.v4()),
-            flags | 4,
-        )
+        packet.fix_transport_checksum(offset, u64::from(from.v4()), u64::from(to.v4()), flags | 4)
     }
 }
 

@@ -45,4 +45,3 @@ pub fn deliver<const V6: bool>(packet: Skb, to: &Endpoint) -> Option<i32> {
     let verdict = unsafe { bpf_redirect_peer(to.ifindex, 0) } as i32;
     if verdict == TC_ACT_REDIRECT as i32 { Some(verdict) } else { None }
 }
-

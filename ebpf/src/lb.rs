@@ -3,9 +3,7 @@
 use core::ptr;
 
 use aya_ebpf::helpers::bpf_get_prandom_u32;
-use sluice_abi::{
-    Addr, Backend, Frontend, FrontendKey, SLOTS_PER_CHUNK, SlotKey, vip_filter_bit,
-};
+use sluice_abi::{Addr, Backend, Frontend, FrontendKey, SLOTS_PER_CHUNK, SlotKey, vip_filter_bit};
 
 use crate::maps::{BACKENDS, FRONTENDS, SLOTS, VIP_FILTER};
 
