@@ -62,7 +62,8 @@ pub fn key(ip: &Ip, transport: &Transport, side: Side) -> CtKey {
 #[inline(always)]
 fn answers(forward: &CtKey, addr: &Addr, port: Be16) -> CtKey {
     CtKey {
-        src: *addr,
+        // Word by word: a copy of the whole would become a call of memmove.
+        src: Addr([addr.0[0], addr.0[1], addr.0[2], addr.0[3]]),
         dst: forward.src,
         sport: port,
         dport: forward.sport,

@@ -63,7 +63,7 @@ unsafe impl Header for [u32; 4] {}
 pub struct Head(*mut u8);
 
 macro_rules! access {
-    ($load:ident, $store:ident, $ty:ty, $machine:literal) => {
+    (load $load:ident, $ty:ty, $machine:literal) => {
         /// The value at `OFFSET`, as it stands in memory.
         #[inline(always)]
         pub fn $load<const OFFSET: i16>(self) -> $ty {
@@ -80,7 +80,8 @@ macro_rules! access {
             }
             value as $ty
         }
-
+    };
+    (store $store:ident, $ty:ty, $machine:literal) => {
         /// Overwrites the value at `OFFSET`.
         #[inline(always)]
         pub fn $store<const OFFSET: i16>(self, value: $ty) {
@@ -99,9 +100,11 @@ macro_rules! access {
 }
 
 impl Head {
-    access!(u8, set_u8, u8, "u8");
-    access!(u16, set_u16, u16, "u16");
-    access!(u32, set_u32, u32, "u32");
+    access!(load u8, u8, "u8");
+    access!(store set_u8, u8, "u8");
+    access!(load u16, u16, "u16");
+    access!(store set_u16, u16, "u16");
+    access!(load u32, u32, "u32");
 }
 
 /// A packet at a tc hook.

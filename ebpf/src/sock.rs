@@ -123,7 +123,7 @@ impl<const V6: bool> Sock<'_, V6> {
             // SAFETY: not null, and the storage lives as long as the socket. What was there before
             // is replaced; a reader in another thread of the program may see it half replaced,
             // compares it with the address it has, and leaves that as it is.
-            unsafe { *stored = *peer };
+            unsafe { ptr::copy_nonoverlapping(peer, stored, 1) };
         }
     }
 
