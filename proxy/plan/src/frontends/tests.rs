@@ -33,7 +33,7 @@ fn keys(service: &Service) -> Vec<String> {
     keys
 }
 
-/// S1, S2, S25, S26: a frontend for each port, protocol and cluster address.
+/// S2: a frontend for each port, protocol and cluster address.
 #[test]
 fn every_port_has_a_frontend_at_every_cluster_address() {
     let service = service(

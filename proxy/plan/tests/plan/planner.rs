@@ -70,7 +70,7 @@ fn texts(plan: &Plan) -> Vec<String> {
     plan.warnings.iter().map(ToString::to_string).collect()
 }
 
-/// S1: each backend has one slot of the list, so that a uniform choice of slot is a uniform choice
+/// Each backend has one slot of the list, so that a uniform choice of slot is a uniform choice
 /// of backend.
 #[test]
 fn new_service_leads_to_all_its_endpoints() {
@@ -113,7 +113,7 @@ fn families_of_a_service_have_their_own_backends() {
     assert_eq!(node.tcp("10.96.0.1", 80), ["reject"], "single-stack endpoints");
 }
 
-/// S16: a Service without endpoints is there, and rejects; not so a Service that does not exist.
+/// A Service without endpoints is there, and rejects; not so a Service that does not exist.
 #[test]
 fn service_without_endpoints_rejects() {
     let mut node = Node::default();
@@ -160,7 +160,7 @@ fn service_that_becomes_foreign_is_withdrawn() {
     assert_eq!(node.tcp("10.96.0.1", 80), ["10.244.0.1:8080"]);
 }
 
-/// S8: the time-out is the frontend's.
+/// The time-out is the frontend's.
 #[test]
 fn affinity_is_switched_without_a_new_list() {
     let mut node = Node::default();
