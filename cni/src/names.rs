@@ -126,8 +126,8 @@ mod tests {
     #[test]
     fn names_are_the_same_in_every_release() {
         let key = key("c1");
-        assert_eq!(key.host_interface(), "slu1ed4df18c45");
-        assert_eq!(key.pod_mac().to_string(), "5a:0a:0f:37:40:c2");
+        assert_eq!(key.host_interface(), "sluf06ab9d8b1a");
+        assert_eq!(key.pod_mac().to_string(), "92:27:c3:00:2a:60");
     }
 
     #[test]

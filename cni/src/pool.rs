@@ -78,7 +78,8 @@ impl Range {
         let last = last.filter(|a| self.contains(*a)).map_or(self.last, number);
         // Looks at most at one address more than there are used ones.
         let free = |n: &u128| !used.contains(&self.address(*n));
-        (last.saturating_add(1)..=self.last)
+        (last..=self.last)
+            .skip(1)
             .find(free)
             .or_else(|| (self.first..=last).find(free))
             .map(|n| self.address(n))
