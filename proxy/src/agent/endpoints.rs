@@ -84,7 +84,7 @@ impl Endpoints {
             let how = match before {
                 Some(before) if before.how != FAILED => before.how.clone(),
                 _ => match dataplane.attach_pod(&record.host_interface) {
-                    Ok(attachment) => attachment.to_string(),
+                    Ok(attachment) => attachment.hook.to_string(),
                     Err(error) => {
                         problems.insert(record.label(), error.to_string());
                         FAILED.to_owned()

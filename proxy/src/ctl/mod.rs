@@ -32,9 +32,9 @@ pub enum CtlError {
     #[error("{agent}, and {maps}")]
     Neither {
         /// Why the agent does not answer.
-        agent: ClientError,
+        agent: Box<ClientError>,
         /// Why the maps cannot be read.
-        maps: DataplaneError,
+        maps: Box<DataplaneError>,
     },
     /// No such Service in the kernel.
     #[error("no Service {0} in this node's kernel")]
@@ -90,7 +90,9 @@ pub fn run(args: &ProxyctlArgs) -> Result<Printed, CtlError> {
                     let note = format!("{agent}: read from the maps pinned in {}", root.display());
                     (reply, Some(note))
                 }
-                Err(maps) => return Err(CtlError::Neither { agent, maps }),
+                Err(maps) => {
+                    return Err(CtlError::Neither { agent: agent.into(), maps: maps.into() });
+                }
             }
         }
         Err(error) => return Err(CtlError::Client(error)),

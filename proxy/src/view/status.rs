@@ -145,7 +145,7 @@ impl Status {
             (maps::ENDPOINTS, endpoints),
         ];
         for (name, used) in used {
-            let size = maps.size(name)?;
+            let size = maps.size(name).unwrap_or(0);
             self.maps.push(MapUse { name: name.to_owned(), used, size });
         }
         let names: BTreeMap<Counter, &str> = Counter::ALL.into();
