@@ -23,14 +23,17 @@
 pub mod app;
 pub mod bins;
 pub mod bpffs;
+pub mod btf;
 pub mod cgroup;
 pub mod cluster;
 pub mod demo;
 pub mod interrupt;
+pub mod kernel;
 pub mod manifests;
 pub mod names;
 pub mod netns;
 pub mod node;
+pub mod packet;
 pub mod pod;
 pub mod process;
 pub mod root;

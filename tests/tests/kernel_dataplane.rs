@@ -1,0 +1,280 @@
+//! Maps, pins and attachments. Needs root.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use sluice_abi::{
+    Addr, Backend, Be16, Endpoint, Frontend, FrontendKey, ServiceName, SlotKey, Slots, maps, proto,
+};
+use sluice_plan::{MapOp, Tables};
+use sluice_proxy::dataplane::{
+    ApplyError, Dataplane, DataplaneError, MapSizes, Notice, Pinned, TcHook,
+};
+use sluice_tests::{
+    bpffs::BpfRoot,
+    kernel::{Lab, SMALL, addr},
+    netns::NetNs,
+};
+
+fn backend(n: u32) -> Backend {
+    Backend {
+        addr: Addr::from_v4((0x0af4_0000 + n).to_be()),
+        port: Be16::new(8080),
+        proto: proto::TCP,
+        flags: 0,
+    }
+}
+
+fn frontend(n: u32) -> (FrontendKey, Frontend) {
+    let key = FrontendKey {
+        addr: Addr::from_v4((0x0a60_0000 + n).to_be()),
+        port: Be16::new(80),
+        proto: proto::TCP,
+        scope: 0,
+    };
+    (key, Frontend { service: n, list: n, count: 1, flags: 1, affinity_secs: 0 })
+}
+
+/// Many elements of every kind.
+fn plan(count: u32) -> Vec<MapOp> {
+    let mut ops = Vec::new();
+    ops.extend((1..=count).map(|n| MapOp::PutBackend(n, backend(n))));
+    ops.extend(
+        (1..=count)
+            .map(|n| MapOp::PutSlots(SlotKey { list: n, chunk: 0 }, Slots { backend: [n; 16] })),
+    );
+    ops.extend(
+        (1..=count).map(|n| MapOp::PutName(n, ServiceName::new("ns", &format!("s{n}"), ""))),
+    );
+    ops.extend((0..count).map(|n| MapOp::SetFilterWord(n * 16, u64::from(n) << 32 | 1)));
+    ops.extend((1..=count).map(|n| {
+        let (key, value) = frontend(n);
+        MapOp::PutFrontend(key, value)
+    }));
+    ops
+}
+
+/// What was applied is what a dump shows; doing it again changes nothing; deleting it leaves
+/// nothing, and deleting what is gone is no error.
+#[test]
+fn a_dump_shows_what_was_applied() -> Result<()> {
+    let mut lab = Lab::new("dump", false)?;
+    assert_eq!(lab.dataplane.tables()?, Tables::default());
+    let ops = plan(1000);
+    for _ in 0..2 {
+        lab.apply(&ops)?;
+        assert_eq!(lab.dataplane.tables()?, *lab.tables());
+    }
+    assert_eq!(lab.tables().frontends.len(), 1000);
+    assert_eq!(Pinned::open(lab.root())?.tables()?, *lab.tables());
+
+    let mut deletes: Vec<MapOp> =
+        (1..=1000).map(|n| MapOp::DeleteFrontend(frontend(n).0)).collect();
+    deletes.extend((0..1000).map(|n| MapOp::SetFilterWord(n * 16, 0)));
+    deletes.extend((1..=1000).map(|n| MapOp::DeleteSlots(SlotKey { list: n, chunk: 0 })));
+    deletes.extend((1..=1000).map(MapOp::DeleteName));
+    deletes.extend((1..=1000).map(MapOp::DeleteBackend));
+    // One is gone already, in the middle of a batch.
+    lab.apply(&[MapOp::DeleteBackend(500)])?;
+    for _ in 0..2 {
+        lab.apply(&deletes)?;
+        assert_eq!(lab.dataplane.tables()?, Tables::default());
+    }
+    Ok(())
+}
+
+/// S33: a full map is named with its size and flag; what was programmed stays, and what comes after
+/// it is not done.
+#[test]
+fn a_full_map_is_named_and_keeps_what_it_has() -> Result<()> {
+    let mut lab = Lab::new("full", false)?;
+    lab.apply(&plan(10))?;
+    let mut ops: Vec<_> = (1..=5000).map(|n| MapOp::PutBackend(n, backend(n))).collect();
+    let (key, value) = frontend(4242);
+    ops.push(MapOp::PutFrontend(key, value));
+    let error = lab.dataplane.apply(&ops).expect_err("there is no room for 5000");
+    let ApplyError::Full { map, size, flag, ref op, done } = error else {
+        panic!("another error: {error}");
+    };
+    assert_eq!((map, size, flag), (maps::BACKENDS, 4096, "--map-size-backends"));
+    assert_eq!(**op, ops[done]);
+    assert_eq!(done, 4096);
+    let text = error.to_string();
+    assert!(text.contains("BACKENDS") && text.contains("--map-size-backends"), "{text}");
+    let tables = lab.dataplane.tables()?;
+    assert_eq!(tables.backends.len(), 4096);
+    assert_eq!(tables.frontends, lab.tables().frontends);
+    Ok(())
+}
+
+/// S32: maps that are pinned keep what they hold and their sizes; other sizes are reported.
+#[test]
+fn pinned_maps_keep_their_contents_and_sizes() -> Result<()> {
+    let mut lab = Lab::new("sizes", false)?;
+    lab.apply(&plan(20))?;
+    lab.endpoint("10.244.1.9", Endpoint { ifindex: 7, ..Endpoint::default() })?;
+    let mut config = lab.config().clone();
+    config.sizes = MapSizes { frontends: 2048, ..SMALL };
+    let dataplane = Dataplane::open(config)?;
+    assert_eq!(dataplane.tables()?, *lab.tables());
+    assert_eq!(dataplane.endpoints()?.len(), 1);
+    assert_eq!(dataplane.size(maps::FRONTENDS), Some(1024));
+    assert_eq!(
+        dataplane.notices(),
+        [Notice::SizeKept {
+            map: maps::FRONTENDS,
+            flag: "--map-size-frontends",
+            kept: 1024,
+            asked: 2048
+        }]
+    );
+    Ok(())
+}
+
+/// A pinned map of another shape is refused by name, and is left as it is.
+#[test]
+fn a_pinned_map_of_another_shape_is_refused() -> Result<()> {
+    let root = BpfRoot::new("shape")?;
+    let pin = root.path().join("v1/maps").join(maps::BACKENDS);
+    fs::create_dir_all(root.path().join("v1/maps"))?;
+    // Without preallocation, with the right key, and with a value of 8 bytes.
+    let foreign = aya::maps::HashMap::<aya::maps::MapData, u32, u64>::create(SMALL.backends, 1)?;
+    foreign.pin(&pin)?;
+    let config = sluice_proxy::dataplane::Config {
+        bpf_root: root.path().to_owned(),
+        cgroup: sluice_tests::cgroup::mount_point()?,
+        sizes: SMALL,
+        fast_path: false,
+    };
+    let error = Dataplane::open(config).expect_err("the shape is wrong");
+    let DataplaneError::PinnedShape { path, field, found, expected } = &error else {
+        panic!("another error: {error}");
+    };
+    assert_eq!((path, *field), (&pin, "value size"));
+    assert_eq!((found.as_str(), expected.as_str()), ("8", "20"));
+    assert!(pin.exists());
+    Ok(())
+}
+
+/// The error for a directory that is not on bpffs says what to mount.
+#[test]
+fn a_directory_elsewhere_is_refused_with_a_hint() -> Result<()> {
+    sluice_tests::require_root()?;
+    let directory = tempfile::tempdir()?;
+    let config = sluice_proxy::dataplane::Config {
+        bpf_root: directory.path().join("sluice"),
+        cgroup: sluice_tests::cgroup::mount_point()?,
+        sizes: SMALL,
+        fast_path: false,
+    };
+    let error = Dataplane::open(config).expect_err("it is no BPF file system");
+    assert!(matches!(error, DataplaneError::NotBpfFs { .. }), "{error}");
+    assert!(error.to_string().contains("mount -t bpf bpf /sys/fs/bpf"), "{error}");
+    Ok(())
+}
+
+/// O8: with nothing pinned, the view says so.
+#[test]
+fn a_view_of_nothing_says_so() -> Result<()> {
+    let root = BpfRoot::new("nothing")?;
+    let error = Pinned::open(root.path()).expect_err("nothing is pinned");
+    assert!(matches!(error, DataplaneError::NothingPinned { .. }), "{error}");
+    Ok(())
+}
+
+/// Endpoints are put, changed and deleted.
+#[test]
+fn endpoints_are_put_changed_and_deleted() -> Result<()> {
+    let mut lab = Lab::new("endpoints", false)?;
+    let (one, two) = (addr("10.244.1.1"), addr("fd00:244:1::1"));
+    let endpoint = Endpoint { ifindex: 7, id: 1, ..Endpoint::default() };
+    lab.dataplane.put_endpoint(two, endpoint)?;
+    lab.dataplane.put_endpoint(one, endpoint)?;
+    let moved = Endpoint { ifindex: 8, ..endpoint };
+    lab.dataplane.put_endpoint(one, moved)?;
+    assert_eq!(lab.dataplane.endpoints()?, [(one, moved), (two, endpoint)]);
+    assert!(lab.dataplane.delete_endpoint(one)?);
+    assert!(!lab.dataplane.delete_endpoint(one)?);
+    assert_eq!(lab.dataplane.endpoints()?, [(two, endpoint)]);
+    Ok(())
+}
+
+/// The pins of pods' links.
+fn pod_pins(lab: &Lab) -> Result<Vec<String>> {
+    let mut names: Vec<String> = fs::read_dir(lab.root().join("v1/links"))?
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect::<Result<_>>()?;
+    names.sort();
+    Ok(names)
+}
+
+/// Programs are attached to a pod's interface once, replaced in place after that, and their pins
+/// go when the interface has gone.
+#[test]
+fn pod_programs_are_replaced_in_place_and_go_with_the_interface() -> Result<()> {
+    let mut lab = Lab::new("attach", false)?;
+    let node = NetNs::new("attach")?;
+    let pod = NetNs::new("attach-pod")?;
+    node.veth("slu0", &pod, "eth0")?;
+    let first = node.run(|| lab.dataplane.attach_pod("slu0"))??;
+    assert!(!first.replaced);
+    let pins = pod_pins(&lab)?;
+    let second = node.run(|| lab.dataplane.attach_pod("slu0"))??;
+    assert!(second.replaced || second.hook == TcHook::Clsact);
+    assert_eq!(second.ifindex, first.ifindex);
+    assert_eq!(pod_pins(&lab)?, pins);
+
+    assert_eq!(lab.dataplane.detach_gone()?, Vec::<u32>::new());
+    node.ip("link del slu0")?;
+    if first.hook == TcHook::Tcx {
+        assert_eq!(pins.len(), 2, "{pins:?}");
+        assert_eq!(lab.dataplane.detach_gone()?, [first.ifindex]);
+    }
+    assert_eq!(pod_pins(&lab)?, Vec::<String>::new());
+    Ok(())
+}
+
+/// An interface that took the index of one that is gone gets programs of its own.
+#[test]
+fn a_new_interface_with_an_old_index_is_attached() -> Result<()> {
+    let mut lab = Lab::new("index", false)?;
+    let node = NetNs::new("index")?;
+    node.ip("link add slu0 index 77 type veth peer name peer0")?;
+    let first = node.run(|| lab.dataplane.attach_pod("slu0"))??;
+    assert_eq!(first.ifindex, 77);
+    node.ip("link del slu0\nlink add slu1 index 77 type veth peer name peer1")?;
+    let second = node.run(|| lab.dataplane.attach_pod("slu1"))??;
+    assert!(!second.replaced);
+    assert_eq!(lab.dataplane.detach_gone()?, Vec::<u32>::new());
+    Ok(())
+}
+
+/// Where TCX is not to be had, filters do the same job, one each way however often.
+#[test]
+fn filters_are_replaced_in_place() -> Result<()> {
+    let mut lab = Lab::new("clsact", false)?;
+    let node = NetNs::new("clsact")?;
+    node.ip("link add slu0 type veth peer name peer0")?;
+    let attach = |lab: &mut Lab| {
+        node.run(|| lab.dataplane.attach_pod_by("slu0", TcHook::Clsact))
+            .context("enter the namespace")
+    };
+    assert!(!attach(&mut lab)??.replaced);
+    assert!(attach(&mut lab)??.replaced);
+    for direction in ["ingress", "egress"] {
+        let filters = node.run(|| {
+            sluice_tests::netns::run("tc", &["filter", "show", "dev", "slu0", direction])
+        })??;
+        assert_eq!(filters.matches("direct-action").count(), 1, "{filters}");
+    }
+    Ok(())
+}
+
+/// An interface that is not there is named.
+#[test]
+fn an_unknown_interface_is_named() -> Result<()> {
+    let mut lab = Lab::new("unknown", false)?;
+    let error = lab.dataplane.attach_pod("slu-none").expect_err("there is none");
+    assert!(error.to_string().contains("slu-none"), "{error}");
+    Ok(())
+}
