@@ -75,6 +75,10 @@ impl Planner {
     pub fn upsert(&mut self, service: &Service, endpoints: &[Endpoint]) -> Plan {
         let wants = frontends::wants(service, endpoints);
         let rank = Rank { created: service.meta.created, service: service.meta.name.clone() };
+        // Most of what changes in a Service or its endpoints is of no consequence here.
+        if self.services.get(&rank.service).is_some_and(|e| e.wants == wants && e.rank == rank) {
+            return Plan::default();
+        }
         let (mut affected, old) = self.retract(&rank.service);
         for key in wants.frontends.keys() {
             self.claims.add(*key, rank.clone());
