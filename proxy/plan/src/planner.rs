@@ -101,10 +101,8 @@ impl Planner {
     /// every source has been heard to its end, so that a half-read list empties nothing.
     pub fn prune(&mut self) -> Plan {
         self.held.release_all();
-        // Also what Services ask for and was held back until now.
-        let mut affected: BTreeSet<FrontendKey> =
-            self.mirror.tables().frontends.keys().copied().collect();
-        affected.extend(self.claims.keys());
+        // What Services ask for and was held back until now is among them.
+        let affected = self.mirror.tables().frontends.keys().copied().collect();
         let mut stage = Stage::default();
         self.mirror.sweep(&mut stage);
         self.settle_in(stage, affected, Vec::new())
