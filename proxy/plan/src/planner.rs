@@ -75,6 +75,10 @@ impl Planner {
     pub fn upsert(&mut self, service: &Service, endpoints: &[Endpoint]) -> Plan {
         let wants = frontends::wants(service, endpoints);
         let rank = Rank { created: service.meta.created, service: service.meta.name.clone() };
+        // Most of what changes in a Service or its endpoints is of no consequence here.
+        if self.services.get(&rank.service).is_some_and(|e| e.wants == wants && e.rank == rank) {
+            return Plan::default();
+        }
         let (mut affected, old) = self.retract(&rank.service);
         for key in wants.frontends.keys() {
             self.claims.add(*key, rank.clone());
@@ -97,10 +101,8 @@ impl Planner {
     /// every source has been heard to its end, so that a half-read list empties nothing.
     pub fn prune(&mut self) -> Plan {
         self.held.release_all();
-        // Also what Services ask for and was held back until now.
-        let mut affected: BTreeSet<FrontendKey> =
-            self.mirror.tables().frontends.keys().copied().collect();
-        affected.extend(self.claims.keys());
+        // What Services ask for and was held back until now is among them.
+        let affected = self.mirror.tables().frontends.keys().copied().collect();
         let mut stage = Stage::default();
         self.mirror.sweep(&mut stage);
         self.settle_in(stage, affected, Vec::new())

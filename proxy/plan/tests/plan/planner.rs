@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::common::{Kernel, backends_of, endpoint, service};
+use sluice_abi::SlotKey;
 use sluice_model::{Conditions, Endpoint, ObjectName, Protocol, Service};
 use sluice_plan::{MapOp, Plan, Planner, Tables};
 
@@ -300,6 +301,16 @@ fn duplicate_cluster_address_belongs_to_the_older_service() {
     assert_eq!(node.tcp("10.96.0.1", 80), ["10.244.0.1:8080"]);
 }
 
+/// O5: who stops to ask for a frontend and then asks again is told again.
+#[test]
+fn conflict_that_returns_is_warned_of_again() {
+    let mut node = Node::default();
+    node.upsert(&web("a", "10.96.0.1"), &[]);
+    assert_eq!(node.upsert(&web("b", "10.96.0.1"), &[]).warnings.len(), 1);
+    assert_eq!(node.upsert(&web("b", "10.96.0.2"), &[]).warnings.len(), 0);
+    assert_eq!(node.upsert(&web("b", "10.96.0.1"), &[]).warnings.len(), 1);
+}
+
 /// O5: with the same age the name decides, and a third claimant waits its turn.
 #[test]
 fn claimants_of_one_age_queue_by_name() {
@@ -414,6 +425,23 @@ fn service_of_ten_thousand_endpoints_fills_its_chunks() {
     assert_eq!(count(|op| matches!(op, MapOp::DeleteBackend(..))), 1);
     assert_eq!(count(|op| matches!(op, MapOp::PutBackend(..))), 0);
     assert_eq!(plan.ops.len(), 625 + 625 + 1 + 1);
+}
+
+/// Number 0 stands for no list: a frontend that rejects does not keep what lies there alive.
+#[test]
+fn chunks_of_list_zero_are_pruned() {
+    let mut node = Node::default();
+    node.upsert(&web("none", "10.96.0.1"), &[]);
+    node.upsert(&web("some", "10.96.0.2"), &pods(&["10.244.0.1"]));
+    let sound = node.tables().clone();
+    let key = SlotKey { list: 0, chunk: 0 };
+    let slots = *node.tables().slots.values().next().expect("the list of `some`");
+    node.kernel.tables.slots.insert(key, slots);
+    node.restart();
+    node.upsert(&web("none", "10.96.0.1"), &[]);
+    node.upsert(&web("some", "10.96.0.2"), &pods(&["10.244.0.1"]));
+    assert_eq!(node.prune().ops, [MapOp::DeleteSlots(key)]);
+    assert_eq!(*node.tables(), sound);
 }
 
 #[test]

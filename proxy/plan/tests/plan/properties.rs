@@ -24,15 +24,17 @@ enum Step {
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 const VIPS: [&str; 4] = ["10.96.0.1", "10.96.0.2", "fd00::1", "fd00::2"];
 const PODS: [&str; 5] = ["10.244.0.1", "10.244.0.2", "10.244.1.1", "fd01::1", "fd01::2"];
-const PORT_NAMES: [&str; 3] = ["", "http", "dns"];
-const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 
 fn protocol() -> impl Strategy<Value = Protocol> {
-    proptest::sample::select(&PROTOCOLS[..])
+    prop_oneof![8 => Just(Protocol::Tcp), 2 => Just(Protocol::Udp), 1 => Just(Protocol::Sctp)]
 }
 
 fn port_name() -> impl Strategy<Value = &'static str> {
-    proptest::sample::select(&PORT_NAMES[..])
+    prop_oneof![8 => Just(""), 2 => Just("http"), 1 => Just("dns")]
+}
+
+fn target() -> impl Strategy<Value = u16> {
+    prop_oneof![8 => Just(8080), 1 => Just(8081)]
 }
 
 fn any_service() -> impl Strategy<Value = Service> {
@@ -67,7 +69,7 @@ fn any_service() -> impl Strategy<Value = Service> {
 }
 
 fn any_endpoint() -> impl Strategy<Value = Endpoint> {
-    let ports = prop::collection::vec((port_name(), 8080_u16..8082, protocol()), 1..4);
+    let ports = prop::collection::vec((port_name(), target(), protocol()), 1..4);
     let conditions = prop_oneof![
         4 => Just(Conditions::default()),
         1 => Just(Conditions { ready: false, serving: true, terminating: true }),
