@@ -1,1 +1,3 @@
-//! Placeholder.
+//! The node agent of Sluice and what `proxyctl` shares with it.
+
+pub mod routes;
