@@ -116,7 +116,11 @@ pub fn create(host: &mut Netlink, netns: &Netns, record: &Record) -> Result<(), 
             remove(host, &record.host_interface)?;
             run(host, &[request])
         }
-        Err((_, source)) => Err(Error::Kernel { what: request.what, source }),
+        Err((_, source)) => {
+            // The kernel says EINVAL of a namespace that is none; entering it tells.
+            netns.run(|| ())?;
+            Err(Error::Kernel { what: request.what, source })
+        }
         Ok(()) => Ok(()),
     }
 }
