@@ -20,7 +20,8 @@ pub async fn run(mut stream: Stream, resolver: Arc<Resolver>) {
             tracing::warn!("skipped {rejected}");
         }
         update(&mut zone, &cache, &changes);
-        if !cache.synced() {
+        let changed = !changes.services.is_empty() || !changes.namespaces.is_empty();
+        if !cache.synced() || zone.synced() && !changed {
             continue;
         }
         if !zone.synced() {
