@@ -21,7 +21,7 @@ fn a_stop_answers_what_is_under_way() {
         held.1.recv().expect("the test releases");
         vec![response(query, ResponseCode::NoError, &[[192, 0, 2, 1]])]
     });
-    let mut dns = Dns::start("", &[&upstream.flag()]);
+    let mut dns = Dns::start("", &[&upstream.flag(), "--lameduck-seconds=0"]);
     assert_eq!(dns.probe("/ready"), "HTTP/1.1 200 OK");
     let addr = dns.addr;
     let client = std::thread::spawn(move || ask_udp(addr, &query("example.com.", RecordType::A)));

@@ -15,24 +15,25 @@ use tempfile::TempDir;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A running `sluice-dns`; it is killed when this goes.
-pub struct Dns {
+pub(crate) struct Dns {
     child: Child,
     log: Receiver<String>,
     seen: Vec<String>,
     /// Where it answers queries.
-    pub addr: SocketAddr,
+    pub(crate) addr: SocketAddr,
     /// Where it answers probes.
-    pub probes: SocketAddr,
+    pub(crate) probes: SocketAddr,
     /// Its directory of manifests.
-    pub manifests: TempDir,
+    pub(crate) manifests: TempDir,
 }
 
 /// The command with flags that keep it to loopback and away from the machine's own resolvers.
-pub fn command(manifests: &Path) -> Command {
+pub(crate) fn command(manifests: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sluice-dns"));
     command
         .arg(format!("--source=dir:{}", manifests.display()))
-        .args(["--resolv-conf=/dev/null", "--ready-bind-address=", "--lameduck-seconds=0"])
+        // No flag here that a test may want to give.
+        .args(["--resolv-conf=/dev/null", "--ready-bind-address=", "--log-level=info"])
         .args(["--health-bind-address=127.0.0.1:0"])
         .env_remove("RUST_LOG")
         .stdin(Stdio::null())
@@ -42,12 +43,12 @@ pub fn command(manifests: &Path) -> Command {
 
 impl Dns {
     /// Starts on a free port of 127.0.0.1 with one manifest, and waits until it is synced.
-    pub fn start(manifest: &str, flags: &[&str]) -> Self {
+    pub(crate) fn start(manifest: &str, flags: &[&str]) -> Self {
         Self::start_on("127.0.0.1:0", manifest, flags)
     }
 
     /// The same on another address.
-    pub fn start_on(listen: &str, manifest: &str, flags: &[&str]) -> Self {
+    pub(crate) fn start_on(listen: &str, manifest: &str, flags: &[&str]) -> Self {
         let manifests = TempDir::new().expect("a temporary directory");
         write(manifests.path(), manifest);
         let mut child = command(manifests.path())
@@ -77,7 +78,7 @@ impl Dns {
     }
 
     /// Waits for a line of the log that holds a text, and returns the line.
-    pub fn wait_for_log(&mut self, text: &str) -> String {
+    pub(crate) fn wait_for_log(&mut self, text: &str) -> String {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(line) = self.seen.iter().find(|line| line.contains(text)) {
@@ -92,24 +93,24 @@ impl Dns {
     }
 
     /// Puts another manifest in place of the one it was started with.
-    pub fn rewrite(&self, manifest: &str) {
+    pub(crate) fn rewrite(&self, manifest: &str) {
         write(self.manifests.path(), manifest);
     }
 
     /// Sends SIGTERM.
-    pub fn terminate(&self) {
+    pub(crate) fn terminate(&self) {
         let pid = i32::try_from(self.child.id()).expect("a process id");
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM)
             .expect("the process is there");
     }
 
     /// Waits for the end.
-    pub fn wait(&mut self) -> ExitStatus {
+    pub(crate) fn wait(&mut self) -> ExitStatus {
         self.child.wait().expect("a child")
     }
 
     /// The status line of a probe.
-    pub fn probe(&self, path: &str) -> String {
+    pub(crate) fn probe(&self, path: &str) -> String {
         let mut stream = TcpStream::connect(self.probes).expect("probes are served");
         write!(stream, "GET {path} HTTP/1.1\r\nHost: dns\r\n\r\n").expect("sent");
         let mut response = String::new();
@@ -118,17 +119,17 @@ impl Dns {
     }
 
     /// Asks by UDP.
-    pub fn udp(&self, name: &str, kind: RecordType) -> Message {
+    pub(crate) fn udp(&self, name: &str, kind: RecordType) -> Message {
         ask_udp(self.addr, &query(name, kind))
     }
 
     /// Asks by TCP.
-    pub fn tcp(&self, name: &str, kind: RecordType) -> Message {
+    pub(crate) fn tcp(&self, name: &str, kind: RecordType) -> Message {
         ask_tcp(self.addr, &query(name, kind))
     }
 
     /// Asks by UDP until the answer is as expected.
-    pub fn udp_until(&self, name: &str, kind: RecordType, expected: &[&str]) {
+    pub(crate) fn udp_until(&self, name: &str, kind: RecordType, expected: &[&str]) {
         eventually(|| {
             let got = answers(&self.udp(name, kind));
             if got == expected { Ok(()) } else { Err(format!("{got:#?}")) }
@@ -157,7 +158,7 @@ fn last_word(line: &str) -> SocketAddr {
 }
 
 /// Tries until it is right, or for a long time.
-pub fn eventually(mut check: impl FnMut() -> Result<(), String>) {
+pub(crate) fn eventually(mut check: impl FnMut() -> Result<(), String>) {
     let deadline = Instant::now() + PATIENCE;
     while let Err(error) = check() {
         assert!(Instant::now() < deadline, "{error}");
@@ -166,7 +167,7 @@ pub fn eventually(mut check: impl FnMut() -> Result<(), String>) {
 }
 
 /// A query with recursion desired and without EDNS.
-pub fn query(name: &str, kind: RecordType) -> Message {
+pub(crate) fn query(name: &str, kind: RecordType) -> Message {
     let mut query = Message::query();
     query.metadata.recursion_desired = true;
     query.add_query(Query::query(Name::from_ascii(name).expect("a name"), kind));
@@ -174,14 +175,14 @@ pub fn query(name: &str, kind: RecordType) -> Message {
 }
 
 /// The answer section in text, sorted.
-pub fn answers(message: &Message) -> Vec<String> {
+pub(crate) fn answers(message: &Message) -> Vec<String> {
     let mut answers: Vec<_> = message.answers.iter().map(ToString::to_string).collect();
     answers.sort();
     answers
 }
 
 /// Asks by UDP from a connected socket, which takes answers from the address it asked only.
-pub fn ask_udp(addr: SocketAddr, query: &Message) -> Message {
+pub(crate) fn ask_udp(addr: SocketAddr, query: &Message) -> Message {
     let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
     socket.connect(addr).expect("connected");
     socket.set_read_timeout(Some(PATIENCE)).expect("set");
@@ -194,7 +195,7 @@ pub fn ask_udp(addr: SocketAddr, query: &Message) -> Message {
 }
 
 /// Asks by TCP.
-pub fn ask_tcp(addr: SocketAddr, query: &Message) -> Message {
+pub(crate) fn ask_tcp(addr: SocketAddr, query: &Message) -> Message {
     let mut stream = TcpStream::connect(addr).expect("connected");
     stream.set_read_timeout(Some(PATIENCE)).expect("set");
     write_framed(&mut stream, &query.to_vec().expect("a message"));
@@ -205,13 +206,13 @@ pub fn ask_tcp(addr: SocketAddr, query: &Message) -> Message {
 }
 
 /// Writes a message with its length.
-pub fn write_framed(stream: &mut TcpStream, message: &[u8]) {
+pub(crate) fn write_framed(stream: &mut TcpStream, message: &[u8]) {
     let length = u16::try_from(message.len()).expect("short enough");
     stream.write_all(&[&length.to_be_bytes()[..], message].concat()).expect("sent");
 }
 
 /// Reads a message with its length; `None` at the end of the stream.
-pub fn read_framed(stream: &mut TcpStream) -> Option<Vec<u8>> {
+pub(crate) fn read_framed(stream: &mut TcpStream) -> Option<Vec<u8>> {
     let mut length = [0; 2];
     stream.read_exact(&mut length).ok()?;
     let mut message = vec![0; usize::from(u16::from_be_bytes(length))];
@@ -221,19 +222,21 @@ pub fn read_framed(stream: &mut TcpStream) -> Option<Vec<u8>> {
 
 /// How a query reached the stub.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Via {
+pub(crate) enum Via {
     Udp,
     Tcp,
 }
 
 /// An upstream resolver whose answers are a function of the query: any number of messages, in
 /// order. Its threads end with the test's process.
-pub struct Upstream {
-    pub addr: SocketAddr,
+pub(crate) struct Upstream {
+    pub(crate) addr: SocketAddr,
 }
 
 impl Upstream {
-    pub fn start(answer: impl Fn(&Message, Via) -> Vec<Message> + Send + Clone + 'static) -> Self {
+    pub(crate) fn start(
+        answer: impl Fn(&Message, Via) -> Vec<Message> + Send + Clone + 'static,
+    ) -> Self {
         let (udp, tcp) = (0..16)
             .find_map(|_| {
                 let udp = UdpSocket::bind("127.0.0.1:0").expect("a free port");
@@ -268,13 +271,13 @@ impl Upstream {
     }
 
     /// The flag that names it.
-    pub fn flag(&self) -> String {
+    pub(crate) fn flag(&self) -> String {
         format!("--upstream={}", self.addr)
     }
 }
 
 /// A response of an upstream with these A records at the question's name.
-pub fn response(query: &Message, code: ResponseCode, addresses: &[[u8; 4]]) -> Message {
+pub(crate) fn response(query: &Message, code: ResponseCode, addresses: &[[u8; 4]]) -> Message {
     let mut response = Message::new(query.metadata.id, MessageType::Response, OpCode::Query);
     response.metadata.response_code = code;
     response.metadata.recursion_desired = query.metadata.recursion_desired;
