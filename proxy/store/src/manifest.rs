@@ -184,3 +184,6 @@ pub(crate) fn rejection(key: Option<ObjectKey>, origin: String, error: DecodeErr
         other => Rejected { key, origin, field: String::new(), reason: other.to_string() },
     }
 }
+
+#[cfg(test)]
+mod tests;

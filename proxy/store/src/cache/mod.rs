@@ -223,9 +223,8 @@ impl Cache {
                 Listed::Same | Listed::Rejected => None,
             })
             .collect();
-        // Services first, then slices, then pods: so that no Service looks for its pods before it is
-        // known that it needs to.
-        new.sort_by_key(|object| object.kind());
+        // Pods last: then no Service of a first list has to look for its pods, and no node either.
+        new.sort_by_key(|object| (object.kind() == ResourceKind::Pod, object.kind()));
         for object in new {
             self.apply(*object, changes);
         }
@@ -281,13 +280,7 @@ impl Cache {
             Object::Service(service) => self.apply_service(service, changes),
             Object::EndpointSlice(slice) => self.apply_slice(slice, changes),
             Object::Pod(pod) => self.apply_pod(pod, changes),
-            Object::Node(node) => {
-                let name = node.meta.name.name.clone();
-                if self.nodes.get(&name) != Some(&node) {
-                    self.nodes.insert(name.clone(), node);
-                    changes.nodes.insert(name);
-                }
-            }
+            Object::Node(node) => self.apply_node(node, changes),
             Object::Namespace(namespace) => {
                 let name = namespace.meta.name.name.clone();
                 if self.namespaces.get(&name) != Some(&namespace) {
@@ -322,7 +315,10 @@ impl Cache {
                 }
             }
             ResourceKind::Node => {
-                if self.nodes.remove(&name.name).is_some() {
+                if let Some(old) = self.nodes.remove(&name.name) {
+                    if old.zone().is_some() {
+                        self.mark_node(&name.name, changes);
+                    }
                     changes.nodes.insert(name.name.clone());
                 }
             }
@@ -389,6 +385,30 @@ impl Cache {
         }
         self.pods.insert(name.clone(), pod);
         changes.pods.insert(name);
+    }
+
+    fn apply_node(&mut self, node: Node, changes: &mut Changes) {
+        let name = node.meta.name.name.clone();
+        let old = self.nodes.get(&name);
+        if old == Some(&node) {
+            return;
+        }
+        let moved = old.and_then(Node::zone) != node.zone();
+        self.nodes.insert(name.clone(), node);
+        if moved {
+            self.mark_node(&name, changes);
+        }
+        changes.nodes.insert(name);
+    }
+
+    /// The zone of a node changed, and with it that of the endpoints that come out of its pods. Looks
+    /// at all pods that are selected so: none where the source has EndpointSlices.
+    fn mark_node(&self, node: &str, changes: &mut Changes) {
+        for pod in self.selectors.selected() {
+            if self.pods.get(pod).is_some_and(|pod| pod.node.as_deref() == Some(node)) {
+                changes.services.extend(self.selectors.services_of(pod));
+            }
+        }
     }
 
     /// Notes that a slice belongs to a Service.

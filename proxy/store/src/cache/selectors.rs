@@ -92,6 +92,11 @@ impl Selectors {
         names.map(|name| ObjectName::new(pod.namespace.clone(), name.clone())).collect()
     }
 
+    /// All pods that any Service selects.
+    pub(super) fn selected(&self) -> impl Iterator<Item = &ObjectName> {
+        self.services_of.keys()
+    }
+
     /// A pod appeared or changed its labels: the Services that select it now or did before.
     pub(super) fn pod_labels(&mut self, pod: &ObjectName, labels: &Labels) -> Vec<ObjectName> {
         let mut affected = self.pod_gone(pod);

@@ -100,13 +100,19 @@ pub(super) fn virtual_addr(field: impl fmt::Display, value: &str) -> Result<IpAd
 
 /// A prefix in CIDR notation; host bits are tolerated and cleared, as the API server does.
 pub(super) fn cidr(field: impl fmt::Display, value: &str) -> Result<IpNet, FieldError> {
-    match value.parse::<IpNet>() {
-        Ok(IpNet::V6(v6)) if v6.addr().to_ipv4_mapped().is_some() && v6.prefix_len() >= 96 => Err(
-            FieldError::new(field, format_args!("{value:?} is an IPv4 prefix mapped into IPv6")),
-        ),
-        Ok(net) => Ok(net.trunc()),
-        Err(_) => Err(FieldError::new(field, format_args!("{value:?} is not a CIDR"))),
+    let bad = || FieldError::new(&field, format_args!("{value:?} is not a CIDR"));
+    // The address by the standard library's rules: `IpNet` itself would take leading zeros.
+    let (addr, length) = value.split_once('/').ok_or_else(bad)?;
+    let addr: IpAddr = addr.parse().map_err(|_| bad())?;
+    if matches!(addr, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some()) {
+        return Err(FieldError::new(
+            &field,
+            format_args!("{value:?} is an IPv4 prefix mapped into IPv6"),
+        ));
     }
+    let digits = (1..=3).contains(&length.len()) && length.bytes().all(|b| b.is_ascii_digit());
+    let length = length.parse().ok().filter(|_| digits).ok_or_else(bad)?;
+    Ok(IpNet::new(addr, length).map_err(|_| bad())?.trunc())
 }
 
 /// Refuses a second entry of one family.
