@@ -104,7 +104,7 @@ impl Domain {
     pub fn new(name: &str, ttl: u32) -> Result<Self, DomainError> {
         let error = |source| DomainError { text: name.to_owned(), source };
         let mut apex = Name::from_ascii(name).map_err(error)?.to_lowercase();
-        if apex.is_root() {
+        if apex.iter().len() == 0 {
             return Err(error(ProtoError::from("the root cannot be a cluster's domain")));
         }
         apex.set_fqdn(true);

@@ -125,9 +125,11 @@ fn upstream(text: &str) -> Result<SocketAddr, String> {
     let addr = match (text.parse::<SocketAddr>(), bare.parse::<IpAddr>()) {
         (Ok(addr), _) => addr,
         (_, Ok(ip)) => SocketAddr::new(ip, resolv_conf::PORT),
-        _ => return Err("expected an address, such as 9.9.9.9, 9.9.9.9:5353 or [2620:fe::fe]:53; \
+        _ => {
+            return Err("expected an address, such as 9.9.9.9, 9.9.9.9:5353 or [2620:fe::fe]:53; \
                          a name would need a resolver itself"
-            .to_owned()),
+                .to_owned());
+        }
     };
     if addr.ip().is_unspecified() || addr.port() == 0 {
         return Err("this is no address that can be asked".to_owned());
@@ -184,11 +186,12 @@ mod tests {
             ("--listen=53", "expected ADDR:PORT"),
             ("--ttl=3601", "0..=3600"),
             ("--ready-bind-address=8181", "such as :8080"),
-            ("--source=ftp:x", "known sources are"),
         ] {
             let error = parse(&[flag]).expect_err(flag);
             assert!(error.contains(hint), "{error}");
         }
+        let error = Args::try_parse_from(["sluice-dns", "--source=ftp:x"]).expect_err("unknown");
+        assert!(error.to_string().contains("known sources are"), "{error}");
     }
 
     #[test]

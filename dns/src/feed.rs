@@ -20,15 +20,17 @@ pub async fn run(mut stream: Stream, resolver: Arc<Resolver>) {
             tracing::warn!("skipped {rejected}");
         }
         update(&mut zone, &cache, &changes);
-        if !cache.synced() {
+        let changed = !changes.services.is_empty() || !changes.namespaces.is_empty();
+        if !cache.synced() || zone.synced() && !changed {
             continue;
         }
-        if !zone.synced() {
-            zone.set_synced();
-            tracing::info!(services = zone.len(), "synced");
-        }
+        let first = !zone.synced();
+        zone.set_synced();
         zone.set_serial(now());
         resolver.set_zone(zone.clone());
+        if first {
+            tracing::info!(services = zone.len(), "synced");
+        }
     }
     tracing::error!("the source has ended; going on with what is known");
 }

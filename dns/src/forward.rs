@@ -192,6 +192,3 @@ fn query(request: &Request, name: &Name) -> Message {
     }
     query
 }
-
-#[cfg(test)]
-mod tests;

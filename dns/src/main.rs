@@ -29,7 +29,8 @@ fn main() -> ExitCode {
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error:#}");
+            // Not by way of the log, which a filter may have turned off.
+            eprintln!("sluice-dns: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -55,7 +56,9 @@ async fn serve(args: &Args, domain: Domain, sockets: Vec<Sockets>) -> Result<()>
     let health = Arc::new(Health::new(Arc::clone(&resolver)));
     for (flag, Probe(addr)) in probe_addrs(args) {
         let Some(addr) = addr else { continue };
-        let listener = listen_probe(addr).await.with_context(|| format!("{flag} {addr}"))?;
+        let listener = listen_probe(addr).await.map_err(|error| {
+            anyhow!("{flag} {addr}: {error} (name another address, or an empty one for none)")
+        })?;
         let bound = listener.local_addr().unwrap_or(addr);
         tracing::info!("serving probes on {bound}");
         tokio::spawn(probes::serve(listener, Arc::clone(&health)));

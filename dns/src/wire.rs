@@ -4,15 +4,20 @@
 //! unknown EDNS version with BADVERS, unknown EDNS options and flags as if they were not there.
 //! Responses and what is shorter than a header get no answer, so two servers never talk in a loop.
 
+mod section;
+
 use hickory_proto::ProtoError;
 use hickory_proto::op::{Edns, Message, OpCode, Query, ResponseCode};
 use hickory_proto::rr::Record;
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder, BinEncodable, BinEncoder};
 
+use self::section::{Owner, emit};
 use crate::answer::Answer;
 
 /// Octets of a DNS header.
 const HEADER: usize = 12;
+/// Where the question's name stands.
+const QUESTION: u16 = 12;
 /// Octets of an OPT record without options.
 const OPT: u16 = 11;
 /// The most that a UDP response holds for a client without EDNS (RFC 1035 section 4.2.1).
@@ -167,13 +172,14 @@ fn encode(
     encoder.set_max_size(if request.edns.is_some() { limit - OPT } else { limit });
     encoder.emit_vec(&[0; HEADER])?;
     request.question.emit(&mut encoder)?;
-    let (answers, mut complete) = emit(&mut encoder, &answer.answers)?;
+    let mut owner = Owner::new(request.question.name(), QUESTION);
+    let (answers, mut complete) = emit(&mut encoder, &mut owner, &answer.answers)?;
     let (mut authorities, mut additionals) = (0, 0);
     if complete {
-        (authorities, complete) = emit(&mut encoder, &answer.authorities)?;
+        (authorities, complete) = emit(&mut encoder, &mut owner, &answer.authorities)?;
     }
     if complete {
-        (additionals, _) = emit(&mut encoder, &answer.additionals)?;
+        (additionals, _) = emit(&mut encoder, &mut owner, &answer.additionals)?;
     }
     if let Some(client) = request.edns {
         let mut edns = Edns::new();
@@ -202,18 +208,6 @@ fn encode(
     }
     bytes[..HEADER].copy_from_slice(&header);
     Ok(bytes)
-}
-
-/// Emits records as long as they fit: how many there were, and whether those were all.
-fn emit(encoder: &mut BinEncoder<'_>, records: &[Record]) -> Result<(u16, bool), ProtoError> {
-    let (count, complete) = match encoder.emit_all(records.iter()) {
-        Ok(count) => (count, true),
-        Err(ProtoError::NotAllRecordsWritten { count, .. }) => (count, false),
-        Err(error) => return Err(error),
-    };
-    let count = u16::try_from(count)
-        .map_err(|_| ProtoError::from("more records than a section can count"))?;
-    Ok((count, complete))
 }
 
 #[cfg(test)]

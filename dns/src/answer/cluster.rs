@@ -62,7 +62,9 @@ impl Part<'_> {
     fn takes_port(&self, port: &PortRecord) -> bool {
         match self {
             Self::Port { name, protocol } => {
-                port.name.as_bytes().eq_ignore_ascii_case(name)
+                // A port without a name has no SRV name of its own.
+                !name.is_empty()
+                    && port.name.as_bytes().eq_ignore_ascii_case(name)
                     && port.protocol.to_string().as_bytes().eq_ignore_ascii_case(protocol)
             }
             Self::Whole | Self::Endpoint(_) => true,

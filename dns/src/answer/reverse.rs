@@ -80,7 +80,10 @@ mod tests {
 
     #[test]
     fn only_whole_addresses_in_their_right_spelling_are_understood() {
-        let parse = |text: &str| super::parse(&Name::from_ascii(text).expect("a name"));
+        let parse = |text: &str| {
+            let labels = text.split_terminator('.').filter(|label| !label.is_empty());
+            super::parse(&Name::from_labels(labels.map(str::as_bytes)).expect("a name"))
+        };
         assert_eq!(parse("2.1.0.10.IN-addr.arpa."), "10.0.1.2".parse().ok());
         for addr in ["10.0.1.2", "fd00::1:2", "::1", "255.255.255.255"] {
             let addr: IpAddr = addr.parse().expect("an address");
