@@ -127,6 +127,7 @@ fn measure(plan: &Plan, node: &Node, variant: &Variant, case: &str) -> Result<f6
     let text = launch
         .args(["client", &target, "--case", case, "--millis", &millis])
         .cpu(plan.cpu)
+        .urgent()
         .run()?;
     text.trim().parse().with_context(|| format!("figure of the client: {text}"))
 }

@@ -92,17 +92,19 @@ impl Plain {
         {
             wire(&node, port, pod, address)?;
         }
-        let text = match rules {
-            Rules::None => None,
+        let (loader, inputs) = match rules {
+            Rules::None => (Launch::new("true"), Vec::new()),
             Rules::Iptables(services) => {
-                Some(("iptables-restore", None, rules::iptables(services)))
+                (node.launch("iptables-restore"), vec![rules::iptables(services)])
             }
-            Rules::Nftables(services) => Some(("nft", Some("-f"), rules::nftables(services, NODE))),
+            Rules::Nftables(services) => {
+                (node.launch("nft").arg("-f"), rules::nftables(services, NODE))
+            }
         };
-        if let Some((program, option, text)) = text {
-            let file = dir.path().join(format!("{label}.rules"));
-            fs::write(&file, text).with_context(|| file.display().to_string())?;
-            node.launch(program).args(option).arg(&file).run()?;
+        let file = dir.path().join(format!("{label}.rules"));
+        for input in inputs {
+            fs::write(&file, input).with_context(|| file.display().to_string())?;
+            loader.clone().arg(&file).run()?;
         }
         tune(&client)?;
         let cgroup = Cgroup::new(label)?;
@@ -142,7 +144,7 @@ fn tune(client: &NetNs) -> Result<()> {
 }
 
 fn start_server(launch: &Launch, label: &str, dir: &WorkDir, cpu: usize) -> Result<Process> {
-    let launch = launch.clone().args(["server", &format!("0.0.0.0:{PORT}")]).cpu(cpu);
+    let launch = launch.clone().args(["server", &format!("0.0.0.0:{PORT}")]).cpu(cpu).urgent();
     let mut process = launch.spawn(&dir.path().join(format!("{label}.log")))?;
     process.wait_for_log("listening", Duration::from_secs(10))?;
     Ok(process)

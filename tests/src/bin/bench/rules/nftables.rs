@@ -60,6 +60,10 @@ const BASE: &str = r#"
 		meta mark set meta mark ^ 0x00004000
 		masquerade fully-random
 	}
+"#;
+
+/// Helpers that the services' chains jump to.
+const HELPERS: &str = r#"
 	chain mark-for-masquerade {
 		meta mark set meta mark | 0x00004000
 	}
@@ -68,10 +72,23 @@ const BASE: &str = r#"
 	}
 "#;
 
-/// Input for `nft -f`, for a node with the address `node`.
-pub(crate) fn nftables(services: &[Service], node: Ipv4Addr) -> String {
-    let mut out = String::from("table ip kube-proxy {\n\tcomment \"rules for kube-proxy\"\n");
+/// Services in one transaction: the kernel's time for one grows with the square of the chains in it.
+const CHUNK: usize = 200;
+
+/// Inputs for `nft -f`, to be loaded in order, for a node with the address `node`. Together they are one table.
+pub(crate) fn nftables(services: &[Service], node: Ipv4Addr) -> Vec<String> {
+    let table = |body: &str| format!("table ip kube-proxy {{\n{body}}}\n");
     let served = || services.iter().filter(|it| !it.endpoints.is_empty());
+    let mut inputs = vec![table(&format!("\tcomment \"rules for kube-proxy\"\n{HELPERS}"))];
+    for chunk in served().collect::<Vec<_>>().chunks(CHUNK) {
+        let mut chains = String::new();
+        for service in chunk {
+            chains_of(&mut chains, service);
+        }
+        inputs.push(table(&chains));
+    }
+    // The maps name the chains above; the base chains come last, so that the kernel follows all jumps only once.
+    let mut out = String::new();
     let addresses = services.iter().map(|it| it.address.to_string());
     collection(&mut out, "set", "cluster-ips", "ipv4_addr", addresses);
     collection(&mut out, "set", "nodeport-ips", "ipv4_addr", [node.to_string()]);
@@ -95,11 +112,8 @@ pub(crate) fn nftables(services: &[Service], node: Ipv4Addr) -> String {
         out,
         "\tchain cluster-ips-check {{\n\t\tip daddr @cluster-ips reject\n\t\tip daddr {SERVICE_CIDR} drop\n\t}}"
     );
-    for service in served() {
-        chains_of(&mut out, service);
-    }
-    out.push_str("}\n");
-    out
+    inputs.push(table(&out));
+    inputs
 }
 
 fn collection(
