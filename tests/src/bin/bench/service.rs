@@ -10,7 +10,7 @@ use sluice_tests::{bin, interrupt};
 use crate::Plan;
 use crate::report::Measured;
 use crate::rules;
-use crate::topology::{Node, PORT, Plain, Rules, Sluice};
+use crate::topology::{Node, PLAIN_SERVER, POD_PORT, PORT, Plain, Rules, Sluice};
 
 const CASES: [&str; 2] = ["tcp-crr", "tcp-rr"];
 
@@ -62,8 +62,8 @@ fn build(plan: &Plan, dir: &WorkDir) -> Result<(Vec<Node>, Vec<Variant>)> {
             let loopback = *name == "loopback";
             let target = match (service, loopback) {
                 (Some(address), _) => SocketAddr::from((*address, 80)),
-                (None, true) => SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)),
-                (None, false) => SocketAddr::from((node.server_address(), PORT)),
+                (None, true) => SocketAddr::from((Ipv4Addr::LOCALHOST, POD_PORT)),
+                (None, false) => SocketAddr::from((node.server_address(), POD_PORT)),
             };
             let name = (*name).to_owned();
             variants.push(Variant { name, n: *n, node: nodes.len(), target, loopback });
@@ -78,7 +78,7 @@ fn build(plan: &Plan, dir: &WorkDir) -> Result<(Vec<Node>, Vec<Variant>)> {
             .filter(|name| wanted(name))
             .map(|name| (name, 0, None))
             .collect();
-        add(Node::Plain(plain), &names);
+        add(Node::Plain(Box::new(plain)), &names);
     }
     // To the pod's own address on a node with all services: what a node pays for packets that are no service's.
     let largest = plan.services.iter().copied().max();
@@ -103,7 +103,7 @@ fn build(plan: &Plan, dir: &WorkDir) -> Result<(Vec<Node>, Vec<Variant>)> {
                 continue;
             }
             progress(&format!("{name}, {count} services"));
-            let target = (Ipv4Addr::new(10, 244, 1, 3), PORT);
+            let target = (PLAIN_SERVER, PORT);
             let services = rules::services(count, target);
             let address = services[count / 2].address;
             // The services stay in their order; what every cluster has comes last.
@@ -113,7 +113,7 @@ fn build(plan: &Plan, dir: &WorkDir) -> Result<(Vec<Node>, Vec<Variant>)> {
                 _ => (Rules::Iptables(all), "iptables, to the pod"),
             };
             let plain = Plain::new(&format!("{name}-{count}"), &rules, dir, plan.cpu)?;
-            add(Node::Plain(plain), &names(name, pod, address));
+            add(Node::Plain(Box::new(plain)), &names(name, pod, address));
         }
     }
     Ok((nodes, variants))

@@ -15,8 +15,11 @@ use sluice_tests::{bin, wait_for};
 
 use crate::rules::{self, Service};
 
-/// The port that the server listens on.
+/// The port that the service leads to.
 pub(crate) const PORT: u16 = 8080;
+/// The port for clients that take the pod's own address. With one port for both, the answers of a connection through
+/// the service and of one without would look alike, and connection tracking would search for another client port.
+pub(crate) const POD_PORT: u16 = 8081;
 /// The address of a node without Sluice.
 const NODE: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 11);
 /// What a pod's default route goes through, as Sluice's plugin has it.
@@ -25,7 +28,7 @@ const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// A node with a client and a server that runs.
 pub(crate) enum Node {
     /// Plain forwarding, with or without rules.
-    Plain(Plain),
+    Plain(Box<Plain>),
     /// The real agent and plugin.
     Sluice(Box<Sluice>),
 }
@@ -56,10 +59,10 @@ impl Node {
     }
 }
 
-/// Two namespaces, and a third that forwards between them.
+/// Two pods' namespaces, and a node's that forwards between them.
 pub(crate) struct Plain {
     // Dropped in this order: the server ends before its namespace goes.
-    _process: Process,
+    _servers: [Process; 2],
     cgroup: Cgroup,
     client: NetNs,
     server: NetNs,
@@ -67,7 +70,8 @@ pub(crate) struct Plain {
 }
 
 const PLAIN_CLIENT: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 2);
-const PLAIN_SERVER: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 3);
+/// The server pod's address on a node without Sluice.
+pub(crate) const PLAIN_SERVER: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 3);
 
 /// How rules are loaded.
 pub(crate) enum Rules {
@@ -109,8 +113,8 @@ impl Plain {
         tune(&client)?;
         let cgroup = Cgroup::new(label)?;
         let launch = Launch::new(bin("perf")?).netns(&server).cgroup(&cgroup);
-        let process = start_server(&launch, label, dir, cpu)?;
-        Ok(Self { _process: process, cgroup, client, server, _node: node })
+        let servers = start_servers(&launch, label, dir, cpu)?;
+        Ok(Self { _servers: servers, cgroup, client, server, _node: node })
     }
 
     fn launch(&self, netns: &NetNs, program: &Path) -> Launch {
@@ -143,16 +147,19 @@ fn tune(client: &NetNs) -> Result<()> {
     client.sysctls(&[("ipv4/ip_local_port_range", "1024 65535")])
 }
 
-fn start_server(launch: &Launch, label: &str, dir: &WorkDir, cpu: usize) -> Result<Process> {
-    let launch = launch.clone().args(["server", &format!("0.0.0.0:{PORT}")]).cpu(cpu).urgent();
-    let mut process = launch.spawn(&dir.path().join(format!("{label}.log")))?;
-    process.wait_for_log("listening", Duration::from_secs(10))?;
-    Ok(process)
+fn start_servers(launch: &Launch, label: &str, dir: &WorkDir, cpu: usize) -> Result<[Process; 2]> {
+    let start = |port: u16| -> Result<Process> {
+        let launch = launch.clone().args(["server", &format!("0.0.0.0:{port}")]).cpu(cpu).urgent();
+        let mut process = launch.spawn(&dir.path().join(format!("{label}-{port}.log")))?;
+        process.wait_for_log("listening", Duration::from_secs(10))?;
+        Ok(process)
+    };
+    Ok([start(PORT)?, start(POD_PORT)?])
 }
 
 /// A node with the real agent, its manifests, and pods by the real plugin.
 pub(crate) struct Sluice {
-    _process: Process,
+    _servers: [Process; 2],
     client: Pod,
     server: Pod,
     server_address: Ipv4Addr,
@@ -175,7 +182,7 @@ impl Sluice {
             cluster.apply(&format!("services-{number}"), &yaml.concat())?;
         }
         tune(client.netns())?;
-        let process = start_server(&server.launch(bin("perf")?), &label, dir, cpu)?;
+        let servers = start_servers(&server.launch(bin("perf")?), &label, dir, cpu)?;
         let mut seen = 0;
         let programmed =
             wait_for(&format!("{count} services in the kernel"), Duration::from_secs(120), || {
@@ -187,7 +194,7 @@ impl Sluice {
             bail!("{error:#}; proxyctl lists {seen}");
         }
         Ok((
-            Self { _process: process, client, server, server_address, _cluster: cluster },
+            Self { _servers: servers, client, server, server_address, _cluster: cluster },
             services,
         ))
     }
