@@ -25,6 +25,7 @@ pub mod bins;
 pub mod bpffs;
 pub mod cgroup;
 pub mod cluster;
+pub mod demo;
 pub mod interrupt;
 pub mod manifests;
 pub mod names;

@@ -26,11 +26,14 @@ pub enum Counter {
     DropConntrackFull = 9,
     /// A packet was handed to a pod of this node without crossing the host's stack.
     FastPathPod = 10,
+    /// A flow would have had the addresses and ports of another flow at its backend; the packet was
+    /// dropped.
+    DropFlowClash = 11,
 }
 
 impl Counter {
     /// Elements of the map.
-    pub const COUNT: u32 = 11;
+    pub const COUNT: u32 = 12;
 
     /// Every counter with the name it has in metrics and tables.
     pub const ALL: [(Self, &'static str); Self::COUNT as usize] = [
@@ -45,5 +48,6 @@ impl Counter {
         (Self::DropRewrite, "drop_rewrite"),
         (Self::DropConntrackFull, "drop_conntrack_full"),
         (Self::FastPathPod, "fast_path_pod"),
+        (Self::DropFlowClash, "drop_flow_clash"),
     ];
 }

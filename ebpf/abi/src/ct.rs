@@ -63,8 +63,9 @@ pub struct CtEntry {
     pub service: u32,
     /// Number of the backend.
     pub backend: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Number of the backend list that the backend was last found in. While the frontend still
+    /// names this list, the backend need not be looked for again.
+    pub list: u32,
 }
 
-abi!(CtEntry, size 40, align 8, fields [0 => last_seen: u64, 8 => addr: Addr, 24 => port: Be16, 26 => flags: u16, 28 => service: u32, 32 => backend: u32, 36 => reserved: u32]);
+abi!(CtEntry, size 40, align 8, fields [0 => last_seen: u64, 8 => addr: Addr, 24 => port: Be16, 26 => flags: u16, 28 => service: u32, 32 => backend: u32, 36 => list: u32]);

@@ -28,7 +28,7 @@ pub use service::{
     Backend, Frontend, FrontendFlags, FrontendKey, SLOTS_PER_CHUNK, Scope, ServiceName, SlotKey,
     Slots,
 };
-pub use sock::{PeerKey, SockPeer};
+pub use sock::{PeerFlags, PeerKey, SockPeer};
 
 /// Version of every shape in this crate, part of the pin directory's name.
 pub const ABI_VERSION: u32 = 1;

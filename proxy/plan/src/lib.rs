@@ -1,1 +1,44 @@
-//! Placeholder.
+//! From Services and their endpoints to the entries of the kernel's maps, and from the difference
+//! between what the kernel holds and what it should hold to operations.
+//!
+//! Pure: no I/O, no clock, no threads. [`Planner`] takes the desired state of one Service at a time
+//! and answers with a [`Plan`]; whoever applies it gets from one sound state to the next without a
+//! connection ever meeting anything in between:
+//!
+//! - A frontend names its backend list by number, and a list is never changed once a frontend names
+//!   it. New backends make a new list, and one atomic write of the frontend switches to it.
+//! - What is referred to is written before what refers to it, and deleted after it.
+//! - Numbers of service ports, backends and lists live as long as what they stand for, survive a
+//!   restart ([`Planner::restore`]) and are not used again soon.
+//!
+//! ```text
+//! FRONTENDS {addr, port, proto, scope} -> {service, list, count, ...}
+//!               SERVICE_NAMES service -> {namespace, name, port}
+//!                 SLOTS {list, chunk} -> [backend; 16]
+//!                    BACKENDS backend -> {addr, port, proto}
+//! ```
+//!
+//! [`trace`] tells from [`Tables`] alone what a connection would meet.
+
+mod backends;
+mod claims;
+mod dump;
+mod endpoints;
+mod filter;
+mod frontends;
+mod ids;
+mod lists;
+mod mirror;
+mod ops;
+mod planner;
+mod refs;
+mod restore;
+mod services;
+mod stage;
+mod trace;
+mod warning;
+
+pub use ops::{MapOp, Tables};
+pub use planner::{Plan, Planner};
+pub use trace::{Breakage, Destination, Verdict, trace};
+pub use warning::{Problem, Warning};

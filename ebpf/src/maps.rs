@@ -1,0 +1,51 @@
+//! The maps. Sizes are defaults; the loader overrides them.
+//!
+//! Hash maps that only the agent writes are not preallocated: what is not used costs no memory.
+//! Their elements may be reused for another key as soon as they are deleted, while a program on
+//! this CPU that was preempted still holds a pointer; see [`crate::lb::select`] for what follows.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage},
+    macros::btf_map,
+};
+use sluice_abi::{
+    Addr, Backend, Counter, CtEntry, CtKey, Endpoint, Frontend, FrontendKey, NodeState, PeerKey,
+    ServiceName, SlotKey, Slots, SockPeer, VIP_FILTER_WORDS,
+};
+
+const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+
+#[btf_map]
+pub static FRONTENDS: HashMap<FrontendKey, Frontend, 65536, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+pub static SLOTS: HashMap<SlotKey, Slots, 65536, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+pub static BACKENDS: HashMap<u32, Backend, 131072, NO_PREALLOC> = HashMap::new();
+
+/// No program reads it: people do, and the agent when it starts.
+#[btf_map]
+pub static SERVICE_NAMES: HashMap<u32, ServiceName, 16384, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+pub static VIP_FILTER: Array<u64, { VIP_FILTER_WORDS as usize }> = Array::new();
+
+#[btf_map]
+pub static CONNTRACK: LruHashMap<CtKey, CtEntry, 524288> = LruHashMap::new();
+
+#[btf_map]
+pub static SOCK_PEERS: SkStorage<SockPeer> = SkStorage::new();
+
+#[btf_map]
+pub static UDP_PEERS: LruHashMap<PeerKey, SockPeer, 65536> = LruHashMap::new();
+
+#[btf_map]
+pub static ENDPOINTS: HashMap<Addr, Endpoint, 4096, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+pub static NODE_STATE: Array<NodeState, 1> = Array::new();
+
+#[btf_map]
+pub static COUNTERS: PerCpuArray<u64, { Counter::COUNT as usize }> = PerCpuArray::new();

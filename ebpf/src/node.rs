@@ -1,0 +1,31 @@
+//! What the agent says of the node, and what the programs tell each other.
+
+use core::ptr;
+
+use sluice_abi::NodeState;
+
+use crate::maps::NODE_STATE;
+
+/// The node's state.
+#[inline(always)]
+pub fn state() -> NodeState {
+    match NODE_STATE.get_ptr(0) {
+        // SAFETY: element 0 of an array exists as long as the map. The fields are words, so none is
+        // read half written.
+        Some(state) => unsafe { ptr::read_volatile(state) },
+        None => NodeState { ct_used: 0, flags: 0 },
+    }
+}
+
+/// Says that flows are translated packet by packet from now on.
+#[inline(always)]
+pub fn conntrack_is_used() {
+    let Some(state) = NODE_STATE.get_ptr_mut(0) else { return };
+    // SAFETY: as above; the field is written only once, so that its cache line stays shared.
+    unsafe {
+        let used = &raw mut (*state).ct_used;
+        if ptr::read_volatile(used) == 0 {
+            ptr::write_volatile(used, 1);
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Access to a packet's bytes, by what tc and XDP have in common.
+
+use core::{arch::asm, mem::MaybeUninit};
+
+use aya_ebpf::{
+    bindings::__sk_buff,
+    helpers::{
+        bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_pull_data,
+        bpf_skb_store_bytes,
+    },
+};
+
+/// A change could not be made; the packet may be half changed.
+pub struct Broken;
+
+/// A packet. Offsets count from the Ethernet header.
+///
+/// Methods that change bytes invalidate pointers from [`Packet::head`].
+pub trait Packet: Copy {
+    /// The first `len` bytes, contiguous and writable, or `None` if the packet is shorter.
+    fn head(self, len: u32) -> Option<Head>;
+
+    /// Copies out a header of plain bytes. `None` beyond the packet's end.
+    fn load<T: Header>(self, offset: u32) -> Option<T>;
+
+    /// Overwrites bytes. Checksums are the caller's business.
+    fn store<T: Header>(self, offset: u32, value: &T) -> Result<(), Broken>;
+
+    /// Adapts the IPv4 header checksum at `offset` to a word that changes.
+    fn fix_ip_checksum(self, offset: u32, from: u32, to: u32) -> Result<(), Broken>;
+
+    /// Adapts the checksum of TCP or UDP at `offset`; see `bpf_l4_csum_replace` for the rest.
+    fn fix_transport_checksum(
+        self,
+        offset: u32,
+        from: u64,
+        to: u64,
+        flags: u64,
+    ) -> Result<(), Broken>;
+}
+
+/// A type that any bytes are a valid value of.
+///
+/// # Safety
+///
+/// `repr(C)` without padding, no invalid bit patterns.
+pub unsafe trait Header: Copy {}
+
+// SAFETY: every bit pattern is valid.
+unsafe impl Header for u8 {}
+// SAFETY: every bit pattern is valid.
+unsafe impl Header for u16 {}
+// SAFETY: every bit pattern is valid.
+unsafe impl Header for u32 {}
+// SAFETY: every bit pattern is valid.
+unsafe impl Header for [u32; 4] {}
+
+/// The start of a packet, as far as its bounds were checked.
+///
+/// Words in a packet are not aligned as Rust wants them, and loads byte by byte cost four times the
+/// instructions, so these are the machine's own loads and stores, which need no alignment.
+#[derive(Clone, Copy)]
+pub struct Head(*mut u8);
+
+macro_rules! access {
+    (load $load:ident, $ty:ty, $machine:literal) => {
+        /// The value at `OFFSET`, as it stands in memory.
+        #[inline(always)]
+        pub fn $load<const OFFSET: i16>(self) -> $ty {
+            let value: u64;
+            // SAFETY: the verifier refuses the program unless the bounds were checked.
+            unsafe {
+                asm!(
+                    concat!("{value} = *(", $machine, " *)({base} + {offset})"),
+                    value = out(reg) value,
+                    base = in(reg) self.0,
+                    offset = const OFFSET,
+                    options(readonly, nostack, preserves_flags),
+                );
+            }
+            value as $ty
+        }
+    };
+    (store $store:ident, $ty:ty, $machine:literal) => {
+        /// Overwrites the value at `OFFSET`.
+        #[inline(always)]
+        pub fn $store<const OFFSET: i16>(self, value: $ty) {
+            // SAFETY: the verifier refuses the program unless the bounds were checked.
+            unsafe {
+                asm!(
+                    concat!("*(", $machine, " *)({base} + {offset}) = {value}"),
+                    value = in(reg) u64::from(value),
+                    base = in(reg) self.0,
+                    offset = const OFFSET,
+                    options(nostack, preserves_flags),
+                );
+            }
+        }
+    };
+}
+
+impl Head {
+    access!(load u8, u8, "u8");
+    access!(store set_u8, u8, "u8");
+    access!(load u16, u16, "u16");
+    access!(store set_u16, u16, "u16");
+    access!(load u32, u32, "u32");
+}
+
+/// A packet at a tc hook.
+#[derive(Clone, Copy)]
+pub struct Skb(pub *mut __sk_buff);
+
+impl Skb {
+    /// The EtherType, in network byte order; of a packet with a VLAN tag, which nothing here
+    /// handles, `None`.
+    #[inline(always)]
+    pub fn ethertype(self) -> Option<u16> {
+        // SAFETY: the context is valid while the program runs.
+        unsafe {
+            if (*self.0).vlan_present != 0 {
+                return None;
+            }
+            Some((*self.0).protocol as u16)
+        }
+    }
+
+    #[inline(always)]
+    fn linear(self, len: u32) -> Option<Head> {
+        // SAFETY: the context is valid while the program runs.
+        let (data, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
+        if data + len as usize > end { None } else { Some(Head(data as *mut u8)) }
+    }
+}
+
+impl Packet for Skb {
+    #[inline(always)]
+    fn head(self, len: u32) -> Option<Head> {
+        if let Some(head) = self.linear(len) {
+            return Some(head);
+        }
+        // Its headers are not in one piece, or it is too short.
+        // SAFETY: the context is valid; it fails where the packet is shorter.
+        if unsafe { bpf_skb_pull_data(self.0, len) } != 0 {
+            return None;
+        }
+        self.linear(len)
+    }
+
+    #[inline(always)]
+    fn load<T: Header>(self, offset: u32) -> Option<T> {
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: the pointer is to as many bytes as the size says.
+        let failed = unsafe {
+            bpf_skb_load_bytes(
+                self.0.cast(),
+                offset,
+                value.as_mut_ptr().cast(),
+                size_of::<T>() as u32,
+            )
+        };
+        if failed != 0 {
+            return None;
+        }
+        // SAFETY: all bytes were written, and any bytes are valid.
+        Some(unsafe { value.assume_init() })
+    }
+
+    #[inline(always)]
+    fn store<T: Header>(self, offset: u32, value: &T) -> Result<(), Broken> {
+        // SAFETY: the pointer is to as many bytes as the size says.
+        let failed = unsafe {
+            bpf_skb_store_bytes(
+                self.0,
+                offset,
+                core::ptr::from_ref(value).cast_mut().cast(),
+                size_of::<T>() as u32,
+                0,
+            )
+        };
+        if failed == 0 { Ok(()) } else { Err(Broken) }
+    }
+
+    #[inline(always)]
+    fn fix_ip_checksum(self, offset: u32, from: u32, to: u32) -> Result<(), Broken> {
+        // SAFETY: the context is valid; the helper checks the offset.
+        let failed =
+            unsafe { bpf_l3_csum_replace(self.0, offset, u64::from(from), u64::from(to), 4) };
+        if failed == 0 { Ok(()) } else { Err(Broken) }
+    }
+
+    #[inline(always)]
+    fn fix_transport_checksum(
+        self,
+        offset: u32,
+        from: u64,
+        to: u64,
+        flags: u64,
+    ) -> Result<(), Broken> {
+        // SAFETY: the context is valid; the helper checks the offset.
+        let failed = unsafe { bpf_l4_csum_replace(self.0, offset, from, to, flags) };
+        if failed == 0 { Ok(()) } else { Err(Broken) }
+    }
+}

@@ -1,0 +1,284 @@
+//! Load balancing at the socket: a program that connects to a service is connected to a backend,
+//! and told that it is connected to the service.
+//!
+//! Addresses are IPv4-mapped for IPv4, so an `AF_INET6` socket that talks to `::ffff:10.96.0.1`
+//! finds the same frontends as an `AF_INET` socket.
+
+use core::ptr;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::{bpf_get_socket_cookie, bpf_set_retval},
+    programs::SockAddrContext,
+};
+use sluice_abi::{Addr, Be16, Counter, FrontendKey, PeerFlags, PeerKey, Scope, SockPeer, proto};
+
+use crate::{
+    counters::count,
+    lb::{self, Choice, Pick},
+    maps::{SOCK_PEERS, UDP_PEERS},
+};
+
+/// Verdict: let the call go on.
+pub const PROCEED: i32 = 1;
+/// Verdict: the call fails, with what `bpf_set_retval` was told.
+const REFUSE: i32 = 0;
+
+/// `ECONNREFUSED` of every architecture that eBPF runs on, except MIPS and SPARC.
+const ECONNREFUSED: i32 = 111;
+
+/// `bpf_sock.state` of a socket that is connected.
+const TCP_ESTABLISHED: u32 = 1;
+
+/// The context of the hooks, for one family.
+struct Sock<'a, const V6: bool>(&'a SockAddrContext);
+
+// SAFETY (for all of this block): the context is valid while the program runs. The verifier allows
+// access to its fields by whole words at constant offsets only, which volatile access keeps to.
+impl<const V6: bool> Sock<'_, V6> {
+    /// The protocol, if the hooks know it.
+    #[inline(always)]
+    fn proto(&self) -> Option<u8> {
+        // SAFETY: see above.
+        let number = unsafe { ptr::read_volatile(&raw const (*self.0.sock_addr).protocol) };
+        match number {
+            6 => Some(proto::TCP),
+            17 => Some(proto::UDP),
+            _ => None,
+        }
+    }
+
+    #[inline(always)]
+    fn addr(&self) -> Addr {
+        let context = self.0.sock_addr;
+        if V6 {
+            // SAFETY: see above.
+            let word = |n: usize| unsafe { ptr::read_volatile(&raw const (*context).user_ip6[n]) };
+            Addr::from_v6([word(0), word(1), word(2), word(3)])
+        } else {
+            // SAFETY: see above.
+            Addr::from_v4(unsafe { ptr::read_volatile(&raw const (*context).user_ip4) })
+        }
+    }
+
+    #[inline(always)]
+    fn port(&self) -> Be16 {
+        // SAFETY: see above.
+        let port = unsafe { ptr::read_volatile(&raw const (*self.0.sock_addr).user_port) };
+        Be16::from_network(port as u16)
+    }
+
+    #[inline(always)]
+    fn set(&self, addr: &Addr, port: Be16) {
+        let context = self.0.sock_addr;
+        if V6 {
+            // SAFETY: see above.
+            let write = |n: usize| unsafe {
+                ptr::write_volatile(&raw mut (*context).user_ip6[n], addr.0[n]);
+            };
+            write(0);
+            write(1);
+            write(2);
+            write(3);
+        } else {
+            // SAFETY: see above.
+            unsafe { ptr::write_volatile(&raw mut (*context).user_ip4, addr.v4()) };
+        }
+        // SAFETY: see above.
+        unsafe {
+            ptr::write_volatile(&raw mut (*context).user_port, u32::from(port.to_network()));
+        }
+    }
+
+    #[inline(always)]
+    fn is_connected(&self) -> bool {
+        // SAFETY: see above; the hooks always have a socket.
+        let state = unsafe {
+            let sk = (*self.0.sock_addr).__bindgen_anon_1.sk;
+            ptr::read_volatile(&raw const (*sk).state)
+        };
+        state == TCP_ESTABLISHED
+    }
+
+    #[inline(always)]
+    fn cookie(&self) -> u64 {
+        // SAFETY: the context is what the helper expects.
+        unsafe { bpf_get_socket_cookie(self.0.as_ptr()) }
+    }
+
+    /// Forgets the service that the socket is connected to.
+    #[inline(always)]
+    fn forget(&self) {
+        // SAFETY: the hooks always have a socket. It fails where there is nothing to forget.
+        let _ = unsafe { SOCK_PEERS.delete((*self.0.sock_addr).__bindgen_anon_1.sk) };
+    }
+
+    /// Remembers the service that the socket is connected to, in the socket itself. Where memory is
+    /// short, the connection works and only its peer's name is the backend's.
+    #[inline(always)]
+    fn remember(&self, peer: &mut SockPeer) {
+        // SAFETY: the hooks always have a socket.
+        let stored = unsafe { SOCK_PEERS.get_or_insert_ptr_mut(self.0, Some(peer)) };
+        if !stored.is_null() {
+            // SAFETY: not null, and the storage lives as long as the socket. What was there before
+            // is replaced; a reader in another thread of the program may see it half replaced,
+            // compares it with the address it has, and leaves that as it is.
+            unsafe { ptr::copy_nonoverlapping(peer, stored, 1) };
+        }
+    }
+
+    #[inline(always)]
+    fn connected_peer(&self) -> Option<&SockPeer> {
+        // SAFETY: the hooks always have a socket; the storage lives as long as it.
+        unsafe { SOCK_PEERS.get_ptr_mut(self.0).as_ref() }
+    }
+
+    /// Shows the service instead of the backend.
+    #[inline(always)]
+    fn unmask(&self, peer: &SockPeer, addr: &Addr, port: Be16) -> bool {
+        if peer.backend_addr != *addr || peer.backend_port != port {
+            return false;
+        }
+        self.set(&peer.addr, peer.port);
+        true
+    }
+}
+
+#[inline(always)]
+fn refuse(counter: Counter) -> i32 {
+    count(counter);
+    // SAFETY: a negative errno is what the helper expects.
+    let _ = unsafe { bpf_set_retval(-ECONNREFUSED) };
+    REFUSE
+}
+
+#[inline(always)]
+fn peer_of(addr: Addr, port: Be16, pick: &Pick) -> SockPeer {
+    SockPeer {
+        addr,
+        backend_addr: pick.backend.addr,
+        port,
+        backend_port: pick.backend.port,
+        service: pick.frontend.service,
+        backend: pick.number,
+        list: pick.frontend.list,
+    }
+}
+
+/// `connect(2)`, TCP and UDP.
+#[inline(always)]
+pub fn connect<const V6: bool>(context: &SockAddrContext) -> i32 {
+    let sock = Sock::<V6>(context);
+    let Some(proto) = sock.proto() else { return PROCEED };
+    let addr = sock.addr();
+    if !lb::may_be_service(&addr) {
+        sock.forget();
+        return PROCEED;
+    }
+    let port = sock.port();
+    let key = FrontendKey { addr, port, proto, scope: Scope::Internal as u8 };
+    match lb::select(&key) {
+        Choice::NotService => {
+            sock.forget();
+            PROCEED
+        }
+        Choice::Empty => refuse(Counter::SockRejected),
+        Choice::Missing => refuse(Counter::BackendMissing),
+        Choice::Picked(pick) => {
+            let mut peer = peer_of(addr, port, &pick);
+            sock.remember(&mut peer);
+            sock.set(&pick.backend.addr, pick.backend.port);
+            count(Counter::SockConnect);
+            PROCEED
+        }
+    }
+}
+
+/// `sendto(2)` and `sendmsg(2)` with an address, UDP.
+///
+/// A socket that goes on sending to a service stays with its backend as long as the service has
+/// that backend: protocols over UDP (QUIC, TFTP, Mosh) keep state there, and a connection tracker
+/// would keep it too.
+#[inline(always)]
+pub fn sendmsg<const V6: bool>(context: &SockAddrContext) -> i32 {
+    let sock = Sock::<V6>(context);
+    let addr = sock.addr();
+    if !lb::may_be_service(&addr) {
+        return PROCEED;
+    }
+    let Some(proto) = sock.proto() else { return PROCEED };
+    let port = sock.port();
+    let frontend_key = FrontendKey { addr, port, proto, scope: Scope::Internal as u8 };
+    let Some(frontend) = lb::frontend(&frontend_key) else { return PROCEED };
+
+    let cookie = sock.cookie();
+    let mut key = PeerKey { cookie, addr, port, proto, flags: PeerFlags::SERVICE, reserved: 0 };
+    // SAFETY: copied at once. Should the element have been reused meanwhile, its service shows.
+    let known = unsafe { UDP_PEERS.get(&key).copied() };
+    let (peer, changed) = match known {
+        Some(mut peer)
+            if peer.addr == addr
+                && peer.port == port
+                && lb::keeps(&frontend, peer.backend, peer.list) =>
+        {
+            let moved = peer.list != frontend.list;
+            peer.list = frontend.list;
+            (peer, moved)
+        }
+        _ => match lb::select(&frontend_key) {
+            Choice::NotService => return PROCEED,
+            Choice::Empty => return refuse(Counter::SockRejected),
+            Choice::Missing => return refuse(Counter::BackendMissing),
+            Choice::Picked(pick) => (peer_of(addr, port, &pick), true),
+        },
+    };
+    if changed {
+        // A full map evicts; with no memory at all the next datagram chooses anew.
+        let _ = UDP_PEERS.insert(&key, &peer, 0);
+    }
+    key.addr = peer.backend_addr;
+    key.port = peer.backend_port;
+    key.flags = 0;
+    // The lookup also keeps the entry from being evicted before the other one.
+    // SAFETY: copied at once; compared only.
+    let answers = unsafe { UDP_PEERS.get(&key).copied() };
+    match answers {
+        Some(known) if known.addr == addr && known.port == port => {}
+        _ => {
+            let _ = UDP_PEERS.insert(&key, &peer, 0);
+        }
+    }
+    sock.set(&peer.backend_addr, peer.backend_port);
+    count(Counter::SockSendmsg);
+    PROCEED
+}
+
+/// `recvfrom(2)` and `recvmsg(2)` that ask for the sender's address, UDP.
+#[inline(always)]
+pub fn recvmsg<const V6: bool>(context: &SockAddrContext) {
+    let sock = Sock::<V6>(context);
+    let addr = sock.addr();
+    let port = sock.port();
+    if sock.is_connected() {
+        if let Some(peer) = sock.connected_peer() {
+            if sock.unmask(peer, &addr, port) {
+                return;
+            }
+        }
+    }
+    let Some(proto) = sock.proto() else { return };
+    let key = PeerKey { cookie: sock.cookie(), addr, port, proto, flags: 0, reserved: 0 };
+    // SAFETY: copied at once. Should the element have been reused meanwhile, its backend shows.
+    if let Some(peer) = unsafe { UDP_PEERS.get(&key).copied() } {
+        sock.unmask(&peer, &addr, port);
+    }
+}
+
+/// `getpeername(2)`, TCP and UDP.
+#[inline(always)]
+pub fn getpeername<const V6: bool>(context: &SockAddrContext) {
+    let sock = Sock::<V6>(context);
+    if let Some(peer) = sock.connected_peer() {
+        sock.unmask(peer, &sock.addr(), sock.port());
+    }
+}

@@ -1,0 +1,188 @@
+//! The planner: from Services, one at a time, to operations.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use sluice_abi::FrontendKey;
+use sluice_model::{Endpoint, ObjectName, Service};
+
+use crate::claims::{Claims, Rank};
+use crate::frontends::{self, Want, Wants};
+use crate::mirror::Mirror;
+use crate::restore::Held;
+use crate::stage::Stage;
+use crate::warning::Problem;
+use crate::{MapOp, Tables, Warning};
+
+/// What one change of the model asks of the kernel.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Plan {
+    /// The operations, in the order in which they must be done: backends, lists, names and filter
+    /// bits before the frontends that need them, and what is no longer needed after the frontends
+    /// that needed it. After any number of them each frontend is as it was or as it will be.
+    pub ops: Vec<MapOp>,
+    /// What of the model is not programmed and why, each when it first becomes so.
+    pub warnings: Vec<Warning>,
+}
+
+/// Keeps the kernel's service tables in step with the Services, incrementally: a change of one
+/// Service costs work in proportion to that Service.
+///
+/// The planner assumes that its operations succeed. Where one fails, or where the kernel's tables
+/// were changed by somebody else, make a new planner from what the kernel really holds
+/// ([`Planner::restore`]), state all Services again and prune: it keeps every number and only
+/// repairs what differs.
+#[derive(Clone, Debug, Default)]
+pub struct Planner {
+    mirror: Mirror,
+    services: HashMap<ObjectName, Entry>,
+    claims: Claims,
+    held: Held,
+}
+
+/// What is known of a Service.
+#[derive(Clone, Debug)]
+struct Entry {
+    rank: Rank,
+    wants: Wants,
+    /// Frontends that it asks for and does not get, with the Service that has each.
+    lost: BTreeMap<FrontendKey, ObjectName>,
+}
+
+impl Planner {
+    /// A planner for a kernel whose tables are empty.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A planner for a kernel that holds `tables`: after a restart of the agent, or after an
+    /// operation failed.
+    ///
+    /// Service, backend and list numbers are kept. The tables may be damaged or left over from a
+    /// plan that was not finished: stating the Services again and pruning puts them right. A
+    /// restored frontend is left alone until its Service is stated or removed, or until
+    /// [`Planner::prune`].
+    pub fn restore(tables: Tables) -> Self {
+        Self {
+            held: Held::restore(&tables),
+            mirror: Mirror::restore(tables),
+            services: HashMap::new(),
+            claims: Claims::default(),
+        }
+    }
+
+    /// States what one Service and all its endpoints are now. The plan makes the kernel's tables
+    /// so, and is empty if they are so already.
+    pub fn upsert(&mut self, service: &Service, endpoints: &[Endpoint]) -> Plan {
+        let wants = frontends::wants(service, endpoints);
+        let rank = Rank { created: service.meta.created, service: service.meta.name.clone() };
+        let (mut affected, old) = self.retract(&rank.service);
+        for key in wants.frontends.keys() {
+            self.claims.add(*key, rank.clone());
+            affected.insert(*key);
+        }
+        let (known, mut lost) = old.map(|old| (old.wants.warnings, old.lost)).unwrap_or_default();
+        lost.retain(|key, _| wants.frontends.contains_key(key));
+        let warnings = wants.warnings.iter().filter(|w| !known.contains(w)).cloned().collect();
+        self.services.insert(rank.service.clone(), Entry { rank, wants, lost });
+        self.settle(affected, warnings)
+    }
+
+    /// States that a Service is gone. What it alone had goes; what others wait for goes to them.
+    pub fn remove(&mut self, name: &ObjectName) -> Plan {
+        let (affected, _) = self.retract(name);
+        self.settle(affected, Vec::new())
+    }
+
+    /// Deletes what was restored and belongs to no Service that was stated since. To be called when
+    /// every source has been heard to its end, so that a half-read list empties nothing.
+    pub fn prune(&mut self) -> Plan {
+        self.held.release_all();
+        // Also what Services ask for and was held back until now.
+        let mut affected: BTreeSet<FrontendKey> =
+            self.mirror.tables().frontends.keys().copied().collect();
+        affected.extend(self.claims.keys());
+        let mut stage = Stage::default();
+        self.mirror.sweep(&mut stage);
+        self.settle_in(stage, affected, Vec::new())
+    }
+
+    /// What the kernel holds after all operations returned so far.
+    pub fn tables(&self) -> &Tables {
+        self.mirror.tables()
+    }
+
+    /// Takes back all that the Service asked for; returns the frontends that it had in hand.
+    fn retract(&mut self, name: &ObjectName) -> (BTreeSet<FrontendKey>, Option<Entry>) {
+        let mut affected: BTreeSet<FrontendKey> = self.held.release(name).into_iter().collect();
+        let old = self.services.remove(name);
+        if let Some(old) = &old {
+            for key in old.wants.frontends.keys() {
+                self.claims.remove(key, &old.rank);
+                affected.insert(*key);
+            }
+        }
+        (affected, old)
+    }
+
+    fn settle(&mut self, affected: BTreeSet<FrontendKey>, warnings: Vec<Warning>) -> Plan {
+        self.settle_in(Stage::default(), affected, warnings)
+    }
+
+    /// Makes each of these frontends what the first in its queue wants.
+    fn settle_in(
+        &mut self,
+        mut stage: Stage,
+        affected: BTreeSet<FrontendKey>,
+        mut warnings: Vec<Warning>,
+    ) -> Plan {
+        for key in affected {
+            if self.held.holds(&key) {
+                continue;
+            }
+            match self.claims.queue(&key) {
+                Some((owner, _)) => {
+                    if let Some(want) = want(&self.services, owner, &key) {
+                        self.mirror.put(key, want, &mut stage);
+                    }
+                }
+                None => self.mirror.delete(key, &mut stage),
+            }
+            self.note_losers(&key, &mut warnings);
+        }
+        self.mirror.collect(&mut stage);
+        Plan { ops: stage.into_ops(), warnings }
+    }
+
+    /// Warns of each Service that has just lost the frontend, or lost it to another than before.
+    fn note_losers(&mut self, key: &FrontendKey, warnings: &mut Vec<Warning>) {
+        let Some((owner, losers)) = self.claims.queue(key) else { return };
+        if let Some(entry) = self.services.get_mut(owner) {
+            entry.lost.remove(key);
+        }
+        for loser in losers {
+            let Some(entry) = self.services.get_mut(&loser.service) else { continue };
+            if entry.lost.insert(*key, owner.clone()).as_ref() == Some(owner) {
+                continue;
+            }
+            warnings.extend(entry.wants.frontends.get(key).map(|want| Warning {
+                service: loser.service.clone(),
+                field: want.field.clone(),
+                problem: Problem::Conflict {
+                    addr: key.addr.to_ip(),
+                    port: key.port.get(),
+                    protocol: want.port.protocol,
+                    owner: owner.clone(),
+                },
+            }));
+        }
+    }
+}
+
+/// What a Service wants a frontend to be.
+fn want<'a>(
+    services: &'a HashMap<ObjectName, Entry>,
+    service: &ObjectName,
+    key: &FrontendKey,
+) -> Option<&'a Want> {
+    services.get(service)?.wants.frontends.get(key)
+}

@@ -1,0 +1,113 @@
+//! Plans become map elements.
+
+use std::mem::discriminant;
+
+use sluice_plan::MapOp;
+
+use super::{
+    ApplyError, Dataplane,
+    map::{Map, Plain},
+    spec,
+    sys::Stopped,
+};
+
+impl Dataplane {
+    /// Does the operations in order. Neighbours of the same kind are done with one system call.
+    ///
+    /// Every operation may be done twice, and what is to be deleted may be gone already, so a plan
+    /// that failed halfway can be done again from its start.
+    pub fn apply(&mut self, ops: &[MapOp]) -> Result<(), ApplyError> {
+        let mut done = 0;
+        for run in ops.chunk_by(|a, b| discriminant(a) == discriminant(b)) {
+            self.apply_run(run).map_err(|failure| failure.at(run, done, self))?;
+            done += run.len();
+        }
+        Ok(())
+    }
+
+    fn apply_run(&self, run: &[MapOp]) -> Result<(), Failure> {
+        let maps = &self.view.maps;
+        let Some(first) = run.first() else { return Ok(()) };
+        match first {
+            MapOp::PutBackend(..) => put(&maps.backends, run, |op| match op {
+                MapOp::PutBackend(key, value) => Some((*key, *value)),
+                _ => None,
+            }),
+            MapOp::PutSlots(..) => put(&maps.slots, run, |op| match op {
+                MapOp::PutSlots(key, value) => Some((*key, *value)),
+                _ => None,
+            }),
+            MapOp::PutName(..) => put(&maps.names, run, |op| match op {
+                MapOp::PutName(key, value) => Some((*key, *value)),
+                _ => None,
+            }),
+            MapOp::SetFilterWord(..) => put(&maps.vip_filter, run, |op| match op {
+                MapOp::SetFilterWord(key, value) => Some((*key, *value)),
+                _ => None,
+            }),
+            MapOp::PutFrontend(..) => put(&maps.frontends, run, |op| match op {
+                MapOp::PutFrontend(key, value) => Some((*key, *value)),
+                _ => None,
+            }),
+            MapOp::DeleteBackend(..) => delete(&maps.backends, run, |op| match op {
+                MapOp::DeleteBackend(key) => Some(*key),
+                _ => None,
+            }),
+            MapOp::DeleteSlots(..) => delete(&maps.slots, run, |op| match op {
+                MapOp::DeleteSlots(key) => Some(*key),
+                _ => None,
+            }),
+            MapOp::DeleteName(..) => delete(&maps.names, run, |op| match op {
+                MapOp::DeleteName(key) => Some(*key),
+                _ => None,
+            }),
+            MapOp::DeleteFrontend(..) => delete(&maps.frontends, run, |op| match op {
+                MapOp::DeleteFrontend(key) => Some(*key),
+                _ => None,
+            }),
+        }
+    }
+}
+
+fn put<K: Plain, V: aya::Pod>(
+    map: &Map<K, V>,
+    run: &[MapOp],
+    element: impl Fn(&MapOp) -> Option<(K, V)>,
+) -> Result<(), Failure> {
+    let (keys, values): (Vec<K>, Vec<V>) = run.iter().filter_map(element).unzip();
+    map.put_all(&keys, &values).map_err(|stopped| Failure { map: map.name(), stopped })
+}
+
+fn delete<K: Plain, V: aya::Pod>(
+    map: &Map<K, V>,
+    run: &[MapOp],
+    key: impl Fn(&MapOp) -> Option<K>,
+) -> Result<(), Failure> {
+    let keys: Vec<K> = run.iter().filter_map(key).collect();
+    map.delete_all(&keys).map_err(|stopped| Failure { map: map.name(), stopped })
+}
+
+struct Failure {
+    map: &'static str,
+    stopped: Stopped,
+}
+
+impl Failure {
+    fn at(self, run: &[MapOp], before: usize, dataplane: &Dataplane) -> ApplyError {
+        let Self { map, stopped: Stopped { done, error } } = self;
+        // The elements of a run are its operations, one each; the last stands for a count that
+        // says that all were done.
+        let op = Box::new(run[done.min(run.len() - 1)]);
+        let done = before + done;
+        match error.raw_os_error() {
+            Some(libc::E2BIG | libc::ENOSPC) => ApplyError::Full {
+                map,
+                size: dataplane.view.size(map).unwrap_or(0),
+                flag: spec::size_flag(map),
+                op,
+                done,
+            },
+            _ => ApplyError::Refused { map, op, done, source: error },
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! Attaching the programs to the cgroup and to pods' interfaces.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::{
+        fd::{AsFd as _, BorrowedFd},
+        unix::fs::MetadataExt as _,
+    },
+};
+
+use aya::programs::{
+    CgroupSockAddr, Program, ProgramError, ProgramFd, SchedClassifier, TcAttachType,
+    tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
+};
+use rustix::net::{AddressFamily, SocketType, netdevice};
+use sluice_abi::programs;
+
+use super::{
+    Dataplane, DataplaneError,
+    links::{self, Done, Place, attach_type},
+    load,
+};
+
+/// Priority and handle of our filters where TCX is not to be had, so that a restart finds them.
+const FILTER_PRIORITY: u16 = 1;
+const FILTER_HANDLE: TcHandle = TcHandle::new(0, 0x51);
+
+/// How a program hangs on an interface.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TcHook {
+    /// By a TCX link (Linux 6.6).
+    Tcx,
+    /// By a filter of the clsact queueing discipline.
+    Clsact,
+}
+
+impl std::fmt::Display for TcHook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        })
+    }
+}
+
+/// A pod's interface whose programs are attached.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Attachment {
+    /// The interface's name.
+    pub interface: String,
+    /// Its index in this network namespace.
+    pub ifindex: u32,
+    /// How.
+    pub hook: TcHook,
+    /// Whether programs were there before and were replaced in place.
+    pub replaced: bool,
+}
+
+impl Dataplane {
+    /// Attaches the eight cgroup programs to the cgroup of the configuration, for it and all below.
+    ///
+    /// Programs of an agent that ran before are replaced in place: there is no moment without.
+    pub fn attach_cgroup(&mut self) -> Result<(), DataplaneError> {
+        let path = self.config.cgroup.clone();
+        let file_error =
+            |source| DataplaneError::File { action: "open", path: path.clone(), source };
+        let cgroup = File::open(&path).map_err(file_error)?;
+        // A cgroup's number is its directory's inode number (kernfs, 64 bit).
+        let id = cgroup.metadata().map_err(file_error)?.ino();
+        for name in programs::CGROUP {
+            let error = |source: Box<dyn std::error::Error + Send + Sync>| DataplaneError::Attach {
+                program: name,
+                target: path.display().to_string(),
+                source,
+            };
+            let program: &CgroupSockAddr = self
+                .ebpf
+                .program(name)
+                .ok_or(DataplaneError::NoObject)?
+                .try_into()
+                .map_err(|source: ProgramError| error(source.into()))?;
+            let fd = program.fd().map_err(|source| error(source.into()))?;
+            let attach_type = attach_type::of_cgroup(name).ok_or(DataplaneError::NoObject)?;
+            let place = Place::Cgroup(cgroup.as_fd(), id);
+            links::attach(&self.dirs.links.join(name), fd_of(fd), place, attach_type)
+                .map_err(|source| permission_or(source, name, error))?;
+        }
+        Ok(())
+    }
+
+    /// Detaches the cgroup programs that an agent before this one attached, if any: a socket that
+    /// they connected stays connected, new ones are left alone.
+    ///
+    /// # Errors
+    ///
+    /// Where a pin cannot be removed.
+    pub fn detach_cgroup(&mut self) -> Result<(), DataplaneError> {
+        for name in programs::CGROUP {
+            let path = self.dirs.links.join(name);
+            match std::fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(DataplaneError::File { action: "unpin", path, source });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Attaches both tc programs to the host side of a pod's interface, in the network namespace of
+    /// this thread. Doing it again replaces the programs in place.
+    pub fn attach_pod(&mut self, interface: &str) -> Result<Attachment, DataplaneError> {
+        match self.attach_pod_by(interface, TcHook::Tcx) {
+            // Before Linux 6.6, there is no such attach type.
+            Err(DataplaneError::Attach { source, .. }) if is_unknown_attach_type(&*source) => {
+                self.attach_pod_by(interface, TcHook::Clsact)
+            }
+            result => result,
+        }
+    }
+
+    /// As [`Dataplane::attach_pod`], by one kind of hook.
+    pub fn attach_pod_by(
+        &mut self,
+        interface: &str,
+        hook: TcHook,
+    ) -> Result<Attachment, DataplaneError> {
+        let ifindex = index_of(interface)?;
+        let mut replaced = false;
+        for (name, direction) in [
+            (programs::POD_SEND, TcAttachType::Ingress),
+            (programs::POD_RECV, TcAttachType::Egress),
+        ] {
+            let error = |source: Box<dyn std::error::Error + Send + Sync>| DataplaneError::Attach {
+                program: name,
+                target: interface.to_owned(),
+                source,
+            };
+            let program: &mut SchedClassifier = self
+                .ebpf
+                .program_mut(name)
+                .ok_or(DataplaneError::NoObject)?
+                .try_into()
+                .map_err(|source: ProgramError| error(source.into()))?;
+            let done = match hook {
+                TcHook::Tcx => {
+                    let pin = self.dirs.links.join(pin_name(ifindex, name));
+                    let fd = program.fd().map_err(|source| error(source.into()))?;
+                    let attach_type = match direction {
+                        TcAttachType::Ingress => attach_type::TCX_INGRESS,
+                        _ => attach_type::TCX_EGRESS,
+                    };
+                    links::attach(&pin, fd_of(fd), Place::Interface(ifindex), attach_type)
+                        .map_err(|source| permission_or(source, name, error))?
+                }
+                TcHook::Clsact => attach_filter(program, interface, direction)
+                    .map_err(|source| error(source.into()))?,
+            };
+            replaced |= done == Done::Replaced;
+        }
+        Ok(Attachment { interface: interface.to_owned(), ifindex, hook, replaced })
+    }
+
+    /// Removes the pins of links whose interface is gone, and says which interfaces those were.
+    pub fn detach_gone(&mut self) -> Result<Vec<u32>, DataplaneError> {
+        let directory = &self.dirs.links;
+        let read =
+            |source| DataplaneError::File { action: "read", path: directory.clone(), source };
+        let mut gone = Vec::new();
+        for entry in fs::read_dir(directory).map_err(read)? {
+            let path = entry.map_err(read)?.path();
+            let Some(ifindex) = path.file_name().and_then(|name| ifindex_of(name.to_str()?)) else {
+                continue;
+            };
+            let looked_at = |source| DataplaneError::File {
+                action: "look at the link",
+                path: path.clone(),
+                source,
+            };
+            if links::is_gone(&path).map_err(looked_at)? {
+                fs::remove_file(&path).map_err(|source| DataplaneError::File {
+                    action: "remove",
+                    path: path.clone(),
+                    source,
+                })?;
+                gone.push(ifindex);
+            }
+        }
+        gone.sort_unstable();
+        gone.dedup();
+        Ok(gone)
+    }
+}
+
+fn fd_of(program: &ProgramFd) -> BorrowedFd<'_> {
+    program.as_fd()
+}
+
+fn permission_or(
+    source: io::Error,
+    program: &str,
+    otherwise: impl FnOnce(Box<dyn std::error::Error + Send + Sync>) -> DataplaneError,
+) -> DataplaneError {
+    if load::is_permission(&source) {
+        DataplaneError::NotPermitted { action: format!("attach the program {program}") }
+    } else {
+        otherwise(source.into())
+    }
+}
+
+fn is_unknown_attach_type(source: &(dyn std::error::Error + 'static)) -> bool {
+    source
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| error.raw_os_error() == Some(libc::EINVAL))
+}
+
+/// The interface's index in this network namespace.
+fn index_of(interface: &str) -> Result<u32, DataplaneError> {
+    let error = |source: rustix::io::Errno| DataplaneError::Interface {
+        name: interface.to_owned(),
+        source: source.into(),
+    };
+    let socket =
+        rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None).map_err(error)?;
+    netdevice::name_to_index(&socket, interface).map_err(error)
+}
+
+/// The pin of a pod's link: `pod_7_sluice_pod_send`.
+fn pin_name(ifindex: u32, program: &str) -> String {
+    format!("pod_{ifindex}_{program}")
+}
+
+fn ifindex_of(pin: &str) -> Option<u32> {
+    pin.strip_prefix("pod_")?.split_once('_')?.0.parse().ok()
+}
+
+/// Attaches by a filter, which lives as long as the interface, or replaces the one that is there.
+fn attach_filter(
+    program: &mut SchedClassifier,
+    interface: &str,
+    direction: TcAttachType,
+) -> Result<Done, ProgramError> {
+    // It exists already, ours or another's.
+    let _ = tc::qdisc_add_clsact(interface);
+    let old =
+        SchedClassifierLink::attached(interface, direction, FILTER_PRIORITY, FILTER_HANDLE, None)
+            .map_err(TcError::IoError)?;
+    let (link, done) = match program.attach_to_link(old) {
+        Ok(link) => (link, Done::Replaced),
+        Err(_) => {
+            let options =
+                NlOptions { priority: FILTER_PRIORITY, handle: FILTER_HANDLE, classid: None };
+            let options = TcAttachOptions::Netlink(options);
+            (program.attach_with_options(interface, direction, options)?, Done::Attached)
+        }
+    };
+    // The filter is to stay when the agent goes.
+    std::mem::forget(program.take_link(link)?);
+    Ok(done)
+}
+
+/// The programs by name, for those who run them on packets of their own.
+impl Dataplane {
+    /// A program of the object, loaded.
+    pub fn program(&self, name: &str) -> Option<&Program> {
+        self.ebpf.program(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sluice_abi::programs;
+
+    use super::{ifindex_of, pin_name};
+
+    #[test]
+    fn a_pin_tells_its_interface() {
+        assert_eq!(ifindex_of(&pin_name(17, programs::POD_SEND)), Some(17));
+        assert_eq!(ifindex_of(&pin_name(u32::MAX, programs::POD_RECV)), Some(u32::MAX));
+        assert_eq!(ifindex_of(programs::CONNECT4), None);
+        assert_eq!(ifindex_of("pod_"), None);
+        assert_eq!(ifindex_of("pod_x_y"), None);
+    }
+}

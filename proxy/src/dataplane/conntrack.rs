@@ -1,0 +1,238 @@
+//! The collector of flows that have ended.
+//!
+//! The map evicts what was not used for longest when it is full; the collector removes what is over
+//! before that, both entries of a flow together.
+
+use std::time::Duration;
+
+use sluice_abi::{CtEntry, CtFlags, CtKey, proto};
+
+use super::{Dataplane, DataplaneError, view::map_error};
+
+/// How long a flow without packets is kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Timeouts {
+    /// TCP, answered (kube-proxy's `--conntrack-tcp-timeout-established`).
+    pub tcp_established: Duration,
+    /// TCP, not answered.
+    pub tcp_opening: Duration,
+    /// TCP, one side has said that it is done (kube-proxy's `--conntrack-tcp-timeout-close-wait`).
+    pub tcp_half_closed: Duration,
+    /// TCP, reset or done on both sides.
+    pub tcp_closed: Duration,
+    /// UDP, not answered.
+    pub udp: Duration,
+    /// UDP, answered.
+    pub udp_stream: Duration,
+}
+
+impl Default for Timeouts {
+    /// As the kernel's connection tracker has them with kube-proxy's defaults.
+    fn default() -> Self {
+        Self {
+            tcp_established: Duration::from_secs(86_400),
+            tcp_opening: Duration::from_secs(120),
+            tcp_half_closed: Duration::from_secs(3_600),
+            tcp_closed: Duration::from_secs(10),
+            udp: Duration::from_secs(30),
+            udp_stream: Duration::from_secs(120),
+        }
+    }
+}
+
+impl Timeouts {
+    /// That of a flow with these flags.
+    fn of(&self, proto: u8, flags: u16) -> Duration {
+        const BOTH: u16 = CtFlags::FIN_CLIENT | CtFlags::FIN_BACKEND;
+        let replied = flags & CtFlags::REPLIED != 0;
+        if proto != proto::TCP {
+            return if replied { self.udp_stream } else { self.udp };
+        }
+        if flags & CtFlags::RST != 0 || flags & BOTH == BOTH {
+            self.tcp_closed
+        } else if flags & BOTH != 0 {
+            self.tcp_half_closed
+        } else if replied {
+            self.tcp_established
+        } else {
+            self.tcp_opening
+        }
+    }
+}
+
+/// What the collector did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Collected {
+    /// Entries that were looked at.
+    pub seen: usize,
+    /// Entries that were removed.
+    pub removed: usize,
+}
+
+/// The key of the flow's other entry.
+fn partner(key: &CtKey, entry: &CtEntry) -> CtKey {
+    if key.flags & CtFlags::REVERSE == 0 {
+        CtKey {
+            src: entry.addr,
+            dst: key.src,
+            sport: entry.port,
+            dport: key.sport,
+            proto: key.proto,
+            flags: CtFlags::REVERSE,
+            reserved: 0,
+        }
+    } else {
+        CtKey {
+            src: key.dst,
+            dst: entry.addr,
+            sport: key.dport,
+            dport: entry.port,
+            proto: key.proto,
+            flags: 0,
+            reserved: 0,
+        }
+    }
+}
+
+/// Whether `other` is the other entry of the flow and not that of a later one.
+fn belongs(key: &CtKey, entry: &CtEntry, other_key: &CtKey, other: &CtEntry) -> bool {
+    partner(other_key, other) == *key && other.backend == entry.backend
+}
+
+fn idle(now_ns: u64, last_seen: u64) -> Duration {
+    Duration::from_nanos(now_ns.saturating_sub(last_seen))
+}
+
+impl Dataplane {
+    /// Removes flows that were silent for longer than their time-out. `now_ns` is the monotonic
+    /// clock (`CLOCK_MONOTONIC`) in nanoseconds, which is the clock of the entries.
+    ///
+    /// Memory and time grow with what is in the map, not with its size. Flows go on meanwhile.
+    pub fn conntrack_gc(
+        &mut self,
+        now_ns: u64,
+        timeouts: &Timeouts,
+    ) -> Result<Collected, DataplaneError> {
+        let map = &self.view.maps.conntrack;
+        let mut collected = Collected::default();
+        let shortest = timeouts.tcp_closed.min(timeouts.udp).min(timeouts.tcp_opening);
+        let mut silent = Vec::new();
+        map.for_each(CtEntry::default(), |key, entry| {
+            collected.seen += 1;
+            if idle(now_ns, entry.last_seen) >= shortest {
+                silent.push((*key, *entry));
+            }
+        })
+        .map_err(map_error(map, "read"))?;
+
+        for (key, seen) in silent {
+            let read =
+                |key: &CtKey| map.get(key, CtEntry::default()).map_err(map_error(map, "read"));
+            // It went with its partner, or a packet came meanwhile.
+            let Some(entry) = read(&key)? else { continue };
+            if entry.last_seen != seen.last_seen {
+                continue;
+            }
+            let other_key = partner(&key, &entry);
+            let other = read(&other_key)?.filter(|other| belongs(&key, &entry, &other_key, other));
+            let (last_seen, flags) = match other {
+                Some(other) => (entry.last_seen.max(other.last_seen), entry.flags | other.flags),
+                // Half a flow: the other half was evicted, so it cannot go on.
+                None => (entry.last_seen, entry.flags | CtFlags::RST),
+            };
+            if idle(now_ns, last_seen) < timeouts.of(key.proto, flags) {
+                continue;
+            }
+            let keys = if other.is_some() { vec![key, other_key] } else { vec![key] };
+            for key in keys {
+                if map.delete(&key).map_err(map_error(map, "delete from"))? {
+                    collected.removed += 1;
+                }
+            }
+        }
+        Ok(collected)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use sluice_abi::{Addr, Be16};
+
+    use super::*;
+
+    fn addr(text: &str) -> Addr {
+        text.parse::<IpAddr>().expect("an address").into()
+    }
+
+    fn flow() -> ((CtKey, CtEntry), (CtKey, CtEntry)) {
+        let forward = CtKey {
+            src: addr("10.244.1.5"),
+            dst: addr("10.96.0.10"),
+            sport: Be16::new(40000),
+            dport: Be16::new(80),
+            proto: proto::TCP,
+            flags: 0,
+            reserved: 0,
+        };
+        let to_backend = CtEntry {
+            addr: addr("10.244.2.7"),
+            port: Be16::new(8080),
+            backend: 3,
+            ..CtEntry::default()
+        };
+        let reverse = CtKey {
+            src: addr("10.244.2.7"),
+            dst: addr("10.244.1.5"),
+            sport: Be16::new(8080),
+            dport: Be16::new(40000),
+            proto: proto::TCP,
+            flags: CtFlags::REVERSE,
+            reserved: 0,
+        };
+        let to_client = CtEntry {
+            addr: addr("10.96.0.10"),
+            port: Be16::new(80),
+            backend: 3,
+            ..CtEntry::default()
+        };
+        ((forward, to_backend), (reverse, to_client))
+    }
+
+    #[test]
+    fn the_two_entries_of_a_flow_find_each_other() {
+        let ((forward, to_backend), (reverse, to_client)) = flow();
+        assert_eq!(partner(&forward, &to_backend), reverse);
+        assert_eq!(partner(&reverse, &to_client), forward);
+        assert!(belongs(&forward, &to_backend, &reverse, &to_client));
+        assert!(belongs(&reverse, &to_client, &forward, &to_backend));
+    }
+
+    #[test]
+    fn an_entry_of_a_later_flow_does_not_belong() {
+        let ((forward, to_backend), (reverse, to_client)) = flow();
+        let other_service = CtEntry { addr: addr("10.96.0.11"), ..to_client };
+        assert!(!belongs(&forward, &to_backend, &reverse, &other_service));
+        let other_backend = CtEntry { backend: 4, ..to_client };
+        assert!(!belongs(&forward, &to_backend, &reverse, &other_backend));
+    }
+
+    #[test]
+    fn timeouts_follow_what_was_seen() {
+        let timeouts = Timeouts::default();
+        let cases = [
+            (proto::TCP, 0, timeouts.tcp_opening),
+            (proto::TCP, CtFlags::REPLIED, timeouts.tcp_established),
+            (proto::TCP, CtFlags::REPLIED | CtFlags::FIN_CLIENT, timeouts.tcp_half_closed),
+            (proto::TCP, CtFlags::REPLIED | CtFlags::FIN_BACKEND, timeouts.tcp_half_closed),
+            (proto::TCP, CtFlags::FIN_CLIENT | CtFlags::FIN_BACKEND, timeouts.tcp_closed),
+            (proto::TCP, CtFlags::RST, timeouts.tcp_closed),
+            (proto::UDP, 0, timeouts.udp),
+            (proto::UDP, CtFlags::REPLIED, timeouts.udp_stream),
+        ];
+        for (proto, flags, expected) in cases {
+            assert_eq!(timeouts.of(proto, flags), expected, "protocol {proto}, flags {flags:#x}");
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The kernel side as userspace sees it: load, pin, attach, write, read.
+//!
+//! Nothing else calls aya or bpf(2). Everything is pinned under `<bpf_root>/v<ABI version>/`: the
+//! maps under `maps/`, the links under `links/`. So the programs go on when the agent goes, the next
+//! agent takes the maps over as they are and replaces the programs in place, and `proxyctl` reads
+//! the maps with no agent at all ([`Pinned`]).
+
+mod apply;
+mod attach;
+mod conntrack;
+mod error;
+mod links;
+mod load;
+mod map;
+mod spec;
+mod sys;
+mod view;
+
+use std::path::PathBuf;
+
+use aya::Ebpf;
+use sluice_abi::{Addr, Counter, CtEntry, CtKey, Endpoint, NodeState};
+use sluice_plan::Tables;
+
+pub use self::{
+    attach::{Attachment, TcHook},
+    conntrack::{Collected, Timeouts},
+    error::{ApplyError, DataplaneError},
+    load::object,
+    spec::MapSizes,
+    view::Pinned,
+};
+use self::{
+    load::PinDirs,
+    view::{Maps, map_error},
+};
+
+/// What the dataplane works with.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where to pin, on a BPF file system, such as `/sys/fs/bpf/sluice`.
+    pub bpf_root: PathBuf,
+    /// The cgroup (version 2) whose processes, and those below, get services at the socket.
+    pub cgroup: PathBuf,
+    /// Room in the maps. Maps that are pinned already keep theirs.
+    pub sizes: MapSizes,
+    /// Whether packets for pods of this node go to them without crossing the host's stack.
+    pub fast_path: bool,
+}
+
+/// Something to tell people once; nothing is wrong.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Notice {
+    /// A pinned map has another size than was asked for, and keeps it with what it holds.
+    SizeKept {
+        /// The map.
+        map: &'static str,
+        /// The flag that asked.
+        flag: &'static str,
+        /// Its size.
+        kept: u32,
+        /// The size asked for.
+        asked: u32,
+    },
+}
+
+impl std::fmt::Display for Notice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::SizeKept { map, flag, kept, asked } => write!(
+                f,
+                "map {map} keeps its size of {kept} elements; {flag} {asked} takes effect when the \
+                 map is made anew"
+            ),
+        }
+    }
+}
+
+/// The programs and maps of this node.
+#[derive(Debug)]
+pub struct Dataplane {
+    config: Config,
+    dirs: PinDirs,
+    ebpf: Ebpf,
+    view: Pinned,
+    notices: Vec<Notice>,
+}
+
+impl Dataplane {
+    /// Loads the programs, with the maps that are pinned or new ones. Attaches nothing yet.
+    ///
+    /// # Errors
+    ///
+    /// Says what to do where the BPF file system, the rights or the programs are missing, and which
+    /// pin is in the way where a map of another shape is pinned.
+    pub fn open(config: Config) -> Result<Self, DataplaneError> {
+        if object().is_empty() {
+            return Err(DataplaneError::NoObject);
+        }
+        let dirs = PinDirs::new(&config.bpf_root);
+        dirs.create(&config.bpf_root)?;
+        let mut specs = spec::specs(&config.sizes);
+        let mut notices = Vec::new();
+        let ebpf = load::load(&dirs, &mut specs, &mut notices)?;
+        let sizes = specs.iter().map(|spec| (spec.name, spec.max_entries)).collect();
+        let view = Pinned { maps: Maps::open(&dirs.maps, false)?, sizes };
+        let dataplane = Self { config, dirs, ebpf, view, notices };
+        dataplane.write_node_state()?;
+        Ok(dataplane)
+    }
+
+    /// Turns the fast path on or off.
+    fn write_node_state(&self) -> Result<(), DataplaneError> {
+        let map = &self.view.maps.node_state;
+        let mut state = self.view.node_state()?;
+        let flags = if self.config.fast_path { NodeState::FAST_PATH } else { 0 };
+        if state.flags == flags {
+            return Ok(());
+        }
+        state.flags = flags;
+        // A program may have set this since it was read: better once too often than lost.
+        let conntrack = &self.view.maps.conntrack;
+        if !conntrack.is_empty().map_err(map_error(conntrack, "read"))? {
+            state.ct_used = 1;
+        }
+        map.put(&0, &state).map_err(map_error(map, "write"))
+    }
+
+    /// What to tell people, once.
+    pub fn notices(&self) -> &[Notice] {
+        &self.notices
+    }
+
+    /// The maps, for reading.
+    pub fn view(&self) -> &Pinned {
+        &self.view
+    }
+
+    /// The service tables as the kernel holds them.
+    pub fn tables(&self) -> Result<Tables, DataplaneError> {
+        self.view.tables()
+    }
+
+    /// Says that a pod of this node has the address, or changes what is known of it.
+    pub fn put_endpoint(&mut self, addr: Addr, endpoint: Endpoint) -> Result<(), DataplaneError> {
+        let map = &self.view.maps.endpoints;
+        map.put(&addr, &endpoint).map_err(map_error(map, "write"))
+    }
+
+    /// Says that no pod of this node has the address any more; whether one had.
+    pub fn delete_endpoint(&mut self, addr: Addr) -> Result<bool, DataplaneError> {
+        let map = &self.view.maps.endpoints;
+        map.delete(&addr).map_err(map_error(map, "delete from"))
+    }
+
+    /// The pods of this node by address, sorted.
+    pub fn endpoints(&self) -> Result<Vec<(Addr, Endpoint)>, DataplaneError> {
+        self.view.endpoints()
+    }
+
+    /// The flows that are translated packet by packet: two entries each, sorted by key.
+    pub fn conntrack(&self) -> Result<Vec<(CtKey, CtEntry)>, DataplaneError> {
+        self.view.conntrack()
+    }
+
+    /// The counters, summed over all CPUs.
+    pub fn counters(&self) -> Result<Vec<(Counter, u64)>, DataplaneError> {
+        self.view.counters()
+    }
+}

@@ -1,0 +1,109 @@
+//! What each map is, as userspace knows it.
+
+use aya::maps::MapType;
+use sluice_abi::{
+    Addr, Backend, Counter, CtEntry, CtKey, Endpoint, Frontend, FrontendKey, NodeState, PeerKey,
+    ServiceName, SlotKey, Slots, SockPeer, VIP_FILTER_WORDS, maps,
+};
+
+/// `BPF_F_NO_PREALLOC`.
+const NO_PREALLOC: u32 = 1;
+
+/// Elements of the maps whose size is a choice.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MapSizes {
+    /// Frontends: a service port and address each.
+    pub frontends: u32,
+    /// Chunks of backend lists: 16 backends of a service port each. While a list is switched, the
+    /// old and the new one both need room.
+    pub slots: u32,
+    /// Backends: an address, port and protocol each.
+    pub backends: u32,
+    /// Names of service ports.
+    pub names: u32,
+    /// Flows that are translated packet by packet, two elements each; the oldest give way.
+    pub conntrack: u32,
+    /// Conversations of unconnected datagram sockets, two elements each; the oldest give way.
+    pub udp_peers: u32,
+    /// Addresses of this node's pods.
+    pub endpoints: u32,
+}
+
+impl Default for MapSizes {
+    /// Room for 10,000 services with 100,000 endpoints.
+    fn default() -> Self {
+        Self {
+            frontends: 65_536,
+            slots: 65_536,
+            backends: 131_072,
+            names: 16_384,
+            conntrack: 524_288,
+            udp_peers: 65_536,
+            endpoints: 4_096,
+        }
+    }
+}
+
+/// One map.
+pub(super) struct Spec {
+    pub(super) name: &'static str,
+    pub(super) kind: MapType,
+    pub(super) key_size: usize,
+    pub(super) value_size: usize,
+    pub(super) max_entries: u32,
+    pub(super) flags: u32,
+    /// The flag of the agent that sets the size.
+    pub(super) size_flag: Option<&'static str>,
+}
+
+/// The flag that sets a map's size.
+pub(super) fn size_flag(map: &str) -> &'static str {
+    match map {
+        maps::FRONTENDS => "--map-size-frontends",
+        maps::SLOTS => "--map-size-slots",
+        maps::BACKENDS => "--map-size-backends",
+        maps::SERVICE_NAMES => "--map-size-names",
+        maps::CONNTRACK => "--map-size-conntrack",
+        maps::UDP_PEERS => "--map-size-udp-peers",
+        maps::ENDPOINTS => "--map-size-endpoints",
+        _ => "the map's size",
+    }
+}
+
+fn sized<K, V>(name: &'static str, kind: MapType, max_entries: u32, flags: u32) -> Spec {
+    Spec {
+        name,
+        kind,
+        key_size: size_of::<K>(),
+        value_size: size_of::<V>(),
+        max_entries,
+        flags,
+        size_flag: Some(size_flag(name)),
+    }
+}
+
+fn fixed<K, V>(name: &'static str, kind: MapType, max_entries: u32, flags: u32) -> Spec {
+    Spec { size_flag: None, ..sized::<K, V>(name, kind, max_entries, flags) }
+}
+
+/// Every map of [`maps::ALL`].
+pub(super) fn specs(sizes: &MapSizes) -> [Spec; maps::ALL.len()] {
+    [
+        sized::<FrontendKey, Frontend>(
+            maps::FRONTENDS,
+            MapType::Hash,
+            sizes.frontends,
+            NO_PREALLOC,
+        ),
+        sized::<SlotKey, Slots>(maps::SLOTS, MapType::Hash, sizes.slots, NO_PREALLOC),
+        sized::<u32, Backend>(maps::BACKENDS, MapType::Hash, sizes.backends, NO_PREALLOC),
+        sized::<u32, ServiceName>(maps::SERVICE_NAMES, MapType::Hash, sizes.names, NO_PREALLOC),
+        fixed::<u32, u64>(maps::VIP_FILTER, MapType::Array, VIP_FILTER_WORDS, 0),
+        sized::<CtKey, CtEntry>(maps::CONNTRACK, MapType::LruHash, sizes.conntrack, 0),
+        fixed::<u32, SockPeer>(maps::SOCK_PEERS, MapType::SkStorage, 0, NO_PREALLOC),
+        sized::<PeerKey, SockPeer>(maps::UDP_PEERS, MapType::LruHash, sizes.udp_peers, 0),
+        sized::<Addr, Endpoint>(maps::ENDPOINTS, MapType::Hash, sizes.endpoints, NO_PREALLOC),
+        fixed::<u32, NodeState>(maps::NODE_STATE, MapType::Array, 1, 0),
+        fixed::<u32, u64>(maps::COUNTERS, MapType::PerCpuArray, Counter::COUNT, 0),
+    ]
+}
