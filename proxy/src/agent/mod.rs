@@ -15,6 +15,7 @@ mod lock;
 mod node_file;
 mod reconcile;
 mod records;
+mod routes;
 mod run;
 mod settings;
 mod status;

@@ -147,10 +147,9 @@ impl Reconciler {
     /// What is wrong, subject and message.
     pub fn problems(&self) -> impl Iterator<Item = (String, String)> {
         let failure = self.failure.iter().map(|f| (f.service.clone(), f.error.clone()));
-        let warnings = self
-            .warnings
-            .iter()
-            .flat_map(|(name, texts)| texts.iter().map(move |t| (format!("Service {name}"), t.clone())));
+        let warnings = self.warnings.iter().flat_map(|(name, texts)| {
+            texts.iter().map(move |t| (format!("Service {name}"), t.clone()))
+        });
         failure.chain(warnings)
     }
 }

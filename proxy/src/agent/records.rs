@@ -66,13 +66,13 @@ pub enum RecordError {
 }
 
 /// Directory of the records below the plugin's state directory.
-pub fn directory(state_dir: &Path) -> PathBuf {
+pub(super) fn directory(state_dir: &Path) -> PathBuf {
     state_dir.join("endpoints")
 }
 
 /// Reads all records in `directory`. A file that is not a record does not hide the others: it comes
 /// back as an error beside them. A directory that is not there has no records.
-pub fn read_all(directory: &Path) -> (BTreeMap<EndpointRef, Record>, Vec<RecordError>) {
+pub(super) fn read_all(directory: &Path) -> (BTreeMap<EndpointRef, Record>, Vec<RecordError>) {
     let mut records = BTreeMap::new();
     let mut errors = Vec::new();
     let entries = match fs::read_dir(directory) {
@@ -109,7 +109,7 @@ pub fn read_all(directory: &Path) -> (BTreeMap<EndpointRef, Record>, Vec<RecordE
 }
 
 /// A hardware address from its text.
-pub fn parse_mac(text: &str) -> Option<[u8; 6]> {
+pub(super) fn parse_mac(text: &str) -> Option<[u8; 6]> {
     let mut mac = [0; 6];
     let mut parts = text.split(':');
     for byte in &mut mac {

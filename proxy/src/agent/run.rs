@@ -13,6 +13,7 @@ use super::endpoints::Endpoints;
 use super::lock::NodeLock;
 use super::node_file::NodeFile;
 use super::reconcile::Reconciler;
+use super::routes::Routes;
 use super::{StartError, records, settings};
 use crate::cli::SluicedArgs;
 use crate::clock;
@@ -32,6 +33,7 @@ pub(super) struct Agent {
     pub(super) cache: Cache,
     pub(super) reconciler: Reconciler,
     pub(super) endpoints: Endpoints,
+    pub(super) routes: Option<Routes>,
     pub(super) source: watch::Receiver<SourceStatus>,
     pub(super) notices: Vec<String>,
     node_file: Option<NodeFile>,
@@ -78,6 +80,10 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
     let mut endpoints = Endpoints::new(records, args.pod_programs);
     endpoints.sync(&mut dataplane).map_err(start_error)?;
 
+    let routes = match args.routes.then(Routes::open).transpose() {
+        Ok(routes) => routes,
+        Err(error) => return Err(StartError::new(error.to_string(), "or set --routes false")),
+    };
     let options = settings::source_options(&args.etcd)?;
     let mut stream = Stream::open(&args.source, &options).map_err(|error| {
         StartError::new(error.to_string(), "sluiced --help shows the kinds of --source")
@@ -95,6 +101,7 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
         cache: Cache::new(),
         reconciler,
         endpoints,
+        routes,
         source: stream.status(),
         notices,
         node_file: None,
@@ -127,6 +134,7 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
                 let _ = call.answer.send(answer);
             }
             Some(_) = record_events.next() => agent.sync_endpoints(),
+            () = Routes::touched(&mut agent.routes) => agent.reconcile_routes().await,
             () = sleep_until(retry_at) => {
                 agent.reconciler.retry(&mut agent.dataplane, &agent.cache);
             }
@@ -211,8 +219,11 @@ impl Agent {
     }
 
     async fn reconcile_routes(&mut self) {
-        if !self.cache.synced() {
-            return;
+        // Before the first list it is not known which routes are stale.
+        if let Some(routes) = &mut self.routes
+            && self.cache.synced()
+        {
+            routes.reconcile(&self.node, self.cache.nodes()).await;
         }
     }
 

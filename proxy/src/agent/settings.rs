@@ -54,16 +54,14 @@ fn cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
 pub(super) fn source_options(args: &EtcdArgs) -> Result<SourceOptions, StartError> {
     let password = match &args.etcd_password_file {
         None => None,
-        Some(path) => {
-            Some(fs::read_to_string(path).map(|text| text.trim_end().to_owned()).map_err(
-                |error| {
-                    StartError::new(
-                        format!("--etcd-password-file {}: {error}", path.display()),
-                        "name a readable file that holds the password and nothing else",
-                    )
-                },
-            )?)
-        }
+        Some(path) => Some(
+            fs::read_to_string(path).map(|text| text.trim_end().to_owned()).map_err(|error| {
+                StartError::new(
+                    format!("--etcd-password-file {}: {error}", path.display()),
+                    "name a readable file that holds the password and nothing else",
+                )
+            })?,
+        ),
     };
     Ok(SourceOptions {
         etcd: EtcdOptions {

@@ -4,6 +4,7 @@ use std::time::{Instant, SystemTime};
 
 use sluice_store::SourceStatus;
 
+use super::routes::Routes;
 use super::run::Agent;
 use crate::clock;
 use crate::control::{Answer, Reply, Request};
@@ -68,7 +69,7 @@ impl Agent {
                 node: self.node.clone(),
                 source: source_view(&self.args.source.to_string(), &self.source.borrow()),
                 parts: self.parts(),
-                routes: Vec::new(),
+                routes: self.routes.as_ref().map(Routes::rows).unwrap_or_default(),
                 problems: self.problems(),
             }),
             ..Status::default()
@@ -93,8 +94,11 @@ impl Agent {
             message: message.to_owned(),
         };
         let mut rows: Vec<_> = self.reconciler.problems().map(|(s, m)| row(&s, &m)).collect();
-        rows.extend(self.cache.rejected().map(|rejected| row(&rejected.origin, &rejected.to_string())));
+        rows.extend(
+            self.cache.rejected().map(|rejected| row(&rejected.origin, &rejected.to_string())),
+        );
         rows.extend(self.endpoints.problems().map(|(s, m)| row(s, m)));
+        rows.extend(self.routes.iter().flat_map(Routes::problems).map(|(s, m)| row(s, m)));
         rows.extend(self.notices.iter().map(|notice| row("map size", notice)));
         rows
     }

@@ -111,7 +111,8 @@ mod tests {
 
     #[test]
     fn requests_read_as_documented() {
-        let line = r#"{"version":1,"request":"endpoint-add","containerId":"c1","interface":"eth0"}"#;
+        let line =
+            r#"{"version":1,"request":"endpoint-add","containerId":"c1","interface":"eth0"}"#;
         let envelope: Envelope = serde_json::from_str(line).expect("a documented request");
         assert_eq!(
             envelope.request,

@@ -54,9 +54,9 @@ impl CtlError {
             Self::Neither { .. } => {
                 Some("is Sluice installed on this node? --run-dir and --bpf-root say where")
             }
-            Self::NotFound(_) => {
-                Some("proxyctl service list shows what there is; headless Services have no frontend")
-            }
+            Self::NotFound(_) => Some(
+                "proxyctl service list shows what there is; headless Services have no frontend",
+            ),
             Self::Render(_) => None,
         }
     }
@@ -110,10 +110,8 @@ pub fn run(args: &ProxyctlArgs) -> Result<Printed, CtlError> {
 fn filter(rows: Vec<ServiceRow>, noun: &Noun) -> Result<Vec<ServiceRow>, CtlError> {
     let Noun::Service(NamedVerb::Get { name }) = noun else { return Ok(rows) };
     let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
-    let found: Vec<_> = rows
-        .into_iter()
-        .filter(|row| row.namespace == namespace && row.name == name)
-        .collect();
+    let found: Vec<_> =
+        rows.into_iter().filter(|row| row.namespace == namespace && row.name == name).collect();
     if found.is_empty() {
         return Err(CtlError::NotFound(ObjectName::new(namespace, name)));
     }
