@@ -128,7 +128,7 @@ fn names(screen: &mut Screen, stage: &Stage) -> Result<()> {
     let web: IpAddr = [10, 96, 0, 80].into();
     let name = text(&["web.shop.svc.cluster.local."]);
     expect(screen, "client-1", &["-x", &web.to_string()], &name)?;
-    expect(screen, "client-0", &["no-such-service"], &[])?;
+    expect(screen, "client-0", &["no-such.shop.svc.cluster.local"], &[])?;
     screen.note("the last one does not exist: NXDOMAIN");
     Ok(())
 }
