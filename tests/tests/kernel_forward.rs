@@ -191,8 +191,8 @@ fn pods_reach_each_other_through_a_service_per_packet() -> Result<()> {
 #[test]
 fn pods_reach_each_other_over_the_fast_path() -> Result<()> {
     let node = Node::new("direct", true)?;
-    for family in 0..2 {
-        let server = socket(ADDRESSES[1][family], 8080);
+    for ip in ADDRESSES[1] {
+        let server = socket(ip, 8080);
         exchange(&node, server, server)?;
         for len in [0, 1400, 5000, 60_000] {
             datagram(&node, server, server, len)?;
