@@ -184,7 +184,7 @@ fn what_is_not_for_a_service_is_untouched() -> Result<()> {
         ..Packet::udp(CLIENT6, VIP6)
     };
     let routed = Packet {
-        extensions: vec![(extension::ROUTING, vec![0, 2, 0, 1, 0, 0, 0, 0].repeat(3))],
+        extensions: vec![(extension::ROUTING, [0, 2, 0, 1, 0, 0, 0, 0].repeat(3))],
         ..Packet::udp(CLIENT6, VIP6)
     };
     let endless = Packet {

@@ -412,14 +412,16 @@ fn switching_lists_fails_and_crosses_no_connection() -> Result<()> {
                     if round % 2 == 0 { (VIP, choose(one)) } else { (OTHER_VIP, choose(other)) };
                 let backends: Vec<&str> = backends.iter().map(String::as_str).collect();
                 switched = lab.service(vip, proto::TCP, &backends);
-                if switched.is_err() || clients.iter().any(|client| client.is_finished()) {
+                if switched.is_err()
+                    || clients.iter().any(std::thread::ScopedJoinHandle::is_finished)
+                {
                     break;
                 }
                 std::thread::yield_now();
             }
             // The clients have had their share before it ends.
             while connected.load(Ordering::Relaxed) < 500
-                && !clients.iter().any(|client| client.is_finished())
+                && !clients.iter().any(std::thread::ScopedJoinHandle::is_finished)
             {
                 std::thread::yield_now();
             }

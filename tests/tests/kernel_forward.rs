@@ -1,0 +1,251 @@
+//! The tc programs between two pods of one node, with real sockets whose packets no socket hook has
+//! touched: services per packet, and the fast path. Needs root.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use sluice_abi::{Counter, Endpoint, proto};
+use sluice_tests::{kernel::Lab, netns::NetNs};
+
+/// A limit for calls that must not hang; nothing is measured by it.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A node with two pods, wired as the CNI plugin does it.
+struct Node {
+    lab: Lab,
+    node: NetNs,
+    pods: Vec<NetNs>,
+}
+
+const ADDRESSES: [[&str; 2]; 2] =
+    [["10.244.1.2", "fd00:244:1::2"], ["10.244.1.3", "fd00:244:1::3"]];
+
+impl Node {
+    fn new(label: &str, fast_path: bool) -> Result<Self> {
+        let lab = Lab::new(label, fast_path)?;
+        let node = NetNs::new(label)?;
+        node.sysctls(&[
+            ("ipv4/ip_forward", "1"),
+            ("ipv6/conf/all/forwarding", "1"),
+            ("ipv4/conf/all/send_redirects", "0"),
+            ("ipv4/conf/default/send_redirects", "0"),
+        ])?;
+        let mut this = Self { lab, node, pods: Vec::new() };
+        for (n, [v4, v6]) in ADDRESSES.into_iter().enumerate() {
+            let n = u8::try_from(n)?;
+            let pod = NetNs::new(&format!("{label}-{n}"))?;
+            let host = format!("slu{n}");
+            let (mac, host_mac) = ([2, 0, 0, 0, 1, n], [2, 0, 0, 0, 2, n]);
+            this.node.veth(&host, &pod, "eth0")?;
+            this.node.ip(&format!("link set {host} address {}", text(host_mac)))?;
+            pod.ip(&format!(
+                "link set eth0 address {mac}\n\
+                 addr add {v4}/32 dev eth0\n\
+                 addr add {v6}/128 dev eth0 nodad\n\
+                 neigh add 169.254.1.1 lladdr {gateway} dev eth0 nud permanent\n\
+                 neigh add fe80::1 lladdr {gateway} dev eth0 nud permanent\n\
+                 route add default via 169.254.1.1 dev eth0 onlink\n\
+                 route add default via fe80::1 dev eth0 onlink",
+                mac = text(mac),
+                gateway = text(host_mac),
+            ))?;
+            this.node.ip(&format!(
+                "route add {v4}/32 dev {host}\n\
+                 route add {v6}/128 dev {host}\n\
+                 neigh add {v4} lladdr {mac} dev {host} nud permanent\n\
+                 neigh add {v6} lladdr {mac} dev {host} nud permanent",
+                mac = text(mac),
+            ))?;
+            let attachment = this.node.run(|| this.lab.dataplane.attach_pod(&host))??;
+            for address in [v4, v6] {
+                let id = u32::from(n) + 1;
+                let ifindex = attachment.ifindex;
+                this.lab.endpoint(address, Endpoint { ifindex, id, mac, host_mac, flags: 0 })?;
+            }
+            this.pods.push(pod);
+        }
+        Ok(this)
+    }
+
+    /// Packets that the node's own stack forwarded, IPv4 and IPv6.
+    fn forwarded(&self) -> Result<u64> {
+        let (v4, v6) = self.node.run(|| -> Result<(String, String)> {
+            // Of the thread, not of the process: the thread is in the namespace.
+            Ok((
+                std::fs::read_to_string("/proc/thread-self/net/snmp")?,
+                std::fs::read_to_string("/proc/thread-self/net/snmp6")?,
+            ))
+        })??;
+        let mut lines = v4.lines().filter(|line| line.starts_with("Ip: "));
+        let names = lines.next().context("names of the IP counters")?;
+        let values = lines.next().context("values of the IP counters")?;
+        let at =
+            names.split(' ').position(|name| name == "ForwDatagrams").context("ForwDatagrams")?;
+        let v4: u64 = values.split(' ').nth(at).context("ForwDatagrams")?.parse()?;
+        let v6: u64 = v6
+            .lines()
+            .find_map(|line| line.strip_prefix("Ip6OutForwDatagrams"))
+            .context("Ip6OutForwDatagrams")?
+            .trim()
+            .parse()?;
+        Ok(v4 + v6)
+    }
+}
+
+fn text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+fn socket(ip: &str, port: u16) -> SocketAddr {
+    let ip: IpAddr = ip.parse().unwrap_or_else(|error| panic!("{ip}: {error}"));
+    SocketAddr::new(ip, port)
+}
+
+/// The same bytes on both sides.
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|n| (n * 31 + n / 251) as u8).collect()
+}
+
+/// Sends a large body there and back, so that segments are as large as offload makes them.
+fn exchange(node: &Node, target: SocketAddr, server: SocketAddr) -> Result<SocketAddr> {
+    const LEN: usize = 4 << 20;
+    let listener = node.pods[1].run(|| TcpListener::bind(server))??;
+    std::thread::scope(|scope| {
+        let serving = scope.spawn(|| -> Result<SocketAddr> {
+            let (mut stream, from) = listener.accept()?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            let mut body = vec![0; LEN];
+            stream.read_exact(&mut body)?;
+            ensure!(body == pattern(LEN), "the body arrived changed");
+            stream.write_all(&body)?;
+            Ok(from)
+        });
+        let local = node.pods[0].run(|| -> Result<SocketAddr> {
+            let mut stream = TcpStream::connect_timeout(&target, PATIENCE)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.write_all(&pattern(LEN))?;
+            let mut body = vec![0; LEN];
+            stream.read_exact(&mut body)?;
+            ensure!(body == pattern(LEN), "the body came back changed");
+            Ok(stream.local_addr()?)
+        })??;
+        let from = serving.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        assert_eq!(from, local, "the server sees the client's own address");
+        Ok(from)
+    })
+}
+
+/// One datagram there and back, of the length given.
+fn datagram(node: &Node, target: SocketAddr, server: SocketAddr, len: usize) -> Result<()> {
+    let serving = node.pods[1].run(|| UdpSocket::bind(server))??;
+    let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let client = node.pods[0].run(|| UdpSocket::bind(any))??;
+    for socket in [&serving, &client] {
+        socket.set_read_timeout(Some(PATIENCE))?;
+    }
+    let body = pattern(len);
+    let mut buffer = vec![0; 65536];
+    client.send_to(&body, target)?;
+    let (got, from) = serving.recv_from(&mut buffer)?;
+    assert_eq!(&buffer[..got], &body[..]);
+    serving.send_to(&body, from)?;
+    let (got, from) = client.recv_from(&mut buffer)?;
+    assert_eq!(&buffer[..got], &body[..]);
+    assert_eq!(from, target, "the answer comes from whom the client asked");
+    Ok(())
+}
+
+/// S1: through a service, translated packet by packet, over the stack and over the fast path.
+#[test]
+fn pods_reach_each_other_through_a_service_per_packet() -> Result<()> {
+    for fast_path in [false, true] {
+        let mut node = Node::new("forward", fast_path)?;
+        for (vip, family) in [("10.96.0.10", 0), ("fd00:96::10", 1)] {
+            let server = socket(ADDRESSES[1][family], 8080);
+            let target = socket(vip, 80);
+            for proto in [proto::TCP, proto::UDP] {
+                node.lab.service(&target.to_string(), proto, &[&server.to_string()])?;
+            }
+            exchange(&node, target, server)?;
+            for len in [0, 1, 1400] {
+                datagram(&node, target, server, len)?;
+            }
+        }
+        assert!(node.lab.count(Counter::PacketForward) > 0);
+        assert!(node.lab.count(Counter::PacketReverse) > 0);
+        // One connection and three datagrams of three sockets, in each family.
+        assert_eq!(node.lab.count(Counter::FlowCreated), 8);
+        let forwarded = node.forwarded()?;
+        assert_eq!(forwarded == 0, fast_path, "the stack forwarded {forwarded} packets");
+        assert_eq!(node.lab.count(Counter::FastPathPod) > 0, fast_path);
+    }
+    Ok(())
+}
+
+/// Pods reach each other's addresses over the fast path: large segments, large datagrams that are
+/// fragmented, and nothing of it through the node's stack.
+#[test]
+fn pods_reach_each_other_over_the_fast_path() -> Result<()> {
+    let node = Node::new("direct", true)?;
+    for ip in ADDRESSES[1] {
+        let server = socket(ip, 8080);
+        exchange(&node, server, server)?;
+        for len in [0, 1400, 5000, 60_000] {
+            datagram(&node, server, server, len)?;
+        }
+    }
+    assert_eq!(node.forwarded()?, 0);
+    assert_eq!(node.lab.count(Counter::PacketForward), 0);
+    assert_eq!(node.lab.count(Counter::FlowCreated), 0);
+    Ok(())
+}
+
+/// The last hop is the stack's: it answers that the time is exceeded.
+#[test]
+fn the_last_hop_is_answered_by_the_stack() -> Result<()> {
+    let node = Node::new("ttl", true)?;
+    let server = socket(ADDRESSES[1][0], 8080);
+    // The node answers from an address of its own.
+    node.node.ip("addr add 10.244.1.1/32 dev lo")?;
+    let error = node.pods[0].run(|| -> Result<i32> {
+        let client = UdpSocket::bind("0.0.0.0:0")?;
+        client.set_ttl(1)?;
+        client.set_read_timeout(Some(PATIENCE))?;
+        // The error comes back on the socket.
+        nix::sys::socket::setsockopt(&client, nix::sys::socket::sockopt::Ipv4RecvErr, &true)?;
+        client.connect(server)?;
+        client.send(b"x")?;
+        let mut buffer = [0; 8];
+        let error = client.recv(&mut buffer).expect_err("nobody answers");
+        error.raw_os_error().context("an error of the kernel")
+    })??;
+    assert_eq!(error, nix::errno::Errno::EHOSTUNREACH as i32);
+    assert_eq!(node.lab.count(Counter::FastPathPod), 0);
+    Ok(())
+}
+
+/// A pod that is gone, while its endpoint is still known: packets for it go nowhere, and other pods
+/// go on.
+#[test]
+fn packets_for_a_pod_that_is_gone_are_dropped() -> Result<()> {
+    let mut node = Node::new("gone", true)?;
+    drop(node.pods.pop());
+    // Namespaces are taken down in the background.
+    let gone = sluice_tests::wait::wait_ok("the pod's interface to go", PATIENCE, || {
+        let gone = node.lab.dataplane.detach_gone()?;
+        ensure!(!gone.is_empty(), "the interface is still there");
+        Ok(gone)
+    })?;
+    assert_eq!(gone.len(), 1);
+    let client = node.pods[0].run(|| UdpSocket::bind("0.0.0.0:0"))??;
+    for _ in 0..10 {
+        client.send_to(b"x", socket(ADDRESSES[1][0], 8080))?;
+    }
+    assert_eq!(node.lab.count(Counter::FastPathPod), 10);
+    assert_eq!(node.forwarded()?, 0);
+    Ok(())
+}
