@@ -301,11 +301,11 @@ impl Cache {
                 }
             }
             ResourceKind::EndpointSlice => {
-                if let Some(old) = self.slices.remove(name) {
-                    if let Some(service) = &old.service {
-                        self.unlink(service, name);
-                        self.mark(service, changes);
-                    }
+                if let Some(old) = self.slices.remove(name)
+                    && let Some(service) = &old.service
+                {
+                    self.unlink(service, name);
+                    self.mark(service, changes);
                 }
             }
             ResourceKind::Pod => {

@@ -52,12 +52,12 @@ impl Rejects {
 
     pub(super) fn recover_origin(&mut self, origin: &str) {
         let Some(rejected) = self.by_origin.remove(origin) else { return };
-        if let Some(key) = &rejected.key {
-            if let Some(origins) = self.by_key.get_mut(key) {
-                origins.remove(origin);
-                if origins.is_empty() {
-                    self.by_key.remove(key);
-                }
+        if let Some(key) = &rejected.key
+            && let Some(origins) = self.by_key.get_mut(key)
+        {
+            origins.remove(origin);
+            if origins.is_empty() {
+                self.by_key.remove(key);
             }
         }
         if !self.fresh.remove(origin) {

@@ -99,13 +99,13 @@ struct Addresses {
 /// `clusterIP`, `clusterIPs` and `ipFamilies`. No address at all is legal: none is allocated yet.
 fn addresses(spec: &wire::ServiceSpec) -> Result<Addresses, FieldError> {
     let (single, all) = (&spec.cluster_ip, &spec.cluster_ips);
-    if let (false, Some(first)) = (single.is_empty(), all.first()) {
-        if first != single {
-            return Err(FieldError::new(
-                "spec.clusterIPs[0]",
-                format_args!("{first:?} is not spec.clusterIP {single:?}"),
-            ));
-        }
+    if let (false, Some(first)) = (single.is_empty(), all.first())
+        && first != single
+    {
+        return Err(FieldError::new(
+            "spec.clusterIPs[0]",
+            format_args!("{first:?} is not spec.clusterIP {single:?}"),
+        ));
     }
     let families = (0..)
         .zip(&spec.ip_families)

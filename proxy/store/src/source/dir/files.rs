@@ -104,7 +104,7 @@ impl Files {
         let changed = names.into_iter().filter(|name| {
             let metadata = fs::metadata(self.directory.join(name)).ok();
             let young = |metadata: &Metadata| {
-                let age = metadata.modified().ok().and_then(|at| age(at));
+                let age = metadata.modified().ok().and_then(age);
                 settled.is_some_and(|settled| age.is_some_and(|age| age < settled))
             };
             let stamp = metadata.as_ref().map(Stamp::of);
