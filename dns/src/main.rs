@@ -65,9 +65,16 @@ async fn serve(args: &Args, domain: Domain, sockets: Vec<Sockets>) -> Result<()>
     }
     let stream = Stream::open(&args.source, &args.source_options())
         .map_err(|e| anyhow!("--source {}: {e} ({})", args.source, e.hint()))?;
-    tokio::spawn(feed::run(stream, Arc::clone(&resolver)));
+    let feed = tokio::spawn(feed::run(stream, Arc::clone(&resolver)));
+    let watched = Arc::clone(&health);
+    tokio::spawn(async move {
+        if let Err(error) = feed.await {
+            tracing::error!(%error, "the reader of the source broke off");
+        }
+        watched.fail();
+    });
 
-    let server = Server::start(sockets, &resolver).context("cannot serve")?;
+    let mut server = Server::start(sockets, &resolver).context("cannot serve")?;
     for addr in server.addrs() {
         tracing::info!("serving DNS on {addr}");
     }
@@ -75,6 +82,7 @@ async fn serve(args: &Args, domain: Domain, sockets: Vec<Sockets>) -> Result<()>
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        () = server.failed() => return Err(anyhow!("a socket is not served any more")),
     }
     health.stop();
     tracing::info!(lameduck_seconds = args.lameduck_seconds, "stopping");

@@ -30,17 +30,24 @@ const BACKOFF: Duration = Duration::from_millis(100);
 pub struct Health {
     resolver: Arc<Resolver>,
     stopping: AtomicBool,
+    broken: AtomicBool,
 }
 
 impl Health {
     /// The health of a server with this resolver.
     pub fn new(resolver: Arc<Resolver>) -> Self {
-        Self { resolver, stopping: AtomicBool::new(false) }
+        Self { resolver, stopping: AtomicBool::new(false), broken: AtomicBool::new(false) }
     }
 
     /// From now on the server is not ready: it still answers, and clients should go elsewhere.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on the server is not healthy: something ended that should not, and a restart is
+    /// the remedy. It goes on answering what it knows.
+    pub fn fail(&self) {
+        self.broken.store(true, Ordering::Relaxed);
     }
 
     /// Whether clients may be sent here: the source has been read, and no stop is under way.
@@ -52,6 +59,11 @@ impl Health {
     fn response(&self, method: &str, path: &str) -> (&'static str, &'static str) {
         let path = path.split('?').next().unwrap_or_default();
         match (method, path) {
+            ("GET" | "HEAD", "/health" | "/healthz" | "/livez")
+                if self.broken.load(Ordering::Relaxed) =>
+            {
+                ("503 Service Unavailable", "the source is not followed any more\n")
+            }
             ("GET" | "HEAD", "/health" | "/healthz" | "/livez") => ("200 OK", "OK\n"),
             ("GET" | "HEAD", "/ready" | "/readyz") if self.ready() => ("200 OK", "OK\n"),
             ("GET" | "HEAD", "/ready" | "/readyz") => {

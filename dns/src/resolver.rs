@@ -1,6 +1,7 @@
 //! From one message to another: what to answer at once, and what to ask upstreams for first.
 
 use std::net::IpAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -59,6 +60,16 @@ impl Resolver {
     /// Takes a message. All that the cluster knows is answered here, without waiting. `local` is
     /// the address that the message was sent to.
     pub fn accept(&self, message: &[u8], transport: Transport, local: Option<IpAddr>) -> Step {
+        // A message that trips over a mistake of ours must not silence the socket for all others.
+        // Nothing is changed here, so nothing is left half done.
+        let step = catch_unwind(AssertUnwindSafe(|| self.step(message, transport, local)));
+        step.unwrap_or_else(|_| {
+            tracing::error!(?message, "this message made the server panic; it is ignored");
+            Step::Ignore
+        })
+    }
+
+    fn step(&self, message: &[u8], transport: Transport, local: Option<IpAddr>) -> Step {
         let request = match wire::read(message) {
             Incoming::Ignore => return Step::Ignore,
             Incoming::Reject(reply) => return Step::Reply(reply),

@@ -56,6 +56,13 @@ impl Server {
         &self.addrs
     }
 
+    /// Waits until a loop ends by itself, which none does unless something is badly wrong.
+    pub async fn failed(&mut self) {
+        if let Some(Err(error)) = self.loops.join_next().await {
+            tracing::error!(%error, "a socket's loop broke off");
+        }
+    }
+
     /// Takes no more queries, and waits until those under way are answered.
     pub async fn stop(mut self) {
         // Without loops nobody listens, which is no error.

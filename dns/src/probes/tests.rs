@@ -40,6 +40,16 @@ async fn ready_follows_the_source_and_the_stop() {
     assert_eq!(status(addr, "GET /health").await, "HTTP/1.1 200 OK");
 }
 
+/// A part that broke off is for the supervisor to see.
+#[tokio::test]
+async fn a_broken_server_is_not_healthy_and_goes_on() {
+    let (addr, resolver, health) = start().await;
+    resolver.set_zone(fixture::zone(&[]));
+    health.fail();
+    assert_eq!(status(addr, "GET /health").await, "HTTP/1.1 503 Service Unavailable");
+    assert_eq!(status(addr, "GET /ready").await, "HTTP/1.1 200 OK");
+}
+
 #[tokio::test]
 async fn head_has_no_body_and_the_same_length() {
     let (addr, _, _) = start().await;

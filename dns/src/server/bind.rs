@@ -8,6 +8,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 /// How many connections may wait to be accepted.
 const BACKLOG: i32 = 1024;
+/// Room for a burst of queries, in octets, as long as the loop is busy.
+const RECEIVE_BUFFER: usize = 4 << 20;
 /// How often another free port is tried where port 0 asks for any: the kernel picks it for UDP, and
 /// it may be taken for TCP.
 const FREE_PORT_TRIES: usize = 16;
@@ -72,6 +74,8 @@ impl Sockets {
     fn bind_once(addr: SocketAddr) -> Result<Self, BindError> {
         let fail = |call| move |source| BindError { addr, call, source };
         let udp = socket(addr, Type::DGRAM, Protocol::UDP).map_err(fail("socket"))?;
+        // The kernel gives what its limit allows (net.core.rmem_max); less is no error.
+        let _ = udp.set_recv_buffer_size(RECEIVE_BUFFER);
         udp.bind(&addr.into()).map_err(fail("bind UDP"))?;
         if addr.ip().is_unspecified() {
             // The answer has to come from the address that was asked.

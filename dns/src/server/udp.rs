@@ -63,7 +63,7 @@ impl Socket {
     async fn recv(
         &self,
         buffer: &mut [u8],
-        control: &mut Vec<u8>,
+        control: &mut [u8],
     ) -> io::Result<(usize, SocketAddr, Local)> {
         if !self.any {
             let (length, peer) = self.socket.recv_from(buffer).await?;
@@ -75,7 +75,7 @@ impl Socket {
     fn recvmsg(
         &self,
         buffer: &mut [u8],
-        control: &mut Vec<u8>,
+        control: &mut [u8],
     ) -> io::Result<(usize, SocketAddr, Local)> {
         let mut parts = [IoSliceMut::new(buffer)];
         let fd = self.socket.as_raw_fd();

@@ -155,7 +155,7 @@ fn garbage_and_stalling_clients_do_not_stop_the_server() {
         // Every beginning of a query, and bytes without sense.
         let garbage: Vec<u8> = match n % 2 {
             0 => good[..n / 2 % good.len()].to_vec(),
-            _ => (0..n % 600).map(|i| (i * n * 31 >> 3) as u8).collect(),
+            _ => (0..n % 600).map(|i| ((i * n * 31) >> 3) as u8).collect(),
         };
         socket.send_to(&garbage, dns.addr).expect("sent");
     }
