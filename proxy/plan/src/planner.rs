@@ -113,6 +113,15 @@ impl Planner {
         self.mirror.tables()
     }
 
+    /// All that is not programmed as it stands, whenever it became so: a plan tells each once, this
+    /// tells it as long as it is so.
+    pub fn warnings(&self) -> impl Iterator<Item = Warning> {
+        self.services.values().flat_map(|entry| {
+            let lost = entry.lost.iter().filter_map(|(key, owner)| conflict(entry, key, owner));
+            entry.wants.warnings.iter().cloned().chain(lost)
+        })
+    }
+
     /// Takes back all that the Service asked for; returns the frontends that it had in hand.
     fn retract(&mut self, name: &ObjectName) -> (BTreeSet<FrontendKey>, Option<Entry>) {
         let mut affected: BTreeSet<FrontendKey> = self.held.release(name).into_iter().collect();
@@ -166,18 +175,23 @@ impl Planner {
             if entry.lost.insert(*key, owner.clone()).as_ref() == Some(owner) {
                 continue;
             }
-            warnings.extend(entry.wants.frontends.get(key).map(|want| Warning {
-                service: loser.service.clone(),
-                field: want.field.clone(),
-                problem: Problem::Conflict {
-                    addr: key.addr.to_ip(),
-                    port: key.port.get(),
-                    protocol: want.port.protocol,
-                    owner: owner.clone(),
-                },
-            }));
+            warnings.extend(conflict(entry, key, owner));
         }
     }
+}
+
+/// The warning of a Service that asks for a frontend which `owner` has.
+fn conflict(entry: &Entry, key: &FrontendKey, owner: &ObjectName) -> Option<Warning> {
+    entry.wants.frontends.get(key).map(|want| Warning {
+        service: entry.rank.service.clone(),
+        field: want.field.clone(),
+        problem: Problem::Conflict {
+            addr: key.addr.to_ip(),
+            port: key.port.get(),
+            protocol: want.port.protocol,
+            owner: owner.clone(),
+        },
+    })
 }
 
 /// What a Service wants a frontend to be.

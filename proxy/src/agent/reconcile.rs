@@ -1,6 +1,5 @@
 //! Services: from the cache through the planner to the kernel, with what failed tried again.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use sluice_model::ObjectName;
@@ -16,8 +15,6 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 #[derive(Debug)]
 pub struct Reconciler {
     planner: Planner,
-    /// What the planner had to say of each Service, logged once.
-    warnings: BTreeMap<ObjectName, Vec<String>>,
     failure: Option<Failure>,
 }
 
@@ -47,7 +44,7 @@ impl Reconciler {
                 "took over what the kernel holds"
             );
         }
-        Ok(Self { planner: Planner::restore(tables), warnings: BTreeMap::new(), failure: None })
+        Ok(Self { planner: Planner::restore(tables), failure: None })
     }
 
     /// Brings the named Services to what the cache says of them.
@@ -77,19 +74,8 @@ impl Reconciler {
     }
 
     fn apply(&mut self, dataplane: &mut Dataplane, name: Option<&ObjectName>, plan: Plan) {
-        if let Some(name) = name {
-            let warnings: Vec<String> = plan.warnings.iter().map(ToString::to_string).collect();
-            let before = self.warnings.get(name);
-            for warning in &warnings {
-                if before.is_none_or(|before| !before.contains(warning)) {
-                    tracing::warn!("{warning}");
-                }
-            }
-            if warnings.is_empty() {
-                self.warnings.remove(name);
-            } else {
-                self.warnings.insert(name.clone(), warnings);
-            }
+        for warning in &plan.warnings {
+            tracing::warn!("{warning}");
         }
         if plan.ops.is_empty() {
             return;
@@ -147,8 +133,11 @@ impl Reconciler {
     /// What is wrong, subject and message.
     pub fn problems(&self) -> impl Iterator<Item = (String, String)> {
         let failure = self.failure.iter().map(|f| (f.service.clone(), f.error.clone()));
-        let warnings = self.warnings.iter().flat_map(|(name, texts)| {
-            texts.iter().map(move |t| (format!("Service {name}"), t.clone()))
+        let warnings = self.planner.warnings().map(|warning| {
+            (
+                format!("Service {}", warning.service),
+                format!("{}: {}", warning.field, warning.problem),
+            )
         });
         failure.chain(warnings)
     }

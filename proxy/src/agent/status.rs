@@ -2,7 +2,7 @@
 
 use std::time::{Instant, SystemTime};
 
-use sluice_store::SourceStatus;
+use sluice_store::{Rejected, SourceStatus};
 
 use super::routes::Routes;
 use super::run::Agent;
@@ -94,14 +94,25 @@ impl Agent {
             message: message.to_owned(),
         };
         let mut rows: Vec<_> = self.reconciler.problems().map(|(s, m)| row(&s, &m)).collect();
-        rows.extend(
-            self.cache.rejected().map(|rejected| row(&rejected.origin, &rejected.to_string())),
-        );
+        rows.extend(self.cache.rejected().map(rejected_row));
         rows.extend(self.endpoints.problems().map(|(s, m)| row(s, m)));
         rows.extend(self.routes.iter().flat_map(Routes::problems).map(|(s, m)| row(s, m)));
         rows.extend(self.notices.iter().map(|notice| row("map size", notice)));
         rows
     }
+}
+
+/// A refused object: where it is, then what is wrong with what.
+fn rejected_row(rejected: &Rejected) -> ProblemRow {
+    let mut message = String::new();
+    if let Some(key) = &rejected.key {
+        message.push_str(&format!("{key}: "));
+    }
+    if !rejected.field.is_empty() {
+        message.push_str(&format!("{}: ", rejected.field));
+    }
+    message.push_str(&rejected.reason);
+    ProblemRow { subject: rejected.origin.clone(), message }
 }
 
 fn source_view(url: &str, status: &SourceStatus) -> SourceView {

@@ -198,17 +198,36 @@ impl BackendRow {
 impl ConntrackRow {
     /// A row a flow, from its forward entry. `now` is the kernel's monotonic clock in nanoseconds.
     pub fn all(entries: &[(CtKey, CtEntry)], tables: &Tables, now: u64) -> Vec<Self> {
+        // What the backend did stands in the entry that its packets are looked up by.
+        let answers: BTreeMap<CtKey, &CtEntry> = entries
+            .iter()
+            .filter(|(key, _)| key.flags & CtFlags::REVERSE != 0)
+            .map(|(key, entry)| (*key, entry))
+            .collect();
         let mut rows: Vec<Self> = entries
             .iter()
             .filter(|(key, _)| key.flags & CtFlags::REVERSE == 0)
-            .map(|(key, entry)| Self {
-                protocol: protocol(key.proto),
-                client: socket(key.src, key.sport),
-                frontend: socket(key.dst, key.dport),
-                backend: socket(entry.addr, entry.port),
-                service: service_label(tables, entry.service),
-                state: ct_state(entry.flags).to_owned(),
-                idle_secs: now.saturating_sub(entry.last_seen) / 1_000_000_000,
+            .map(|(key, entry)| {
+                let answer = answers.get(&CtKey {
+                    src: entry.addr,
+                    dst: key.src,
+                    sport: entry.port,
+                    dport: key.sport,
+                    proto: key.proto,
+                    flags: CtFlags::REVERSE,
+                    reserved: 0,
+                });
+                let flags = entry.flags | answer.map_or(0, |answer| answer.flags);
+                let last_seen = entry.last_seen.max(answer.map_or(0, |answer| answer.last_seen));
+                Self {
+                    protocol: protocol(key.proto),
+                    client: socket(key.src, key.sport),
+                    frontend: socket(key.dst, key.dport),
+                    backend: socket(entry.addr, entry.port),
+                    service: service_label(tables, entry.service),
+                    state: ct_state(flags).to_owned(),
+                    idle_secs: now.saturating_sub(last_seen) / 1_000_000_000,
+                }
             })
             .collect();
         rows.sort();

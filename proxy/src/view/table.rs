@@ -27,7 +27,7 @@ pub fn render<R: Row + Serialize>(rows: &[R], output: Output) -> anyhow::Result<
             for row in rows {
                 table.add_row(row.cells(wide));
             }
-            finish(&table)
+            finish(table)
         }
         Output::Json => serde_json::to_string_pretty(rows)? + "\n",
         Output::Yaml => serde_norway::to_string(rows)?,
@@ -42,7 +42,10 @@ pub(crate) fn plain_table() -> Table {
 }
 
 /// The table's text without spaces at line ends.
-pub(crate) fn finish(table: &Table) -> String {
+pub(crate) fn finish(mut table: Table) -> String {
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
     let mut text = String::new();
     for line in table.lines() {
         text.push_str(line.trim_end());

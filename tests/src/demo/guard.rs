@@ -61,6 +61,9 @@ pub fn watch(owner: u32) -> Result<()> {
         (!Path::new(&proc_dir).exists()).then_some(())
     })?;
     sweep::dead();
+    if fs::read_to_string(pid_file()).is_ok_and(|text| text.trim() == owner.to_string()) {
+        fs::remove_file(pid_file()).context("the demo's pid file")?;
+    }
     Ok(())
 }
 
