@@ -4,66 +4,124 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use sluice_abi::{Addr, Backend, Be16};
-use sluice_model::{Conditions, Endpoint, IpFamily, Protocol};
+use sluice_model::{Endpoint, IpFamily, Protocol};
+
+use crate::NodeContext;
 
 /// The family of an address as the kernel's tables have it: an IPv4-mapped IPv6 address is IPv4.
 pub(crate) fn family(addr: &IpAddr) -> IpFamily {
     if Addr::from(*addr).is_v4() { IpFamily::V4 } else { IpFamily::V6 }
 }
 
-/// The backends that new connections to a service port of that name and protocol may get, for a
-/// frontend of that family: sorted, each once.
+/// The endpoints of one family that serve a service port, each with the backend it is.
 ///
-/// They are those of the ready endpoints; if none is ready, those that are terminating but still
-/// serve, so that a rollout that takes the last ready pod away loses no connection ([KEP-1669]).
-/// An endpoint that lists the port under several numbers counts as several backends.
-///
-/// [KEP-1669]: https://github.com/kubernetes/enhancements/tree/master/keps/sig-network/1669-proxy-terminating-endpoints
-pub(crate) fn choose(
-    endpoints: &[Endpoint],
-    port: &str,
-    protocol: Protocol,
-    family: IpFamily,
-) -> Arc<[Backend]> {
-    let ready = collect(endpoints, port, protocol, family, |c| c.ready);
-    if !ready.is_empty() {
-        return ready.into();
-    }
-    collect(endpoints, port, protocol, family, |c| c.serving && c.terminating).into()
+/// An endpoint that lists the port under several numbers counts as several.
+#[derive(Debug)]
+pub(crate) struct Pool<'a> {
+    members: Vec<(Backend, &'a Endpoint)>,
 }
 
-fn collect(
-    endpoints: &[Endpoint],
-    port: &str,
-    protocol: Protocol,
-    wanted: IpFamily,
-    usable: impl Fn(&Conditions) -> bool,
-) -> Vec<Backend> {
-    let mut found: Vec<(IpAddr, u16)> = Vec::new();
-    for endpoint in endpoints {
-        if family(&endpoint.addr) != wanted || !usable(&endpoint.conditions) {
-            continue;
-        }
-        for served in &endpoint.ports {
-            if served.name == port
-                && served.protocol == protocol
-                && let Some(number) = served.port.filter(|number| *number != 0)
-            {
-                found.push((endpoint.addr, number));
+/// Which of the ready endpoints the hints of all of them lead this node to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Topology {
+    SameNode,
+    SameZone,
+    Everywhere,
+}
+
+impl<'a> Pool<'a> {
+    /// The endpoints with a port of that name and protocol, for frontends of that family.
+    pub(crate) fn new(
+        endpoints: &'a [Endpoint],
+        port: &str,
+        protocol: Protocol,
+        wanted: IpFamily,
+    ) -> Self {
+        let mut members = Vec::new();
+        for endpoint in endpoints.iter().filter(|endpoint| family(&endpoint.addr) == wanted) {
+            for served in &endpoint.ports {
+                if served.name == port
+                    && served.protocol == protocol
+                    && let Some(number) = served.port.filter(|number| *number != 0)
+                {
+                    let backend = Backend {
+                        addr: endpoint.addr.into(),
+                        port: Be16::new(number),
+                        proto: protocol.number(),
+                        flags: 0,
+                    };
+                    members.push((backend, endpoint));
+                }
             }
         }
+        Self { members }
     }
-    found.sort_unstable();
-    found.dedup();
-    found
-        .into_iter()
-        .map(|(addr, number)| Backend {
-            addr: addr.into(),
-            port: Be16::new(number),
-            proto: protocol.number(),
-            flags: 0,
-        })
-        .collect()
+
+    /// The backends under the traffic policy `Cluster`: sorted, each once.
+    ///
+    /// They are those of the ready endpoints, of which the hints may shut some out; if none is
+    /// ready, those that are terminating but still serve, wherever they are, so that a rollout that
+    /// takes the last ready pod away loses no connection ([KEP-1669]).
+    ///
+    /// [KEP-1669]: https://github.com/kubernetes/enhancements/tree/master/keps/sig-network/1669-proxy-terminating-endpoints
+    pub(crate) fn cluster(&self, node: &NodeContext) -> Arc<[Backend]> {
+        let topology = self.topology(node);
+        let near = |endpoint: &Endpoint| match topology {
+            Topology::SameNode => endpoint.for_nodes.contains(&node.name),
+            Topology::SameZone => {
+                node.zone.as_ref().is_some_and(|zone| endpoint.for_zones.contains(zone))
+            }
+            Topology::Everywhere => true,
+        };
+        let ready = self.backends(|endpoint| endpoint.conditions.ready && near(endpoint));
+        if ready.is_empty() { self.backends(stands_in) } else { ready }
+    }
+
+    /// The backends under the traffic policy `Local`: those of this node, which may be terminating
+    /// ones though other nodes have ready ones. Hints do not count.
+    pub(crate) fn local(&self, node: &NodeContext) -> Arc<[Backend]> {
+        let here = |endpoint: &Endpoint| endpoint.node.as_ref() == Some(&node.name);
+        let ready = self.backends(|endpoint| endpoint.conditions.ready && here(endpoint));
+        if ready.is_empty() {
+            self.backends(|endpoint| stands_in(endpoint) && here(endpoint))
+        } else {
+            ready
+        }
+    }
+
+    /// Hints count only if every ready endpoint has them and one is meant for this node; those that
+    /// name nodes come before those that name zones ([KEP-3015]).
+    ///
+    /// [KEP-3015]: https://github.com/kubernetes/enhancements/tree/master/keps/sig-network/3015-prefer-same-node
+    fn topology(&self, node: &NodeContext) -> Topology {
+        let ready = || {
+            self.members.iter().map(|(_, endpoint)| *endpoint).filter(|e| e.conditions.ready)
+        };
+        let leads = |hints: fn(&Endpoint) -> &[String], to: &String| {
+            ready().all(|endpoint| !hints(endpoint).is_empty())
+                && ready().any(|endpoint| hints(endpoint).contains(to))
+        };
+        if leads(|endpoint| &endpoint.for_nodes, &node.name) {
+            Topology::SameNode
+        } else if node.zone.as_ref().is_some_and(|zone| leads(|e| &e.for_zones, zone)) {
+            Topology::SameZone
+        } else {
+            Topology::Everywhere
+        }
+    }
+
+    fn backends(&self, usable: impl Fn(&Endpoint) -> bool) -> Arc<[Backend]> {
+        let usable = self.members.iter().filter(|(_, endpoint)| usable(endpoint));
+        let mut found: Vec<Backend> = usable.map(|(backend, _)| *backend).collect();
+        found.sort_unstable_by_key(|backend| (backend.addr.to_ip(), backend.port.get()));
+        found.dedup();
+        found.into()
+    }
+}
+
+/// Whether the endpoint takes connections while no endpoint is ready.
+fn stands_in(endpoint: &Endpoint) -> bool {
+    endpoint.conditions.serving && endpoint.conditions.terminating
 }
 
 #[cfg(test)]

@@ -18,6 +18,12 @@
 //!                    BACKENDS backend -> {addr, port, proto}
 //! ```
 //!
+//! Every address that reaches a Service from pods and processes of the node has a frontend: ClusterIPs,
+//! external IPs, ingress addresses of load balancers, and NodePorts on the node's own addresses, which
+//! the [`NodeContext`] tells. A connection that a client inside makes to an address for clients
+//! outside gets an endpoint of the whole cluster even under `externalTrafficPolicy: Local`, as
+//! kube-proxy does it.
+//!
 //! [`trace`] tells from [`Tables`] alone what a connection would meet.
 
 mod backends;
@@ -29,6 +35,7 @@ mod frontends;
 mod ids;
 mod lists;
 mod mirror;
+mod node;
 mod ops;
 mod planner;
 mod refs;
@@ -38,6 +45,7 @@ mod stage;
 mod trace;
 mod warning;
 
+pub use node::NodeContext;
 pub use ops::{MapOp, Tables};
 pub use planner::{Plan, Planner};
 pub use trace::{Breakage, Destination, Verdict, trace};

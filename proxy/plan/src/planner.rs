@@ -1,17 +1,19 @@
 //! The planner: from Services, one at a time, to operations.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
-use sluice_abi::FrontendKey;
+use sluice_abi::{Backend, FrontendKey};
 use sluice_model::{Endpoint, ObjectName, Service};
 
 use crate::claims::{Claims, Rank};
 use crate::frontends::{self, Want, Wants};
 use crate::mirror::Mirror;
+use crate::node::Depends;
 use crate::restore::Held;
 use crate::stage::Stage;
 use crate::warning::Problem;
-use crate::{MapOp, Tables, Warning};
+use crate::{MapOp, NodeContext, Tables, Warning, lists, services};
 
 /// What one change of the model asks of the kernel.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -34,6 +36,7 @@ pub struct Plan {
 #[derive(Clone, Debug, Default)]
 pub struct Planner {
     mirror: Mirror,
+    node: NodeContext,
     services: HashMap<ObjectName, Entry>,
     claims: Claims,
     held: Held,
@@ -65,15 +68,36 @@ impl Planner {
         Self {
             held: Held::restore(&tables),
             mirror: Mirror::restore(tables),
+            node: NodeContext::default(),
             services: HashMap::new(),
             claims: Claims::default(),
         }
     }
 
+    /// States what the node is now, and returns the Services that it makes a difference to: they
+    /// must be stated again. Nothing changes until they are, and then Service by Service.
+    pub fn set_node(&mut self, node: NodeContext) -> BTreeSet<ObjectName> {
+        let changed = Depends::differing(&self.node, &node);
+        self.node = node;
+        let entries = self.services.iter();
+        entries
+            .filter(|(_, entry)| entry.wants.depends.meets(changed))
+            .map(|(name, _)| name.clone())
+            .collect()
+    }
+
+    /// The node as it was stated last.
+    pub fn node(&self) -> &NodeContext {
+        &self.node
+    }
+
     /// States what one Service and all its endpoints are now. The plan makes the kernel's tables
     /// so, and is empty if they are so already.
     pub fn upsert(&mut self, service: &Service, endpoints: &[Endpoint]) -> Plan {
-        let wants = frontends::wants(service, endpoints);
+        let mut wants = frontends::wants(service, endpoints, &self.node);
+        if is_api_server(&service.meta.name) {
+            self.keep_api_server(&mut wants);
+        }
         let rank = Rank { created: service.meta.created, service: service.meta.name.clone() };
         // Most of what changes in a Service or its endpoints is of no consequence here.
         if self.services.get(&rank.service).is_some_and(|e| e.wants == wants && e.rank == rank) {
@@ -120,6 +144,42 @@ impl Planner {
             let lost = entry.lost.iter().filter_map(|(key, owner)| conflict(entry, key, owner));
             entry.wants.warnings.iter().cloned().chain(lost)
         })
+    }
+
+    /// A frontend of the API server's Service that is to have no backend keeps those that it had last:
+    /// the list of its endpoints comes through the API server itself, whose absence is the likeliest
+    /// reason for a list that is empty, and a node that cannot reach it cannot learn better. What it
+    /// had is read off the tables, so that it holds across restarts.
+    fn keep_api_server(&self, wants: &mut Wants) {
+        for (key, want) in &mut wants.frontends {
+            if want.backends.is_empty()
+                && let Some(last) = self.last_backends(key, want)
+            {
+                want.backends = last;
+            }
+        }
+    }
+
+    /// The backends that the service port has in the tables for frontends of that family.
+    fn last_backends(&self, key: &FrontendKey, want: &Want) -> Option<Arc<[Backend]>> {
+        let tables = self.mirror.tables();
+        let name = services::kernel_name(&want.port);
+        let same_port = |other: &FrontendKey| {
+            other.proto == key.proto && other.addr.is_v4() == key.addr.is_v4()
+        };
+        let (_, frontend) = tables.frontends.iter().find(|(other, frontend)| {
+            frontend.count != 0
+                && same_port(other)
+                && tables.names.get(&frontend.service) == Some(&name)
+        })?;
+        let chunks = lists::keys(&tables.slots, frontend.list);
+        let numbers = chunks.filter_map(|key| tables.slots.get(&key)).flat_map(lists::members);
+        let mut backends: Vec<Backend> =
+            numbers.filter_map(|number| tables.backends.get(&number).copied()).collect();
+        backends.retain(|backend| backend.proto == key.proto);
+        backends.sort_unstable_by_key(|backend| (backend.addr.to_ip(), backend.port.get()));
+        backends.dedup();
+        Some(backends.into())
     }
 
     /// Takes back all that the Service asked for; returns the frontends that it had in hand.
@@ -178,6 +238,11 @@ impl Planner {
             warnings.extend(conflict(entry, key, owner));
         }
     }
+}
+
+/// Whether it is the Service that the API server is reached by.
+fn is_api_server(name: &ObjectName) -> bool {
+    name.namespace == "default" && name.name == "kubernetes"
 }
 
 /// The warning of a Service that asks for a frontend which `owner` has.

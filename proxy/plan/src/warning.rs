@@ -48,6 +48,13 @@ pub enum Problem {
         /// Name of the port that is programmed.
         first: String,
     },
+    /// `loadBalancerSourceRanges` keep some clients away from the address, which this version does
+    /// not check; the address is not served here, so that connections go on to the load balancer,
+    /// which does.
+    SourceRanges {
+        /// The ingress address.
+        addr: IpAddr,
+    },
 }
 
 impl fmt::Display for Problem {
@@ -63,6 +70,11 @@ impl fmt::Display for Problem {
                     "{name:?} is the name of spec.ports[{first}] already; the port is skipped"
                 )
             }
+            Self::SourceRanges { addr } => write!(
+                f,
+                "{addr} has spec.loadBalancerSourceRanges, which are not checked here; connections \
+                 to it go to the load balancer"
+            ),
             Self::DuplicatePort { port, protocol, first } => {
                 write!(f, "{port}/{protocol} is taken by the port {first:?}; the port is skipped")
             }

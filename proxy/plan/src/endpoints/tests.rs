@@ -1,4 +1,4 @@
-use sluice_model::SlicePort;
+use sluice_model::{Conditions, SlicePort};
 
 use super::*;
 
@@ -34,7 +34,8 @@ const STOPPED: Conditions = Conditions { ready: false, serving: false, terminati
 const HTTP: &[(&str, Protocol, Option<u16>)] = &[("http", Protocol::Tcp, Some(8080))];
 
 fn chosen(endpoints: &[Endpoint], family: IpFamily) -> Vec<String> {
-    choose(endpoints, "http", Protocol::Tcp, family)
+    Pool::new(endpoints, "http", Protocol::Tcp, family)
+        .cluster(&NodeContext::default())
         .iter()
         .map(|b| format!("{:?}:{:?}/{}", b.addr, b.port, b.proto))
         .collect()

@@ -22,7 +22,7 @@ fn service(ips: &[&str], ports: &[(&str, u16, Protocol)]) -> Service {
 }
 
 fn keys(service: &Service) -> Vec<String> {
-    let wants = wants(service, &[]);
+    let wants = wants(service, &[], &NodeContext::default());
     assert_eq!(wants.warnings, []);
     let mut keys: Vec<String> = wants
         .frontends
@@ -87,7 +87,7 @@ fn affinity_timeout_is_on_every_frontend() {
         affinity_secs: Some(10800),
         ..service(&["10.96.0.1", "fd00::1"], &[("", 80, Protocol::Tcp)])
     };
-    let wants = wants(&service, &[]);
+    let wants = wants(&service, &[], &NodeContext::default());
     assert_eq!(wants.frontends.len(), 2);
     assert!(wants.frontends.values().all(|want| want.affinity_secs == 10800));
 }
@@ -97,7 +97,7 @@ fn affinity_timeout_is_on_every_frontend() {
 fn port_number_that_is_used_twice_is_warned_of_once() {
     let service =
         service(&["10.96.0.1", "fd00::1"], &[("a", 80, Protocol::Tcp), ("b", 80, Protocol::Tcp)]);
-    let wants = wants(&service, &[]);
+    let wants = wants(&service, &[], &NodeContext::default());
     let texts: Vec<String> = wants.warnings.iter().map(ToString::to_string).collect();
     assert_eq!(
         texts,
@@ -115,7 +115,7 @@ fn port_name_that_is_used_twice_is_warned_of() {
         &["10.96.0.1"],
         &[("", 80, Protocol::Tcp), ("", 80, Protocol::Udp), ("", 81, Protocol::Tcp)],
     );
-    let wants = wants(&service, &[]);
+    let wants = wants(&service, &[], &NodeContext::default());
     let texts: Vec<String> = wants.warnings.iter().map(ToString::to_string).collect();
     assert_eq!(
         texts,
