@@ -13,7 +13,7 @@ pub fn state() -> NodeState {
         // SAFETY: element 0 of an array exists as long as the map. The fields are words, so none is
         // read half written.
         Some(state) => unsafe { ptr::read_volatile(state) },
-        None => NodeState { ct_used: 0, flags: 0 },
+        None => NodeState { ct_used: 0, flags: 0, netns: 0 },
     }
 }
 

@@ -8,7 +8,7 @@ use core::ptr;
 
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::{bpf_get_socket_cookie, bpf_set_retval},
+    helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval},
     programs::SockAddrContext,
 };
 use sluice_abi::{Addr, Be16, Counter, FrontendKey, PeerFlags, PeerKey, Scope, SockPeer, proto};
@@ -17,6 +17,7 @@ use crate::{
     counters::count,
     lb::{self, Choice, Pick},
     maps::{SOCK_PEERS, UDP_PEERS},
+    node,
 };
 
 /// Verdict: let the call go on.
@@ -106,6 +107,15 @@ impl<const V6: bool> Sock<'_, V6> {
         unsafe { bpf_get_socket_cookie(self.0.as_ptr()) }
     }
 
+    /// Whether the address is none for services, whatever frontends there are: that of a pod's own
+    /// loopback. NodePorts are served on the node's.
+    #[inline(always)]
+    fn is_private(&self, addr: &Addr) -> bool {
+        // SAFETY: the context is what the helper expects.
+        addr.is_loopback()
+            && unsafe { bpf_get_netns_cookie(self.0.as_ptr()) } != node::state().netns
+    }
+
     /// Forgets the service that the socket is connected to.
     #[inline(always)]
     fn forget(&self) {
@@ -171,7 +181,7 @@ pub fn connect<const V6: bool>(context: &SockAddrContext) -> i32 {
     let sock = Sock::<V6>(context);
     let Some(proto) = sock.proto() else { return PROCEED };
     let addr = sock.addr();
-    if !lb::may_be_service(&addr) {
+    if !lb::may_be_service(&addr) || sock.is_private(&addr) {
         sock.forget();
         return PROCEED;
     }
@@ -203,7 +213,7 @@ pub fn connect<const V6: bool>(context: &SockAddrContext) -> i32 {
 pub fn sendmsg<const V6: bool>(context: &SockAddrContext) -> i32 {
     let sock = Sock::<V6>(context);
     let addr = sock.addr();
-    if !lb::may_be_service(&addr) {
+    if !lb::may_be_service(&addr) || sock.is_private(&addr) {
         return PROCEED;
     }
     let Some(proto) = sock.proto() else { return PROCEED };

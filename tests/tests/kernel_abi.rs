@@ -53,7 +53,7 @@ fn expected(map: &str) -> (Expected, Expected) {
             Expected { size: size_of::<Addr>() as u32, members: vec![("__0", 0)] },
             expected!(Endpoint: ifindex, id, mac, host_mac, flags),
         ),
-        maps::NODE_STATE => (number(), expected!(NodeState: ct_used, flags)),
+        maps::NODE_STATE => (number(), expected!(NodeState: ct_used, flags, netns)),
         other => panic!("the object has a map that this test does not know: {other}"),
     }
 }

@@ -80,6 +80,16 @@ impl Addr {
         self.0[3]
     }
 
+    /// Whether the address is the host's own, whichever host it is: `127.0.0.0/8` or `::1`.
+    #[inline(always)]
+    pub const fn is_loopback(&self) -> bool {
+        if self.is_v4() {
+            u32::from_be(self.0[3]) >> 24 == 127
+        } else {
+            self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0 && self.0[3] == 1_u32.to_be()
+        }
+    }
+
     /// The address as the standard library has it.
     pub const fn to_ip(self) -> IpAddr {
         if self.is_v4() {

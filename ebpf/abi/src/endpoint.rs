@@ -29,6 +29,9 @@ pub struct NodeState {
     pub ct_used: u32,
     /// [`NodeState::FAST_PATH`] and bits to come.
     pub flags: u32,
+    /// Cookie of the node's own network namespace (`SO_NETNS_COOKIE`); 0: not known. Only processes
+    /// in it reach services at loopback addresses: a pod's loopback is the pod's.
+    pub netns: u64,
 }
 
 impl NodeState {
@@ -36,4 +39,4 @@ impl NodeState {
     pub const FAST_PATH: u32 = 1 << 0;
 }
 
-abi!(NodeState, size 8, align 4, fields [0 => ct_used: u32, 4 => flags: u32]);
+abi!(NodeState, size 16, align 8, fields [0 => ct_used: u32, 4 => flags: u32, 8 => netns: u64]);

@@ -109,15 +109,17 @@ impl Dataplane {
         Ok(dataplane)
     }
 
-    /// Turns the fast path on or off.
+    /// Tells the programs of the fast path and of this process's network namespace.
     fn write_node_state(&self) -> Result<(), DataplaneError> {
         let map = &self.view.maps.node_state;
         let mut state = self.view.node_state()?;
         let flags = if self.config.fast_path { NodeState::FAST_PATH } else { 0 };
-        if state.flags == flags {
+        // Without the cookie (before Linux 5.14) nothing is served on loopback addresses.
+        let netns = sys::netns_cookie().unwrap_or(0);
+        if (state.flags, state.netns) == (flags, netns) {
             return Ok(());
         }
-        state.flags = flags;
+        (state.flags, state.netns) = (flags, netns);
         // A program may have set this since it was read: better once too often than lost.
         let conntrack = &self.view.maps.conntrack;
         if !conntrack.is_empty().map_err(map_error(conntrack, "read"))? {

@@ -1,4 +1,5 @@
-//! The calls of bpf(2) that aya 0.14 lacks: batches, links replaced in place, information on links.
+//! The calls of bpf(2) that aya 0.14 lacks: batches, links replaced in place, information on links;
+//! and the one other thing that the programs want to be told by a system call of its own.
 //!
 //! Shapes are those of `union bpf_attr` and `struct bpf_link_info` in `linux/bpf.h`; the kernel
 //! takes a shorter union for one whose rest is zero.
@@ -112,6 +113,24 @@ struct RawLinkInfo {
 const LINK_TYPE_CGROUP: u32 = 3;
 /// `BPF_LINK_TYPE_TCX`.
 const LINK_TYPE_TCX: u32 = 11;
+
+/// Cookie of the network namespace that this thread is in, as `bpf_get_netns_cookie` has it.
+pub(super) fn netns_cookie() -> io::Result<u64> {
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    let mut cookie = 0_u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the pointers are to a value of that length and to the length, and live on.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
 
 /// What a link connects to what.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
