@@ -26,6 +26,10 @@ pub(super) fn merge(endpoints: impl Iterator<Item = Endpoint>) -> Vec<Endpoint> 
 ///
 /// `ready` is the pod's readiness while it is not being deleted, `serving` regardless of that;
 /// `publishNotReadyAddresses` makes every endpoint ready, as the controller does (D4).
+/// `trafficDistribution` becomes hints that lead to each endpoint from its own zone, and from its
+/// own node under `PreferSameNode` ([KEP-3015]).
+///
+/// [KEP-3015]: https://github.com/kubernetes/enhancements/tree/master/keps/sig-network/3015-prefer-same-node
 pub(super) fn derive<'a, 'z>(
     service: &Service,
     pods: impl Iterator<Item = &'a Pod>,
@@ -33,11 +37,17 @@ pub(super) fn derive<'a, 'z>(
 ) -> Vec<Endpoint> {
     let live = pods.filter(|pod| !matches!(pod.phase, PodPhase::Succeeded | PodPhase::Failed));
     let families = &service.ip_families;
+    let (same_zone, same_node) = match service.traffic_distribution.as_deref() {
+        Some("PreferSameZone" | "PreferClose") => (true, false),
+        Some("PreferSameNode") => (true, true),
+        _ => (false, false),
+    };
     merge(live.flat_map(|pod| {
         let addrs = pod.addrs.iter();
         let addrs =
             addrs.filter(|addr| families.is_empty() || families.contains(&IpFamily::of(addr)));
-        addrs.map(|&addr| Endpoint {
+        let zone = pod.node.as_deref().and_then(&zone);
+        addrs.map(move |&addr| Endpoint {
             addr,
             ports: target_ports(service, pod).collect(),
             conditions: Conditions {
@@ -49,10 +59,10 @@ pub(super) fn derive<'a, 'z>(
                 .then(|| pod.hostname.clone())
                 .flatten(),
             node: pod.node.clone(),
-            zone: pod.node.as_deref().and_then(&zone).map(str::to_owned),
+            zone: zone.map(str::to_owned),
             target: Some(ObjectRef { kind: "Pod".to_owned(), name: pod.meta.name.clone() }),
-            for_zones: Vec::new(),
-            for_nodes: Vec::new(),
+            for_zones: zone.filter(|_| same_zone).map(str::to_owned).into_iter().collect(),
+            for_nodes: pod.node.clone().filter(|_| same_node).into_iter().collect(),
         })
     }))
 }
