@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sluice_store::SourceUrl;
 
+use crate::node_ports::NodePortAddresses;
+
 /// Where a node's files are; every one may differ, so that several nodes run on one kernel.
 #[derive(Clone, Debug, Args)]
 pub struct Paths {
@@ -75,6 +77,21 @@ pub struct SluicedArgs {
     /// Keep routes to the other nodes' pods (host-gw).
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
     pub routes: bool,
+
+    /// The node's addresses that NodePorts are served on: "primary" (of each family the first
+    /// InternalIP of the Node object), "localhost" (127.0.0.1 and ::1, for processes of the node),
+    /// "all" (all addresses of the Node object, and localhost), or CIDRs that choose among these.
+    #[arg(
+        long,
+        default_value = "primary,localhost",
+        value_delimiter = ',',
+        value_name = "CIDR|WORD,..."
+    )]
+    pub nodeport_addresses: Vec<NodePortAddresses>,
+
+    /// Serve the spec.externalIPs of Services; false where their authors are not trusted with it.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub allow_service_external_ips: bool,
 
     /// MTU of pods; that of the interface with the default route where it is not given.
     #[arg(long, value_name = "BYTES")]

@@ -94,9 +94,8 @@ impl<'a> Pool<'a> {
     ///
     /// [KEP-3015]: https://github.com/kubernetes/enhancements/tree/master/keps/sig-network/3015-prefer-same-node
     fn topology(&self, node: &NodeContext) -> Topology {
-        let ready = || {
-            self.members.iter().map(|(_, endpoint)| *endpoint).filter(|e| e.conditions.ready)
-        };
+        let ready =
+            || self.members.iter().map(|(_, endpoint)| *endpoint).filter(|e| e.conditions.ready);
         let leads = |hints: fn(&Endpoint) -> &[String], to: &String| {
             ready().all(|endpoint| !hints(endpoint).is_empty())
                 && ready().any(|endpoint| hints(endpoint).contains(to))

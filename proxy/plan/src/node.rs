@@ -28,7 +28,12 @@ pub struct NodeContext {
 impl Default for NodeContext {
     /// A node without name and addresses that serves external IPs.
     fn default() -> Self {
-        Self { name: String::new(), zone: None, node_port_addrs: BTreeSet::new(), external_ips: true }
+        Self {
+            name: String::new(),
+            zone: None,
+            node_port_addrs: BTreeSet::new(),
+            external_ips: true,
+        }
     }
 }
 

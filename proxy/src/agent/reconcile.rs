@@ -1,9 +1,10 @@
 //! Services: from the cache through the planner to the kernel, with what failed tried again.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use sluice_model::ObjectName;
-use sluice_plan::{Plan, Planner};
+use sluice_plan::{NodeContext, Plan, Planner};
 use sluice_store::Cache;
 
 use crate::dataplane::{ApplyError, Dataplane, DataplaneError};
@@ -30,12 +31,13 @@ struct Failure {
 
 impl Reconciler {
     /// Starts from what the kernel holds: an agent that was killed goes on with the numbers of the
-    /// one before it.
+    /// one before it. To what `node` says of addresses for NodePorts come those that the kernel has,
+    /// until [`Reconciler::node`] tells which there really are.
     ///
     /// # Errors
     ///
     /// Where the maps cannot be read.
-    pub fn restore(dataplane: &Dataplane) -> Result<Self, DataplaneError> {
+    pub fn restore(dataplane: &Dataplane, mut node: NodeContext) -> Result<Self, DataplaneError> {
         let tables = dataplane.tables()?;
         if !tables.frontends.is_empty() {
             tracing::info!(
@@ -44,7 +46,23 @@ impl Reconciler {
                 "took over what the kernel holds"
             );
         }
-        Ok(Self { planner: Planner::restore(tables), failure: None })
+        node.node_port_addrs.extend(tables.node_port_addrs());
+        let mut planner = Planner::restore(tables);
+        planner.set_node(node);
+        Ok(Self { planner, failure: None })
+    }
+
+    /// States what the node is now; returns the Services that are to be brought in line with it.
+    pub fn node(&mut self, node: NodeContext) -> BTreeSet<ObjectName> {
+        if *self.planner.node() == node {
+            return BTreeSet::new();
+        }
+        tracing::info!(
+            zone = node.zone.as_deref().unwrap_or("none"),
+            node_ports_on = ?node.node_port_addrs,
+            "the node as services see it"
+        );
+        self.planner.set_node(node)
     }
 
     /// Brings the named Services to what the cache says of them.
@@ -107,7 +125,11 @@ impl Reconciler {
         let Some(failure) = self.failure.take() else { return };
         let wait = (failure.wait * 2).min(RETRY.1);
         match dataplane.tables() {
-            Ok(tables) => self.planner = Planner::restore(tables),
+            Ok(tables) => {
+                let node = self.planner.node().clone();
+                self.planner = Planner::restore(tables);
+                self.planner.set_node(node);
+            }
             Err(error) => {
                 tracing::error!("{error}; tried again in {wait:?}");
                 let retry_at = Instant::now() + wait;

@@ -73,7 +73,9 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
     } else {
         dataplane.detach_cgroup().map_err(start_error)?;
     }
-    let reconciler = Reconciler::restore(&dataplane).map_err(start_error)?;
+    let node = settings::node_name(&args);
+    let context = settings::node_context(&args, &node, None);
+    let reconciler = Reconciler::restore(&dataplane, context).map_err(start_error)?;
 
     let records = records::directory(&args.state_dir);
     let mut record_events = watch_records(&records)?;
@@ -94,7 +96,7 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(signal_error)?;
 
     let mut agent = Agent {
-        node: settings::node_name(&args),
+        node,
         started: Instant::now(),
         cgroup,
         dataplane,
@@ -158,7 +160,14 @@ impl Agent {
         for rejected in &changes.rejected {
             tracing::warn!("{rejected}");
         }
-        self.reconciler.services(&mut self.dataplane, &self.cache, &changes.services);
+        let mut services = changes.services;
+        if changes.nodes.contains(&self.node)
+            && let Some(node) = self.cache.node(&self.node)
+        {
+            let context = settings::node_context(&self.args, &self.node, Some(node));
+            services.extend(self.reconciler.node(context));
+        }
+        self.reconciler.services(&mut self.dataplane, &self.cache, &services);
         if changes.synced {
             // Only now is it known what is in no source any more.
             self.reconciler.prune(&mut self.dataplane);
@@ -181,7 +190,8 @@ impl Agent {
             if self.node_file.is_none() {
                 tracing::warn!(
                     "no Node named {} in the source: pods get addresses only from the CNI \
-                     configuration's podCIDRs; --hostname-override names the node",
+                     configuration's podCIDRs, and NodePorts are served on localhost only; \
+                     --hostname-override names the node",
                     self.node
                 );
             }

@@ -3,18 +3,30 @@
 use std::fs;
 use std::path::PathBuf;
 
-use sluice_model::ResourceKind;
+use sluice_model::{Node, ResourceKind};
+use sluice_plan::NodeContext;
 use sluice_store::{EtcdOptions, SourceOptions};
 
 use super::StartError;
 use crate::cli::{EtcdArgs, SluicedArgs};
 use crate::dataplane;
+use crate::node_ports::node_port_addrs;
 
 /// Name of this node: the flag, else the host's name in lower case, as kubelet registers it.
 pub(super) fn node_name(args: &SluicedArgs) -> String {
     args.hostname_override.clone().unwrap_or_else(|| {
         rustix::system::uname().nodename().to_string_lossy().trim().to_lowercase()
     })
+}
+
+/// What the planner is told of this node; `node` is its object, if it is known.
+pub(super) fn node_context(args: &SluicedArgs, name: &str, node: Option<&Node>) -> NodeContext {
+    NodeContext {
+        name: name.to_owned(),
+        zone: node.and_then(Node::zone).map(str::to_owned),
+        node_port_addrs: node_port_addrs(&args.nodeport_addresses, node),
+        external_ips: args.allow_service_external_ips,
+    }
 }
 
 /// The cgroup whose processes use the socket hooks: the flag, else the mounted root.
