@@ -131,3 +131,159 @@ fn repeated_cluster_address_is_one_frontend() {
     let service = service(&["10.96.0.1", "::ffff:10.96.0.1"], &[("", 80, Protocol::Tcp)]);
     assert_eq!(keys(&service), ["10.96.0.1 80/6 scope 0"]);
 }
+
+fn node() -> NodeContext {
+    NodeContext {
+        name: "here".to_owned(),
+        node_port_addrs: ["172.31.0.11", "127.0.0.1", "fd00:172::11", "::1"]
+            .map(|ip| ip.parse().expect("an address"))
+            .into(),
+        ..NodeContext::default()
+    }
+}
+
+/// Each address and port with the bits of its kind, sorted; TCP.
+fn kinds(service: &Service, node: &NodeContext) -> Vec<String> {
+    let wants = wants(service, &[], node);
+    let mut kinds: Vec<String> = wants
+        .frontends
+        .iter()
+        .map(|(key, want)| format!("{} {} {:#x}", key.addr.to_ip(), key.port.get(), want.flags))
+        .collect();
+    kinds.sort();
+    kinds
+}
+
+fn with_node_port(kind: ServiceKind, number: Option<u16>, ips: &[&str]) -> Service {
+    let mut service = Service { kind, ..service(ips, &[("", 80, Protocol::Tcp)]) };
+    service.ports[0].node_port = number;
+    service
+}
+
+#[test]
+fn node_port_is_on_the_nodes_addresses_of_the_services_families() {
+    let v4 = with_node_port(ServiceKind::NodePort, Some(30080), &["10.96.0.1"]);
+    assert_eq!(
+        kinds(&v4, &node()),
+        ["10.96.0.1 80 0x1", "127.0.0.1 30080 0x2", "172.31.0.11 30080 0x2"]
+    );
+    let dual = with_node_port(ServiceKind::LoadBalancer, Some(30080), &["10.96.0.1", "fd00::1"]);
+    assert_eq!(
+        kinds(&dual, &node()),
+        [
+            "10.96.0.1 80 0x1",
+            "127.0.0.1 30080 0x2",
+            "172.31.0.11 30080 0x2",
+            "::1 30080 0x2",
+            "fd00:172::11 30080 0x2",
+            "fd00::1 80 0x1",
+        ]
+    );
+    // Nobody has allocated a ClusterIP.
+    let bare = with_node_port(ServiceKind::NodePort, Some(30080), &[]);
+    assert_eq!(kinds(&bare, &node()).len(), 4);
+    let bare = Service { ip_families: vec![IpFamily::V6], ..bare };
+    assert_eq!(kinds(&bare, &node()), ["::1 30080 0x2", "fd00:172::11 30080 0x2"]);
+}
+
+/// S6: `allocateLoadBalancerNodePorts: false`.
+#[test]
+fn load_balancer_without_a_node_port_has_none() {
+    let none = with_node_port(ServiceKind::LoadBalancer, None, &["10.96.0.1"]);
+    assert_eq!(kinds(&none, &node()), ["10.96.0.1 80 0x1"]);
+    let stale = with_node_port(ServiceKind::ClusterIp, Some(30080), &["10.96.0.1"]);
+    assert_eq!(kinds(&stale, &node()), ["10.96.0.1 80 0x1"], "a port left over from another type");
+}
+
+fn balanced() -> Service {
+    let ingress = |addr: &str, proxy| sluice_model::LoadBalancerIngress {
+        addr: addr.parse().expect("an address"),
+        proxy,
+    };
+    Service {
+        ingress: vec![
+            ingress("198.51.100.1", false),
+            ingress("198.51.100.2", true),
+            ingress("2001:db8::1", false),
+        ],
+        external_ips: ["192.0.2.1", "198.51.100.1"]
+            .map(|ip| ip.parse().expect("an address"))
+            .into(),
+        ..with_node_port(ServiceKind::LoadBalancer, None, &["10.96.0.1"])
+    }
+}
+
+/// S5: but for `ipMode: Proxy`, other families, and what the flag turns off.
+#[test]
+fn ingress_addresses_and_external_ips_are_frontends() {
+    let service = balanced();
+    assert_eq!(
+        kinds(&service, &node()),
+        ["10.96.0.1 80 0x1", "192.0.2.1 80 0x4", "198.51.100.1 80 0xc"]
+    );
+    let node = NodeContext { external_ips: false, ..node() };
+    assert_eq!(kinds(&service, &node), ["10.96.0.1 80 0x1", "198.51.100.1 80 0x8"]);
+    let cluster_ip = Service { kind: ServiceKind::ClusterIp, ..service };
+    assert_eq!(kinds(&cluster_ip, &node), ["10.96.0.1 80 0x1"], "a status left over");
+}
+
+/// Nobody gets past the ranges by being inside.
+#[test]
+fn load_balancer_with_source_ranges_is_left_to_the_load_balancer() {
+    let range = |text: &str| text.parse().expect("a CIDR");
+    let service = Service { external_ips: [].into(), ..balanced() };
+    let ranged = |ranges: &[&str]| Service {
+        source_ranges: ranges.iter().map(|r| range(r)).collect(),
+        ..service.clone()
+    };
+    assert_eq!(kinds(&ranged(&["203.0.113.0/24"]), &node()), ["10.96.0.1 80 0x1"]);
+    for open in [&["203.0.113.0/24", "0.0.0.0/0"][..], &["2001:db8::/32"], &[]] {
+        assert_eq!(
+            kinds(&ranged(open), &node()),
+            ["10.96.0.1 80 0x1", "198.51.100.1 80 0x8"],
+            "{open:?}"
+        );
+    }
+    let warnings = wants(&ranged(&["203.0.113.0/24"]), &[], &node()).warnings;
+    assert_eq!(
+        warnings.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["Service ns/web: status.loadBalancer.ingress: 198.51.100.1 has \
+             spec.loadBalancerSourceRanges, which are not checked here; connections to it go to the \
+             load balancer"]
+    );
+}
+
+/// S10: the ClusterIP has this node's endpoints; whatever the external policy, clients inside get
+/// all endpoints at the other addresses.
+#[test]
+fn policies_choose_endpoints_by_the_kind_of_address() {
+    let at = |addr: &str, node: &str| Endpoint {
+        addr: addr.parse().expect("an address"),
+        ports: vec![sluice_model::SlicePort {
+            name: String::new(),
+            protocol: Protocol::Tcp,
+            port: Some(8080),
+        }],
+        conditions: sluice_model::Conditions::default(),
+        hostname: None,
+        node: Some(node.to_owned()),
+        zone: None,
+        target: None,
+        for_zones: Vec::new(),
+        for_nodes: Vec::new(),
+    };
+    let endpoints = [at("10.244.0.1", "here"), at("10.244.1.1", "there")];
+    for (internal, of_cluster_ip) in [(TrafficPolicy::Local, 1), (TrafficPolicy::Cluster, 2)] {
+        for external in [TrafficPolicy::Local, TrafficPolicy::Cluster] {
+            let service = Service {
+                internal_policy: internal,
+                external_policy: external,
+                ..with_node_port(ServiceKind::NodePort, Some(30080), &["10.96.0.1"])
+            };
+            for (key, want) in &wants(&service, &endpoints, &node()).frontends {
+                let expected = if key.port.get() == 80 { of_cluster_ip } else { 2 };
+                assert_eq!(want.backends.len(), expected, "{internal:?} {external:?} {key:?}");
+            }
+        }
+    }
+}

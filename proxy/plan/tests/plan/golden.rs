@@ -1,7 +1,8 @@
 //! Scenarios in `testdata/`: Kubernetes manifests in, operations and tables out.
 //!
 //! A scenario is a YAML file of one or more steps. Each step is all that the manifest directory
-//! holds at that time; a line that begins with `#: ` ends the one before and gives the step's title.
+//! holds at that time; the node is the Node `node-a` of the manifests, if there is one, with NodePorts
+//! on its addresses and on the loopback's; a line that begins with `#: ` ends the one before and gives the step's title.
 //! `#: restart: TITLE` starts a new agent on what the kernel holds, and `#: restart on nothing:
 //! TITLE` one on empty maps. `BLESS=1 cargo test -p sluice-plan` writes the expected files anew.
 
@@ -10,7 +11,8 @@ use std::fmt::{Display, Write as _};
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-use sluice_plan::Planner;
+use sluice_model::Node;
+use sluice_plan::{NodeContext, Planner};
 use sluice_store::{Cache, Event, parse_manifest};
 
 use crate::common::Kernel;
@@ -52,6 +54,17 @@ scenarios! {
     malformed_objects
     /// Endpoints that no EndpointSlice lists: those of the pods that the selector finds.
     selector_without_slices
+    /// On the node's addresses and localhost, in a LoadBalancer too (S6: where it has one), and when
+    /// the node's addresses change.
+    node_port
+    /// S5: ingress addresses and external IPs, together and apart; those of a proxy are left alone.
+    load_balancer
+    /// S9, S10: which endpoints each kind of address has for clients inside.
+    traffic_policies
+    /// S13: nodes, then zones, then all; and when the node changes its zone.
+    hints
+    /// S34: the API server's last backends stay, also across a restart, until there are others.
+    api_server
     /// A list of more than one chunk.
     twenty_endpoints
 }
@@ -157,7 +170,11 @@ fn run(text: &str) -> String {
             .collect();
         let mut ops = Vec::new();
         let mut plans = Vec::new();
-        for name in &changes.services {
+        let mut services = changes.services;
+        if let Some(node) = cache.node("node-a") {
+            services.extend(planner.set_node(context(node)));
+        }
+        for name in &services {
             plans.push(match cache.service(name) {
                 Some(service) => planner.upsert(service, &cache.endpoints(name)),
                 None => planner.remove(name),
@@ -179,6 +196,16 @@ fn run(text: &str) -> String {
         section(&mut out, "-- meaning", &kernel.tables.canonical().lines().collect::<Vec<_>>());
     }
     out
+}
+
+fn context(node: &Node) -> NodeContext {
+    let loopbacks = ["127.0.0.1", "::1"].map(|ip| ip.parse().expect("an address"));
+    NodeContext {
+        name: node.meta.name.name.clone(),
+        zone: node.zone().map(str::to_owned),
+        node_port_addrs: node.addrs.iter().map(|a| a.addr).chain(loopbacks).collect(),
+        external_ips: true,
+    }
 }
 
 /// A heading and its lines; nothing for a part without lines, but for a step's own heading.

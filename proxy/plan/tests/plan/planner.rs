@@ -1,11 +1,14 @@
 //! What single changes do to the kernel's tables.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use crate::common::{Kernel, backends_of, endpoint, service};
 use sluice_abi::SlotKey;
-use sluice_model::{Conditions, Endpoint, ObjectName, Protocol, Service};
-use sluice_plan::{MapOp, Plan, Planner, Tables};
+use sluice_model::{
+    Conditions, Endpoint, ObjectName, Protocol, Service, ServiceKind, TrafficPolicy,
+};
+use sluice_plan::{MapOp, NodeContext, Plan, Planner, Tables};
 
 use Protocol::{Sctp, Tcp, Udp};
 
@@ -449,4 +452,58 @@ fn removing_what_is_not_there_does_nothing() {
     let mut node = Node::default();
     assert_eq!(node.remove("web"), Plan::default());
     assert_eq!(node.prune(), Plan::default());
+}
+
+/// S32: the Services are read before the Node object is; what the kernel has tells the addresses.
+#[test]
+fn node_ports_stay_while_the_node_is_not_known_after_a_restart() {
+    let mut node = Node::default();
+    let mut web = web("web", "10.96.0.1");
+    web.kind = ServiceKind::NodePort;
+    web.ports[0].node_port = Some(30080);
+    let addr: IpAddr = "172.31.0.11".parse().expect("an address");
+    let context = NodeContext { node_port_addrs: [addr].into(), ..NodeContext::default() };
+    node.planner.set_node(context.clone());
+    node.upsert(&web, &pods(&["10.244.0.1"]));
+    node.restart();
+    let known = node.tables().node_port_addrs();
+    assert_eq!(known, [addr].into());
+    node.planner.set_node(NodeContext { node_port_addrs: known, ..NodeContext::default() });
+    assert_eq!(node.upsert(&web, &pods(&["10.244.0.1"])).ops, []);
+    assert_eq!(node.planner.set_node(context), [].into(), "the node is what it was");
+    assert_eq!(node.prune().ops, []);
+    assert_eq!(node.tcp("172.31.0.11", 30080), ["10.244.0.1:8080"]);
+}
+
+/// A change of the node names the Services that depend on what changed, and no others.
+#[test]
+fn change_of_the_node_concerns_only_what_depends_on_it() {
+    let mut node = Node::default();
+    let plain = web("plain", "10.96.0.1");
+    let mut local = web("local", "10.96.0.2");
+    local.internal_policy = TrafficPolicy::Local;
+    let mut port = web("port", "10.96.0.3");
+    port.kind = ServiceKind::NodePort;
+    port.ports[0].node_port = Some(30080);
+    let mut external = web("external", "10.96.0.4");
+    external.external_ips = ["192.0.2.1".parse().expect("an address")].into();
+    for service in [&plain, &local, &port, &external] {
+        node.upsert(service, &[]);
+    }
+    let mut hinted = pods(&["10.244.0.1"]);
+    hinted[0].for_zones = vec!["west".to_owned()];
+    node.upsert(&web("hinted", "10.96.0.5"), &hinted);
+
+    let mut concerned = |change: &dyn Fn(&mut NodeContext)| {
+        let mut context = node.planner.node().clone();
+        change(&mut context);
+        let names = node.planner.set_node(context);
+        names.into_iter().map(|name| name.name).collect::<Vec<_>>()
+    };
+    assert_eq!(concerned(&|node| node.name = "a".to_owned()), ["local"]);
+    assert_eq!(concerned(&|node| node.zone = Some("west".to_owned())), ["hinted"]);
+    let addr: IpAddr = "172.31.0.11".parse().expect("an address");
+    assert_eq!(concerned(&|node| _ = node.node_port_addrs.insert(addr)), ["port"]);
+    assert_eq!(concerned(&|node| node.external_ips = false), ["external"]);
+    assert_eq!(concerned(&|_| ()), [""; 0]);
 }

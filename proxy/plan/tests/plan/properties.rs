@@ -7,8 +7,11 @@ use crate::common::{Kernel, endpoint, service};
 use proptest::prelude::*;
 use proptest::sample::{Index, subsequence};
 use sluice_abi::{Backend, Be16, Slots};
-use sluice_model::{Conditions, Endpoint, ObjectName, Protocol, Service, ServiceKind};
-use sluice_plan::{MapOp, Planner, Tables};
+use sluice_model::{
+    Conditions, Endpoint, LoadBalancerIngress, ObjectName, Protocol, Service, ServiceKind,
+    TrafficPolicy,
+};
+use sluice_plan::{MapOp, NodeContext, Plan, Planner, Tables};
 
 /// The desired state of the world.
 type World = BTreeMap<ObjectName, (Service, Vec<Endpoint>)>;
@@ -17,12 +20,16 @@ type World = BTreeMap<ObjectName, (Service, Vec<Endpoint>)>;
 enum Step {
     Upsert(Box<(Service, Vec<Endpoint>)>),
     Remove(ObjectName),
+    /// The node's addresses, zone or name change.
+    Node(NodeContext),
     /// The agent restarts.
     Restart,
 }
 
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 const VIPS: [&str; 4] = ["10.96.0.1", "10.96.0.2", "fd00::1", "fd00::2"];
+/// Addresses of the node and of load balancers; some are others' ClusterIPs.
+const OUTER: [&str; 5] = ["172.31.0.1", "127.0.0.1", "10.96.0.1", "fd00:172::1", "fd00::2"];
 const PODS: [&str; 5] = ["10.244.0.1", "10.244.0.2", "10.244.1.1", "fd01::1", "fd01::2"];
 
 fn protocol() -> impl Strategy<Value = Protocol> {
@@ -40,7 +47,9 @@ fn target() -> impl Strategy<Value = u16> {
 fn any_service() -> impl Strategy<Value = Service> {
     let ports = prop::collection::vec((port_name(), 80_u16..82, protocol()), 0..4);
     let kind = prop_oneof![
-        8 => Just((ServiceKind::ClusterIp, false)),
+        5 => Just((ServiceKind::ClusterIp, false)),
+        3 => Just((ServiceKind::NodePort, false)),
+        3 => Just((ServiceKind::LoadBalancer, false)),
         1 => Just((ServiceKind::ClusterIp, true)),
         1 => Just((ServiceKind::ExternalName("example.org".to_owned()), false)),
     ];
@@ -53,19 +62,81 @@ fn any_service() -> impl Strategy<Value = Service> {
         label,
         0_i64..3,
         prop_oneof![3 => Just(None), 1 => Just(Some(60)), 1 => Just(Some(10800))],
+        any_outside(),
     )
-        .prop_map(|(name, ips, ports, (kind, headless), foreign, created, affinity_secs)| {
-            let mut service = service(name, &ips, &ports);
-            service.kind = kind;
-            service.headless = headless;
-            service.meta.created = created;
-            service.affinity_secs = affinity_secs;
-            if foreign {
-                let label = "service.kubernetes.io/service-proxy-name".to_owned();
-                service.meta.labels.insert(label, String::new());
-            }
-            service
+        .prop_map(
+            |(name, ips, ports, (kind, headless), foreign, created, affinity_secs, outside)| {
+                let mut service = service(name, &ips, &ports);
+                service.kind = kind;
+                service.headless = headless;
+                service.meta.created = created;
+                service.affinity_secs = affinity_secs;
+                if foreign {
+                    let label = "service.kubernetes.io/service-proxy-name".to_owned();
+                    service.meta.labels.insert(label, String::new());
+                }
+                for (port, number) in service.ports.iter_mut().zip(outside.node_ports) {
+                    port.node_port = number;
+                }
+                service.external_ips = outside.external_ips.iter().map(ip).collect();
+                service.ingress = outside
+                    .ingress
+                    .iter()
+                    .map(|(addr, proxy)| LoadBalancerIngress { addr: ip(addr), proxy: *proxy })
+                    .collect();
+                let policy =
+                    |local| if local { TrafficPolicy::Local } else { TrafficPolicy::Cluster };
+                service.internal_policy = policy(outside.local.0);
+                service.external_policy = policy(outside.local.1);
+                service
+            },
+        )
+}
+
+/// What of a Service is for more than its ClusterIPs.
+#[derive(Clone, Debug)]
+struct Outside {
+    node_ports: Vec<Option<u16>>,
+    external_ips: Vec<&'static str>,
+    ingress: Vec<(&'static str, bool)>,
+    /// Internal and external traffic policy.
+    local: (bool, bool),
+}
+
+/// Node ports have numbers that ports have too, so that they meet on one address.
+fn any_outside() -> impl Strategy<Value = Outside> {
+    let seldom = || prop_oneof![4 => Just(false), 1 => Just(true)];
+    (
+        prop::collection::vec(prop_oneof![Just(None), (79_u16..82).prop_map(Some)], 4),
+        subsequence(&OUTER[..], 0..3),
+        prop::collection::vec((proptest::sample::select(&OUTER[..]), seldom()), 0..2),
+        (seldom(), seldom()),
+    )
+        .prop_map(|(node_ports, external_ips, ingress, local)| Outside {
+            node_ports,
+            external_ips,
+            ingress,
+            local,
         })
+}
+
+fn any_node() -> impl Strategy<Value = NodeContext> {
+    (
+        proptest::sample::select(&["n1", "n2"][..]),
+        prop_oneof![Just(None), Just(Some("z1")), Just(Some("z2"))],
+        subsequence(&OUTER[..], 0..4),
+        prop_oneof![4 => Just(true), 1 => Just(false)],
+    )
+        .prop_map(|(name, zone, addrs, external_ips)| NodeContext {
+            name: name.to_owned(),
+            zone: zone.map(str::to_owned),
+            node_port_addrs: addrs.iter().map(ip).collect(),
+            external_ips,
+        })
+}
+
+fn ip(text: &&str) -> std::net::IpAddr {
+    text.parse().expect("an address")
 }
 
 fn any_endpoint() -> impl Strategy<Value = Endpoint> {
@@ -76,8 +147,22 @@ fn any_endpoint() -> impl Strategy<Value = Endpoint> {
         1 => Just(Conditions { ready: false, serving: false, terminating: true }),
         1 => Just(Conditions { ready: false, serving: false, terminating: false }),
     ];
-    (proptest::sample::select(&PODS[..]), ports, conditions)
-        .prop_map(|(addr, ports, conditions)| Endpoint { conditions, ..endpoint(addr, &ports) })
+    let hints = |names: &'static [&'static str]| {
+        let some = subsequence(names, 1..=2);
+        prop_oneof![1 => Just(Vec::new()), 3 => some]
+            .prop_map(|names: Vec<&str>| names.into_iter().map(str::to_owned).collect::<Vec<_>>())
+    };
+    let node = proptest::option::of(proptest::sample::select(&["n1", "n2"][..]));
+    let place = (node, hints(&["z1", "z2"]), hints(&["n1", "n2"]));
+    (proptest::sample::select(&PODS[..]), ports, conditions, place).prop_map(
+        |(addr, ports, conditions, (node, for_zones, for_nodes))| Endpoint {
+            conditions,
+            node: node.map(str::to_owned),
+            for_zones,
+            for_nodes,
+            ..endpoint(addr, &ports)
+        },
+    )
 }
 
 /// Seldom more than a chunk, but sometimes.
@@ -102,8 +187,16 @@ fn any_step() -> impl Strategy<Value = Step> {
         8 => any_stated().prop_map(|stated| Step::Upsert(Box::new(stated))),
         2 => proptest::sample::select(&NAMES[..])
             .prop_map(|name| Step::Remove(ObjectName::new("ns", name))),
+        2 => any_node().prop_map(Step::Node),
         1 => Just(Step::Restart),
     ]
+}
+
+/// A planner for that node on empty tables, or on what a kernel holds.
+fn planner_for(node: &NodeContext, tables: Option<&Tables>) -> Planner {
+    let mut planner = tables.map_or_else(Planner::new, |tables| Planner::restore(tables.clone()));
+    assert!(planner.set_node(node.clone()).is_empty(), "no Service is known yet");
+    planner
 }
 
 /// Plans the whole world, Services in the order given.
@@ -120,8 +213,8 @@ fn state_all<'a>(
 }
 
 /// What an agent that starts with empty maps makes of the world.
-fn rebuilt(world: &World) -> String {
-    let mut planner = Planner::new();
+fn rebuilt(world: &World, node: &NodeContext) -> String {
+    let mut planner = planner_for(node, None);
     state_all(&mut planner, world.values());
     planner.tables().canonical()
 }
@@ -211,33 +304,47 @@ proptest! {
     /// and the way there leaves no trace: the tables mean what a rebuild would make.
     #[test]
     fn incremental_equals_rebuild_and_every_prefix_is_old_or_new(
+        first in any_node(),
         steps in prop::collection::vec(any_step(), 1..20),
     ) {
+        let mut node = first;
         let mut world = World::new();
         let mut kernel = Kernel::default();
-        let mut planner = Planner::new();
+        let mut planner = planner_for(&node, None);
         for step in steps {
             match step {
                 Step::Upsert(stated) => {
                     let plan = planner.upsert(&stated.0, &stated.1);
                     kernel.apply_watched(&plan.ops);
                     let again = planner.upsert(&stated.0, &stated.1);
-                    prop_assert_eq!(again, sluice_plan::Plan::default(), "stated twice");
+                    prop_assert_eq!(again, Plan::default(), "stated twice");
                     world.insert(stated.0.meta.name.clone(), *stated);
                 }
                 Step::Remove(name) => {
                     kernel.apply_watched(&planner.remove(&name).ops);
-                    prop_assert_eq!(planner.remove(&name), sluice_plan::Plan::default());
+                    prop_assert_eq!(planner.remove(&name), Plan::default());
                     world.remove(&name);
                 }
+                Step::Node(new) => {
+                    for name in planner.set_node(new.clone()) {
+                        let (service, endpoints) = &world[&name];
+                        kernel.apply_watched(&planner.upsert(service, endpoints).ops);
+                    }
+                    for (service, endpoints) in world.values() {
+                        let plan = planner.upsert(service, endpoints);
+                        prop_assert_eq!(plan, Plan::default(), "no other Service is concerned");
+                    }
+                    prop_assert_eq!(planner.set_node(new.clone()), [].into(), "stated twice");
+                    node = new;
+                }
                 Step::Restart => {
-                    planner = Planner::restore(kernel.tables.clone());
+                    planner = planner_for(&node, Some(&kernel.tables));
                     let ops = state_all(&mut planner, world.values().rev());
                     prop_assert_eq!(ops, vec![], "nothing has changed");
                 }
             }
             prop_assert_eq!(&kernel.tables, planner.tables());
-            prop_assert_eq!(kernel.tables.canonical(), rebuilt(&world));
+            prop_assert_eq!(kernel.tables.canonical(), rebuilt(&world, &node));
         }
         prop_assert_eq!(planner.prune().ops, vec![], "nothing was left to prune");
         for name in NAMES {
@@ -254,10 +361,11 @@ proptest! {
             let stated: Vec<_> = world.into_values().collect();
             (Just(stated.clone()), Just(stated).prop_shuffle())
         }),
+        node in any_node(),
     ) {
-        let mut one = Planner::new();
+        let mut one = planner_for(&node, None);
         state_all(&mut one, &stated.0);
-        let mut other = Planner::new();
+        let mut other = planner_for(&node, None);
         state_all(&mut other, &stated.1);
         prop_assert_eq!(one.tables().canonical(), other.tables().canonical());
     }
@@ -270,18 +378,19 @@ proptest! {
         new in any_world().prop_flat_map(|world| {
             (Just(world.clone()), Just(world.into_values().collect::<Vec<_>>()).prop_shuffle())
         }),
+        node in any_node(),
     ) {
-        let mut planner = Planner::new();
+        let mut planner = planner_for(&node, None);
         let mut kernel = Kernel::default();
         for op in state_all(&mut planner, old.values()) {
             kernel.apply(&op);
         }
-        let mut planner = Planner::restore(kernel.tables.clone());
+        let mut planner = planner_for(&node, Some(&kernel.tables));
         for (service, endpoints) in &new.1 {
             kernel.apply_watched(&planner.upsert(service, endpoints).ops);
         }
         kernel.apply_watched(&planner.prune().ops);
-        prop_assert_eq!(kernel.tables.canonical(), rebuilt(&new.0));
+        prop_assert_eq!(kernel.tables.canonical(), rebuilt(&new.0, &node));
         prop_assert_eq!(&kernel.tables, planner.tables());
     }
 
@@ -292,10 +401,11 @@ proptest! {
         world in any_world().prop_flat_map(|world| {
             (Just(world.clone()), Just(world.into_values().collect::<Vec<_>>()).prop_shuffle())
         }),
+        node in any_node(),
     ) {
-        let mut planner = Planner::new();
+        let mut planner = planner_for(&node, None);
         state_all(&mut planner, world.0.values());
-        let mut restarted = Planner::restore(planner.tables().clone());
+        let mut restarted = planner_for(&node, Some(planner.tables()));
         prop_assert_eq!(state_all(&mut restarted, &world.1), vec![]);
     }
 
@@ -306,8 +416,9 @@ proptest! {
         old in any_world(),
         new in any_world(),
         killed_after in any::<Index>(),
+        node in any_node(),
     ) {
-        let mut planner = Planner::new();
+        let mut planner = planner_for(&node, None);
         let mut kernel = Kernel::default();
         for op in state_all(&mut planner, old.values()) {
             kernel.apply(&op);
@@ -315,12 +426,12 @@ proptest! {
         let ops = state_all(&mut planner, new.values());
         let done = killed_after.index(ops.len() + 1);
         ops[..done].iter().for_each(|op| kernel.apply(op));
-        let mut planner = Planner::restore(kernel.tables.clone());
+        let mut planner = planner_for(&node, Some(&kernel.tables));
         for (service, endpoints) in new.values() {
             kernel.apply_watched(&planner.upsert(service, endpoints).ops);
         }
         kernel.apply_watched(&planner.prune().ops);
-        prop_assert_eq!(kernel.tables.canonical(), rebuilt(&new));
+        prop_assert_eq!(kernel.tables.canonical(), rebuilt(&new, &node));
     }
 
     /// Tables that somebody else has damaged are right again once all Services are stated.
@@ -328,20 +439,21 @@ proptest! {
     fn damaged_tables_heal(
         world in any_world(),
         wounds in prop::collection::vec((any::<u8>(), any::<Index>(), any::<Index>()), 1..6),
+        node in any_node(),
     ) {
-        let mut planner = Planner::new();
+        let mut planner = planner_for(&node, None);
         state_all(&mut planner, world.values());
         let mut kernel = Kernel { tables: planner.tables().clone() };
         for (kind, at, other) in wounds {
             damage(&mut kernel.tables, kind, at, other);
         }
-        let mut planner = Planner::restore(kernel.tables.clone());
+        let mut planner = planner_for(&node, Some(&kernel.tables));
         for op in state_all(&mut planner, world.values()) {
             kernel.apply(&op);
         }
-        prop_assert_eq!(kernel.tables.canonical(), rebuilt(&world));
+        prop_assert_eq!(kernel.tables.canonical(), rebuilt(&world, &node));
         prop_assert_eq!(&kernel.tables, planner.tables());
-        let mut again = Planner::restore(kernel.tables);
+        let mut again = planner_for(&node, Some(&kernel.tables));
         prop_assert_eq!(state_all(&mut again, world.values()), vec![]);
     }
 }
