@@ -114,7 +114,6 @@ mod tests {
         node_port_addrs(&chosen, Some(&node())).iter().map(ToString::to_string).collect()
     }
 
-    /// S19
     #[test]
     fn words_and_cidrs_choose_among_the_addresses_of_the_node_object() {
         assert_eq!(chosen("primary"), ["172.31.0.11", "2001:db8::11"]);

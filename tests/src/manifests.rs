@@ -15,8 +15,11 @@ pub fn namespace(name: &str) -> String {
 pub struct Service {
     namespace: String,
     name: String,
+    kind: String,
     cluster_ips: Vec<String>,
     ports: Vec<Port>,
+    spec: Vec<String>,
+    ingress: Vec<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -25,6 +28,7 @@ struct Port {
     protocol: &'static str,
     port: u16,
     target: u16,
+    node_port: Option<u16>,
 }
 
 impl Service {
@@ -33,9 +37,42 @@ impl Service {
         Self {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
+            kind: "ClusterIP".to_owned(),
             cluster_ips: Vec::new(),
             ports: Vec::new(),
+            spec: Vec::new(),
+            ingress: Vec::new(),
         }
+    }
+
+    /// Sets `spec.type`.
+    #[must_use]
+    pub fn kind(mut self, kind: &str) -> Self {
+        kind.clone_into(&mut self.kind);
+        self
+    }
+
+    /// Gives every port that node port; they must differ in their protocols.
+    #[must_use]
+    pub fn node_port(mut self, number: u16) -> Self {
+        for port in &mut self.ports {
+            port.node_port = Some(number);
+        }
+        self
+    }
+
+    /// Adds a line to `spec`, for example `internalTrafficPolicy: Local`.
+    #[must_use]
+    pub fn spec(mut self, line: &str) -> Self {
+        self.spec.push(line.to_owned());
+        self
+    }
+
+    /// Adds an entry to `status.loadBalancer.ingress`, with that `ipMode`.
+    #[must_use]
+    pub fn ingress(mut self, address: &str, mode: &str) -> Self {
+        self.ingress.push(format!("{{ip: \"{address}\", ipMode: {mode}}}"));
+        self
     }
 
     /// Adds a cluster IP, or `None` as the only one for a headless Service.
@@ -58,15 +95,16 @@ impl Service {
     }
 
     fn port(mut self, name: &str, protocol: &'static str, port: u16, target: u16) -> Self {
-        self.ports.push(Port { name: name.to_owned(), protocol, port, target });
+        let name = name.to_owned();
+        self.ports.push(Port { name, protocol, port, target, node_port: None });
         self
     }
 
     /// The Service object alone.
     pub fn yaml(&self) -> String {
         let mut yaml = format!(
-            "apiVersion: v1\nkind: Service\nmetadata:\n  name: {}\n  namespace: {}\nspec:\n  type: ClusterIP\n",
-            self.name, self.namespace
+            "apiVersion: v1\nkind: Service\nmetadata:\n  name: {}\n  namespace: {}\nspec:\n  type: {}\n",
+            self.name, self.namespace, self.kind
         );
         // Writing to a String cannot fail.
         if let Some(first) = self.cluster_ips.first() {
@@ -81,6 +119,9 @@ impl Service {
                 .collect();
             let _ = writeln!(yaml, "  ipFamilies: [{}]", families.join(", "));
         }
+        for line in &self.spec {
+            let _ = writeln!(yaml, "  {line}");
+        }
         yaml.push_str("  ports:\n");
         for port in &self.ports {
             let _ = writeln!(
@@ -88,6 +129,13 @@ impl Service {
                 "  - name: {}\n    protocol: {}\n    port: {}\n    targetPort: {}",
                 port.name, port.protocol, port.port, port.target
             );
+            if let Some(number) = port.node_port {
+                let _ = writeln!(yaml, "    nodePort: {number}");
+            }
+        }
+        if !self.ingress.is_empty() {
+            let entries = self.ingress.join(", ");
+            let _ = writeln!(yaml, "status:\n  loadBalancer:\n    ingress: [{entries}]");
         }
         yaml
     }

@@ -59,7 +59,7 @@ scenarios! {
     node_port
     /// S5: ingress addresses and external IPs, together and apart; those of a proxy are left alone.
     load_balancer
-    /// S9, S10: which endpoints each kind of address has for clients inside.
+    /// S10: which endpoints each kind of address has for clients inside.
     traffic_policies
     /// S13: nodes, then zones, then all; and when the node changes its zone.
     hints

@@ -129,6 +129,34 @@ fn endpoints_come_out_of_pods_where_there_is_no_slice() {
     assert_eq!((target.kind.as_str(), &target.name), ("Pod", &ObjectName::new("shop", "p1")));
 }
 
+/// S13: as Kubernetes' own controller sets the hints.
+#[test]
+fn traffic_distribution_becomes_hints() {
+    let cases = [
+        (None, "", ""),
+        (Some("PreferSameZone"), "z1", ""),
+        (Some("PreferClose"), "z1", ""),
+        (Some("PreferSameNode"), "z1", "node-a"),
+        (Some("Nearest"), "", ""),
+    ];
+    for (distribution, zones, nodes) in cases {
+        let mut cache = Cache::new();
+        let traffic_distribution = distribution.map(str::to_owned);
+        let service = Service { traffic_distribution, ..service() };
+        apply(
+            &mut cache,
+            [
+                Object::Node(node("node-a", "z1")),
+                Object::Service(service),
+                Object::Pod(pod("p1", "10.0.0.1")),
+            ],
+        );
+        let endpoint = &cache.endpoints(&web())[0];
+        assert_eq!(endpoint.for_zones.concat(), zones, "{distribution:?}");
+        assert_eq!(endpoint.for_nodes.concat(), nodes, "{distribution:?}");
+    }
+}
+
 /// S14: as Kubernetes' own controller sets the conditions.
 #[test]
 fn conditions_of_pods_are_those_of_the_slice_controller() {
