@@ -6,6 +6,7 @@
 //! | `sluice_sendmsg4`, `6` | cgroup | the same for a datagram of an unconnected socket |
 //! | `sluice_recvmsg4`, `6` | cgroup | shows the service as the sender of the answer |
 //! | `sluice_getpeername4`, `6` | cgroup | shows the service as the peer |
+//! | `sluice_release` | cgroup | forgets what a socket was connected to |
 //! | `sluice_pod_send` | tc, ingress of a pod's host side | services per packet; fast path |
 //! | `sluice_pod_recv` | tc, egress of a pod's host side | translates answers back |
 #![no_std]
@@ -27,8 +28,8 @@ mod sock;
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
-    macros::{cgroup_sock_addr, classifier},
-    programs::{SockAddrContext, TcContext},
+    macros::{cgroup_sock, cgroup_sock_addr, classifier},
+    programs::{SockAddrContext, SockContext, TcContext},
 };
 use sluice_abi::NodeState;
 
@@ -79,6 +80,12 @@ pub fn sluice_getpeername4(context: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername6)]
 pub fn sluice_getpeername6(context: SockAddrContext) -> i32 {
     sock::getpeername::<true>(&context);
+    sock::PROCEED
+}
+
+#[cgroup_sock(sock_release)]
+pub fn sluice_release(context: SockContext) -> i32 {
+    sock::release(&context);
     sock::PROCEED
 }
 
