@@ -108,6 +108,17 @@ fn check_names_what_is_missing() {
 }
 
 #[test]
+fn check_allows_what_later_plugins_of_a_chain_change() {
+    let node = Node::new(&DUAL);
+    let pod = Ns::new("pod");
+    node.add("a", &pod);
+    pod.ip("link set eth0 mtu 1400");
+    pod.ip("addr add 198.51.100.7/32 dev eth0");
+    pod.ip("route add 198.51.100.0/24 via 169.254.1.1 dev eth0 onlink");
+    node.call("CHECK", "a", &pod).success();
+}
+
+#[test]
 fn check_compares_the_result_of_add() {
     let mut node = Node::new(&DUAL);
     let pod = Ns::new("pod");

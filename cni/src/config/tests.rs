@@ -82,7 +82,7 @@ fn stdin_that_is_no_object_is_a_decode_error() {
     }
 }
 
-/// C12: ranges come from the node file, and from the configuration where it has some.
+/// Ranges come from the node file, and from the configuration where it has some.
 #[test]
 fn ranges_come_from_the_node_file_unless_the_configuration_has_some() {
     let dir = tempfile::tempdir().expect("a directory");
