@@ -4,6 +4,7 @@
 //! random id; what comes back must carry both and repeat the question (RFC 5452). Upstreams are
 //! tried in order. One that does not answer is tried last for a while.
 
+mod cache;
 mod exchange;
 pub mod resolv_conf;
 
@@ -16,6 +17,7 @@ use hickory_proto::rr::Name;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use self::cache::{Cache, Key};
 use crate::wire::{Request, Transport};
 
 pub use exchange::ExchangeError;
@@ -63,16 +65,19 @@ struct Upstream {
 #[derive(Debug)]
 pub struct Forwarder {
     upstreams: Vec<Upstream>,
+    cache: Cache,
     in_flight: Semaphore,
     started: Instant,
 }
 
 impl Forwarder {
-    /// A forwarder to these upstreams, the first of them preferred.
-    pub fn new(upstreams: impl IntoIterator<Item = SocketAddr>) -> Self {
+    /// A forwarder to these upstreams, the first of them preferred, that keeps about
+    /// `cache_entries` answers.
+    pub fn new(upstreams: impl IntoIterator<Item = SocketAddr>, cache_entries: usize) -> Self {
         let upstream = |addr| Upstream { addr, demoted_until: AtomicU64::new(0) };
         Self {
             upstreams: upstreams.into_iter().map(upstream).collect(),
+            cache: Cache::new(cache_entries),
             in_flight: Semaphore::new(MAX_IN_FLIGHT),
             started: Instant::now(),
         }
@@ -81,6 +86,12 @@ impl Forwarder {
     /// Whether there is no upstream at all.
     pub fn is_empty(&self) -> bool {
         self.upstreams.is_empty()
+    }
+
+    /// What is kept of an earlier answer to the same.
+    pub fn cached(&self, request: &Request, name: &Name) -> Option<Message> {
+        let key = Key::new(request, name)?;
+        self.cache.get(&key, name, Instant::now())
     }
 
     /// Asks for `name` with the type of the request's question. The transport is the client's: who
@@ -98,6 +109,19 @@ impl Forwarder {
         if self.is_empty() {
             return Err(ForwardError::NoUpstream);
         }
+        let result = self.ask_upstreams(request, name, transport).await;
+        if let (Ok(message), Some(key)) = (&result, Key::new(request, name)) {
+            self.cache.put(key, message, Instant::now());
+        }
+        result
+    }
+
+    async fn ask_upstreams(
+        &self,
+        request: &Request,
+        name: &Name,
+        transport: Transport,
+    ) -> Result<Message, ForwardError> {
         let _permit = self.in_flight.try_acquire().map_err(|_| ForwardError::Busy)?;
         let deadline = Instant::now() + TOTAL;
         let mut refusal = None;
