@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 /// Far longer than anything takes that works.
@@ -99,8 +100,13 @@ impl Dns {
 
     /// Sends SIGTERM.
     pub(crate) fn terminate(&self) {
+        self.signal(Signal::SIGTERM);
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).expect("a process id");
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM)
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal)
             .expect("the process is there");
     }
 
@@ -206,7 +212,7 @@ pub(crate) fn ask_tcp(addr: SocketAddr, query: &Message) -> Message {
 }
 
 /// Writes a message with its length.
-pub(crate) fn write_framed(stream: &mut TcpStream, message: &[u8]) {
+pub(crate) fn write_framed(stream: &mut impl Write, message: &[u8]) {
     let length = u16::try_from(message.len()).expect("short enough");
     stream.write_all(&[&length.to_be_bytes()[..], message].concat()).expect("sent");
 }
