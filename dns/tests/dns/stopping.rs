@@ -86,7 +86,10 @@ fn a_lame_duck_answers_new_queries() {
 
 fn failure(flags: &[&str]) -> String {
     let directory = tempfile::TempDir::new().expect("a temporary directory");
-    let output = command(directory.path()).args(flags).output().expect("it runs");
+    let output = command(&format!("dir:{}", directory.path().display()))
+        .args(flags)
+        .output()
+        .expect("it runs");
     assert!(!output.status.success());
     String::from_utf8(output.stderr).expect("text")
 }

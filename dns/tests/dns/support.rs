@@ -29,10 +29,10 @@ pub(crate) struct Dns {
 }
 
 /// The command with flags that keep it to loopback and away from the machine's own resolvers.
-pub(crate) fn command(manifests: &Path) -> Command {
+pub(crate) fn command(source: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sluice-dns"));
     command
-        .arg(format!("--source=dir:{}", manifests.display()))
+        .arg(format!("--source={source}"))
         // No flag here that a test may want to give.
         .args(["--resolv-conf=/dev/null", "--ready-bind-address=", "--log-level=info"])
         .args(["--health-bind-address=127.0.0.1:0"])
@@ -52,7 +52,20 @@ impl Dns {
     pub(crate) fn start_on(listen: &str, manifest: &str, flags: &[&str]) -> Self {
         let manifests = TempDir::new().expect("a temporary directory");
         write(manifests.path(), manifest);
-        let mut child = command(manifests.path())
+        let source = format!("dir:{}", manifests.path().display());
+        let mut dns = Self::launch_on(listen, &source, flags, manifests);
+        dns.wait_for_log("synced");
+        dns
+    }
+
+    /// Starts with any source, and waits until it serves.
+    pub(crate) fn launch(source: &str, flags: &[&str]) -> Self {
+        let manifests = TempDir::new().expect("a temporary directory");
+        Self::launch_on("127.0.0.1:0", source, flags, manifests)
+    }
+
+    fn launch_on(listen: &str, source: &str, flags: &[&str], manifests: TempDir) -> Self {
+        let mut child = command(source)
             .arg(format!("--listen={listen}"))
             .args(flags)
             .spawn()
@@ -74,8 +87,12 @@ impl Dns {
         if dns.addr.ip().is_unspecified() {
             dns.addr.set_ip(Ipv4Addr::LOCALHOST.into());
         }
-        dns.wait_for_log("synced");
         dns
+    }
+
+    /// Forgets the log's lines so far.
+    pub(crate) fn forget_log(&mut self) {
+        self.seen.clear();
     }
 
     /// Waits for a line of the log that holds a text, and returns the line.
