@@ -126,7 +126,11 @@ impl Forwarder {
         let deadline = Instant::now() + TOTAL;
         let mut refusal = None;
         let mut failure = None;
-        for upstream in self.order() {
+        for (upstream, again) in self.order() {
+            if again && refusal.is_some() {
+                // It did answer; the same question has the same answer.
+                break;
+            }
             let query = query(request, name);
             let bytes = query.to_vec().map_err(ForwardError::Encode)?;
             let exchange = async {
@@ -162,14 +166,14 @@ impl Forwarder {
     }
 
     /// The upstreams in the order to try them: those that answer first. One alone gets a second
-    /// try, since a datagram may be lost.
-    fn order(&self) -> Vec<&Upstream> {
+    /// try, marked as such, since a datagram may be lost.
+    fn order(&self) -> Vec<(&Upstream, bool)> {
         let now = self.now();
         let demoted = |u: &&Upstream| u.demoted_until.load(Ordering::Relaxed) > now;
-        let mut order: Vec<_> = self.upstreams.iter().filter(|u| !demoted(u)).collect();
-        order.extend(self.upstreams.iter().filter(demoted));
-        if let [only] = order[..] {
-            order.push(only);
+        let (last, first): (Vec<_>, Vec<_>) = self.upstreams.iter().partition(demoted);
+        let mut order: Vec<_> = first.into_iter().chain(last).map(|u| (u, false)).collect();
+        if let [(only, _)] = order[..] {
+            order.push((only, true));
         }
         order
     }

@@ -109,6 +109,21 @@ fn upstream_answers_are_kept() {
     assert_eq!(count.load(Ordering::Relaxed), 1);
 }
 
+/// D12: an upstream that says that it cannot is not asked the same again.
+#[test]
+fn a_failure_is_asked_for_once() {
+    let count = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&count);
+    let upstream = Upstream::start(move |query, _| {
+        counter.fetch_add(1, Ordering::Relaxed);
+        vec![response(query, ResponseCode::ServFail, &[])]
+    });
+    let dns = Dns::start("", &[&upstream.flag(), "--cache-size=0"]);
+    let reply = dns.udp("example.com.", RecordType::A);
+    assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
+    assert_eq!(count.load(Ordering::Relaxed), 1);
+}
+
 /// D12: a lost datagram is sent again, even where there is one upstream only.
 #[test]
 fn a_lost_query_is_sent_again() {
