@@ -5,25 +5,20 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use sluice_model::{
-    AddressType, Conditions, Endpoint, EndpointSlice, IpFamily, ObjectRef, Pod, PodPhase, Service,
-    SliceEndpoint, SlicePort, TargetPort,
+    Conditions, Endpoint, IpFamily, ObjectRef, Pod, PodPhase, Service, SlicePort, TargetPort,
 };
 
-/// Merges slices into one entry an address, sorted by address.
+/// Merges the endpoints of all slices into one entry an address, sorted by address.
 ///
-/// Slices of `addressType: FQDN` are skipped. Where an address comes more than once, the readiest
-/// entry wins (then the first, in the order of the slices) and gives everything but the ports; a
-/// less ready one adds only ports that the readier ones do not have.
-pub(super) fn merge<'a>(slices: impl Iterator<Item = &'a EndpointSlice>) -> Vec<Endpoint> {
-    let mut merger = Merger::default();
-    for slice in slices.filter(|slice| slice.address_type != AddressType::Fqdn) {
-        for endpoint in &slice.endpoints {
-            if let Some(&addr) = endpoint.addresses.first() {
-                merger.add(addr, endpoint, slice.ports.iter().cloned());
-            }
-        }
+/// Where an address comes more than once, the readiest entry wins (then the first, in the order of
+/// the slices) and gives everything but the ports; a less ready one adds only ports that the readier
+/// ones do not have.
+pub(super) fn merge(endpoints: impl Iterator<Item = Endpoint>) -> Vec<Endpoint> {
+    let mut entries: BTreeMap<IpAddr, Vec<Endpoint>> = BTreeMap::new();
+    for endpoint in endpoints {
+        entries.entry(endpoint.addr).or_default().push(endpoint);
     }
-    merger.finish()
+    entries.into_values().filter_map(unite).collect()
 }
 
 /// What the endpoint slice controller of Kubernetes would make of the pods that a Service selects:
@@ -36,10 +31,15 @@ pub(super) fn derive<'a, 'z>(
     pods: impl Iterator<Item = &'a Pod>,
     zone: impl Fn(&str) -> Option<&'z str>,
 ) -> Vec<Endpoint> {
-    let mut merger = Merger::default();
-    for pod in pods.filter(|pod| !matches!(pod.phase, PodPhase::Succeeded | PodPhase::Failed)) {
-        let endpoint = SliceEndpoint {
-            addresses: Vec::new(),
+    let live = pods.filter(|pod| !matches!(pod.phase, PodPhase::Succeeded | PodPhase::Failed));
+    let families = &service.ip_families;
+    merge(live.flat_map(|pod| {
+        let addrs = pod.addrs.iter();
+        let addrs =
+            addrs.filter(|addr| families.is_empty() || families.contains(&IpFamily::of(addr)));
+        addrs.map(|&addr| Endpoint {
+            addr,
+            ports: target_ports(service, pod).collect(),
             conditions: Conditions {
                 ready: service.publish_not_ready || (pod.ready && !pod.meta.deleting),
                 serving: pod.ready,
@@ -53,15 +53,8 @@ pub(super) fn derive<'a, 'z>(
             target: Some(ObjectRef { kind: "Pod".to_owned(), name: pod.meta.name.clone() }),
             for_zones: Vec::new(),
             for_nodes: Vec::new(),
-        };
-        for &addr in &pod.addrs {
-            let families = &service.ip_families;
-            if families.is_empty() || families.contains(&IpFamily::of(&addr)) {
-                merger.add(addr, &endpoint, target_ports(service, pod));
-            }
-        }
-    }
-    merger.finish()
+        })
+    }))
 }
 
 /// The Service's ports as this pod serves them. A named target port that the pod does not have is
@@ -82,37 +75,6 @@ fn target_ports(service: &Service, pod: &Pod) -> impl Iterator<Item = SlicePort>
             port: Some(number),
         })
     })
-}
-
-/// Entries of the same address, put together at the end.
-#[derive(Default)]
-struct Merger {
-    entries: BTreeMap<IpAddr, Vec<Endpoint>>,
-}
-
-impl Merger {
-    fn add(
-        &mut self,
-        addr: IpAddr,
-        endpoint: &SliceEndpoint,
-        ports: impl Iterator<Item = SlicePort>,
-    ) {
-        self.entries.entry(addr).or_default().push(Endpoint {
-            addr,
-            ports: ports.collect(),
-            conditions: endpoint.conditions,
-            hostname: endpoint.hostname.clone(),
-            node: endpoint.node.clone(),
-            zone: endpoint.zone.clone(),
-            target: endpoint.target.clone(),
-            for_zones: endpoint.for_zones.clone(),
-            for_nodes: endpoint.for_nodes.clone(),
-        });
-    }
-
-    fn finish(self) -> Vec<Endpoint> {
-        self.entries.into_values().filter_map(unite).collect()
-    }
 }
 
 /// How much use an endpoint is; the greatest wins.

@@ -3,19 +3,21 @@
 mod endpoints;
 mod rejects;
 mod selectors;
+mod slices;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sluice_model::{
-    Endpoint, EndpointSlice, Namespace, Node, Object, ObjectKey, ObjectName, Pod, ResourceKind,
-    Service, ServiceKind,
+    Endpoint, Namespace, Node, Object, ObjectKey, ObjectName, Pod, ResourceKind, Service,
+    ServiceKind,
 };
 
 use crate::{Event, Rejected};
 use rejects::Rejects;
 use selectors::Selectors;
+use slices::{Slice, Slices, Texts};
 
 /// What [`Cache::ingest`] changed.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -41,13 +43,29 @@ impl Changes {
     }
 }
 
+/// An object in the form that the cache keeps.
+#[derive(Debug)]
+enum Kept {
+    Slice(ObjectName, Slice),
+    Other(Box<Object>),
+}
+
+impl Kept {
+    fn kind(&self) -> ResourceKind {
+        match self {
+            Self::Slice(..) => ResourceKind::EndpointSlice,
+            Self::Other(object) => object.kind(),
+        }
+    }
+}
+
 /// An object's place in a list that is not complete yet.
 #[derive(Debug)]
 enum Listed {
     /// In the form that the cache holds.
     Same,
     /// In another form.
-    New(Box<Object>),
+    New(Kept),
     /// It could not be understood.
     Rejected,
 }
@@ -64,9 +82,8 @@ struct List {
 #[derive(Debug, Default)]
 pub struct Cache {
     services: BTreeMap<ObjectName, Service>,
-    slices: HashMap<ObjectName, EndpointSlice>,
-    /// Names of the slices of a Service, whether the Service itself is there or not.
-    slices_of: HashMap<ObjectName, BTreeSet<ObjectName>>,
+    slices: Slices,
+    texts: Texts,
     pods: BTreeMap<ObjectName, Pod>,
     nodes: BTreeMap<String, Node>,
     namespaces: BTreeMap<String, Namespace>,
@@ -172,8 +189,8 @@ impl Cache {
         if matches!(service.kind, ServiceKind::ExternalName(_)) {
             return Vec::new();
         }
-        if let Some(slices) = self.slices_of.get(name) {
-            return endpoints::merge(slices.iter().filter_map(|slice| self.slices.get(slice)));
+        if let Some(slices) = self.slices.of(name) {
+            return endpoints::merge(slices.flat_map(|slice| slice.content.endpoints()));
         }
         let pods = self.selectors.pods_of(name).filter_map(|pod| {
             self.pods.get(&ObjectName { namespace: name.namespace.clone(), name: pod.clone() })
@@ -182,12 +199,12 @@ impl Cache {
     }
 
     /// One event of an unfinished list.
-    fn enlist(&self, list: &mut List, event: Event) {
+    fn enlist(&mut self, list: &mut List, event: Event) {
         match event {
             Event::Apply(object) => {
                 let key = object.key();
-                let listed =
-                    if self.holds(&key, &object) { Listed::Same } else { Listed::New(object) };
+                let kept = self.keep(object);
+                let listed = if self.holds(&key, &kept) { Listed::Same } else { Listed::New(kept) };
                 list.objects.insert(key, listed);
             }
             Event::Delete(key) => {
@@ -215,18 +232,18 @@ impl Cache {
         for key in gone {
             self.delete(&key, changes);
         }
-        let mut new: Vec<Box<Object>> = list
+        let mut new: Vec<Kept> = list
             .objects
             .into_values()
             .filter_map(|listed| match listed {
-                Listed::New(object) => Some(object),
+                Listed::New(kept) => Some(kept),
                 Listed::Same | Listed::Rejected => None,
             })
             .collect();
         // Pods last: then no Service of a first list has to look for its pods, and no node either.
-        new.sort_by_key(|object| (object.kind() == ResourceKind::Pod, object.kind()));
-        for object in new {
-            self.apply(*object, changes);
+        new.sort_by_key(|kept| (kept.kind() == ResourceKind::Pod, kept.kind()));
+        for kept in new {
+            self.apply(kept, changes);
         }
         self.rejects.replace(list.rejected.into_values());
     }
@@ -236,7 +253,8 @@ impl Cache {
         match event {
             Event::Apply(object) => {
                 self.rejects.recover_key(&object.key());
-                self.apply(*object, changes);
+                let kept = self.keep(object);
+                self.apply(kept, changes);
             }
             Event::Delete(key) => {
                 self.rejects.recover_key(&key);
@@ -249,14 +267,26 @@ impl Cache {
         }
     }
 
+    /// An object in the form that the cache keeps.
+    fn keep(&mut self, object: Box<Object>) -> Kept {
+        if let Object::EndpointSlice(slice) = *object {
+            Kept::Slice(slice.meta.name.clone(), self.texts.slice(slice))
+        } else {
+            Kept::Other(object)
+        }
+    }
+
     /// Whether the cache holds the object in exactly this form.
-    fn holds(&self, key: &ObjectKey, object: &Object) -> bool {
-        match object {
-            Object::Service(new) => self.services.get(&key.name) == Some(new),
-            Object::EndpointSlice(new) => self.slices.get(&key.name) == Some(new),
-            Object::Pod(new) => self.pods.get(&key.name) == Some(new),
-            Object::Node(new) => self.nodes.get(&key.name.name) == Some(new),
-            Object::Namespace(new) => self.namespaces.get(&key.name.name) == Some(new),
+    fn holds(&self, key: &ObjectKey, kept: &Kept) -> bool {
+        match kept {
+            Kept::Slice(name, new) => self.slices.get(name) == Some(new),
+            Kept::Other(object) => match &**object {
+                Object::Service(new) => self.services.get(&key.name) == Some(new),
+                Object::EndpointSlice(_) => false,
+                Object::Pod(new) => self.pods.get(&key.name) == Some(new),
+                Object::Node(new) => self.nodes.get(&key.name.name) == Some(new),
+                Object::Namespace(new) => self.namespaces.get(&key.name.name) == Some(new),
+            },
         }
     }
 
@@ -268,17 +298,24 @@ impl Cache {
             move |name: &String| ObjectKey { kind, name: ObjectName::new("", name.clone()) }
         };
         let services = self.services.keys().map(namespaced(ResourceKind::Service));
-        let slices = self.slices.keys().map(namespaced(ResourceKind::EndpointSlice));
+        let slices = self.slices.names().map(namespaced(ResourceKind::EndpointSlice));
         let pods = self.pods.keys().map(namespaced(ResourceKind::Pod));
         let nodes = self.nodes.keys().map(cluster(ResourceKind::Node));
         let namespaces = self.namespaces.keys().map(cluster(ResourceKind::Namespace));
         services.chain(slices).chain(pods).chain(nodes).chain(namespaces)
     }
 
-    fn apply(&mut self, object: Object, changes: &mut Changes) {
+    fn apply(&mut self, kept: Kept, changes: &mut Changes) {
+        let object = match kept {
+            Kept::Slice(name, slice) => return self.apply_slice(name, slice, changes),
+            Kept::Other(object) => *object,
+        };
         match object {
             Object::Service(service) => self.apply_service(service, changes),
-            Object::EndpointSlice(slice) => self.apply_slice(slice, changes),
+            Object::EndpointSlice(slice) => {
+                let (name, slice) = (slice.meta.name.clone(), self.texts.slice(slice));
+                self.apply_slice(name, slice, changes);
+            }
             Object::Pod(pod) => self.apply_pod(pod, changes),
             Object::Node(node) => self.apply_node(node, changes),
             Object::Namespace(namespace) => {
@@ -301,11 +338,9 @@ impl Cache {
                 }
             }
             ResourceKind::EndpointSlice => {
-                if let Some(old) = self.slices.remove(name)
-                    && let Some(service) = &old.service
-                {
-                    self.unlink(service, name);
-                    self.mark(service, changes);
+                if let Some(service) = self.slices.remove(name).and_then(|old| old.service) {
+                    self.resettle(&service);
+                    self.mark(&service, changes);
                 }
             }
             ResourceKind::Pod => {
@@ -346,29 +381,21 @@ impl Cache {
         changes.services.insert(name);
     }
 
-    fn apply_slice(&mut self, slice: EndpointSlice, changes: &mut Changes) {
-        let name = slice.meta.name.clone();
+    fn apply_slice(&mut self, name: ObjectName, slice: Slice, changes: &mut Changes) {
+        if self.slices.get(&name) == Some(&slice) {
+            return;
+        }
         let service = slice.service.clone();
-        let old = self.slices.insert(name.clone(), slice);
-        let old_service = old.as_ref().and_then(|old| old.service.as_ref());
-        if old_service != service.as_ref() {
-            if let Some(old_service) = old_service {
-                self.unlink(old_service, &name);
-                self.mark(old_service, changes);
-            }
-            if let Some(service) = &service {
-                self.link(service, &name);
-                self.mark(service, changes);
-            }
-        } else if let (Some(service), Some(old)) = (&service, &old) {
-            let same = self.slices.get(&name).is_some_and(|new| {
-                new.endpoints == old.endpoints
-                    && new.ports == old.ports
-                    && new.address_type == old.address_type
-            });
-            if !same {
-                self.mark(service, changes);
-            }
+        let old = self.slices.insert(name, slice).and_then(|old| old.service);
+        if old != service
+            && let Some(old) = old
+        {
+            self.resettle(&old);
+            self.mark(&old, changes);
+        }
+        if let Some(service) = service {
+            self.resettle(&service);
+            self.mark(&service, changes);
         }
     }
 
@@ -411,22 +438,11 @@ impl Cache {
         }
     }
 
-    /// Notes that a slice belongs to a Service.
-    fn link(&mut self, service: &ObjectName, slice: &ObjectName) {
-        let slices = self.slices_of.entry(service.clone()).or_default();
-        slices.insert(slice.clone());
-        if slices.len() == 1 {
-            // From now on its endpoints come out of slices.
+    /// Slices of a Service came or went: its endpoints come out of them if there are any.
+    fn resettle(&mut self, service: &ObjectName) {
+        if self.slices.any(service) {
             self.selectors.remove(service);
-        }
-    }
-
-    /// Notes that a slice no longer belongs to a Service.
-    fn unlink(&mut self, service: &ObjectName, slice: &ObjectName) {
-        let Some(slices) = self.slices_of.get_mut(service) else { return };
-        slices.remove(slice);
-        if slices.is_empty() {
-            self.slices_of.remove(service);
+        } else {
             self.reselect(service);
         }
     }
@@ -434,7 +450,7 @@ impl Cache {
     /// Finds out anew which pods a Service selects, if its endpoints come out of pods.
     fn reselect(&mut self, name: &ObjectName) {
         self.selectors.remove(name);
-        if self.slices_of.contains_key(name) {
+        if self.slices.any(name) {
             return;
         }
         let Some(service) = self.services.get(name) else { return };

@@ -6,7 +6,7 @@ use sluice_model::{
 };
 
 use super::FieldError;
-use super::field::{family_name, port, protocol, unicast, unknown};
+use super::field::{each, family_name, port, protocol, unicast, unknown};
 use super::meta::meta;
 use crate::wire;
 
@@ -23,24 +23,20 @@ pub(super) fn slice(wire: wire::EndpointSlice) -> Result<EndpointSlice, FieldErr
         other => return Err(unknown("addressType", other, "IPv4, IPv6 or FQDN")),
     };
     let endpoints = match family {
-        Some(family) => (0..)
-            .zip(wire.endpoints)
-            .map(|(i, wire)| endpoint(i, wire, family, &meta.name.namespace))
-            .collect::<Result<_, _>>()?,
+        Some(family) => {
+            each(wire.endpoints, |i, wire| endpoint(i, wire, family, &meta.name.namespace))?
+        }
         // Host names have no place in a data plane; the slice itself still counts.
         None => Vec::new(),
     };
-    let ports = (0..)
-        .zip(wire.ports)
-        .map(|(i, wire)| {
-            let at = |field: &str| format!("ports[{i}].{field}");
-            Ok(SlicePort {
-                name: wire.name.unwrap_or_default(),
-                protocol: protocol(at("protocol"), wire.protocol.as_deref().unwrap_or_default())?,
-                port: wire.port.map(|number| port(at("port"), number)).transpose()?,
-            })
+    let ports = each(wire.ports, |i, wire| {
+        let at = |field: &str| format!("ports[{i}].{field}");
+        Ok(SlicePort {
+            name: wire.name.unwrap_or_default(),
+            protocol: protocol(at("protocol"), wire.protocol.as_deref().unwrap_or_default())?,
+            port: wire.port.map(|number| port(at("port"), number)).transpose()?,
         })
-        .collect::<Result<_, _>>()?;
+    })?;
     let service = meta
         .labels
         .get(SERVICE_NAME)
@@ -58,21 +54,16 @@ fn endpoint(
     if wire.addresses.is_empty() {
         return Err(FieldError::new(format_args!("endpoints[{i}].addresses"), "is empty"));
     }
-    let addresses = wire
-        .addresses
-        .iter()
-        .enumerate()
-        .map(|(j, text)| {
-            let at = format!("endpoints[{i}].addresses[{j}]");
-            let addr = unicast(&at, text)?;
-            if IpFamily::of(&addr) == family {
-                Ok(addr)
-            } else {
-                let family = family_name(family);
-                Err(FieldError::new(at, format_args!("{addr} is not of addressType {family}")))
-            }
-        })
-        .collect::<Result<_, _>>()?;
+    let addresses = each(&wire.addresses, |j, text| {
+        let at = format_args!("endpoints[{i}].addresses[{j}]");
+        let addr = unicast(at, text)?;
+        if IpFamily::of(&addr) == family {
+            Ok(addr)
+        } else {
+            let family = family_name(family);
+            Err(FieldError::new(at, format_args!("{addr} is not of addressType {family}")))
+        }
+    })?;
     let conditions = wire.conditions.unwrap_or_default();
     let hints = wire.hints.unwrap_or_default();
     Ok(SliceEndpoint {

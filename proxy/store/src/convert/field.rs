@@ -141,6 +141,23 @@ pub(super) fn family_name(family: IpFamily) -> &'static str {
     }
 }
 
+/// Converts a list entry by entry, into a list that takes no more room than it needs: there may be
+/// hundreds of thousands of them.
+pub(super) fn each<T, U, I>(
+    entries: I,
+    mut convert: impl FnMut(usize, T) -> Result<U, FieldError>,
+) -> Result<Vec<U>, FieldError>
+where
+    I: IntoIterator<Item = T, IntoIter: ExactSizeIterator>,
+{
+    let entries = entries.into_iter();
+    let mut converted = Vec::with_capacity(entries.len());
+    for (i, entry) in entries.enumerate() {
+        converted.push(convert(i, entry)?);
+    }
+    Ok(converted)
+}
+
 /// The text, unless it is empty.
 pub(super) fn nonempty(text: String) -> Option<String> {
     (!text.is_empty()).then_some(text)

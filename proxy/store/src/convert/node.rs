@@ -4,7 +4,7 @@ use ipnet::IpNet;
 use sluice_model::{IpFamily, Node, NodeAddress, NodeAddressKind, ResourceKind, Taint};
 
 use super::FieldError;
-use super::field::{cidr, one_a_family, unicast};
+use super::field::{cidr, each, one_a_family, unicast};
 use super::meta::meta;
 use crate::wire;
 
@@ -15,10 +15,7 @@ pub(super) fn node(wire: wire::Node) -> Result<Node, FieldError> {
         let net = Some(spec.pod_cidr.as_str()).filter(|net| !net.is_empty());
         net.map(|net| cidr("spec.podCIDR", net)).transpose()?.into_iter().collect()
     } else {
-        (0..)
-            .zip(&spec.pod_cidrs)
-            .map(|(i, net)| cidr(format_args!("spec.podCIDRs[{i}]"), net))
-            .collect::<Result<Vec<_>, _>>()?
+        each(&spec.pod_cidrs, |i, net| cidr(format_args!("spec.podCIDRs[{i}]"), net))?
     };
     one_a_family("spec.podCIDRs", &pod_cidrs, |net| match net {
         IpNet::V4(_) => IpFamily::V4,

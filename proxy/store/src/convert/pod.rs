@@ -3,7 +3,7 @@
 use sluice_model::{ContainerPort, IpFamily, Pod, PodPhase, ResourceKind};
 
 use super::FieldError;
-use super::field::{nonempty, one_a_family, port, protocol, unicast, unknown};
+use super::field::{each, nonempty, one_a_family, port, protocol, unicast, unknown};
 use super::meta::meta;
 use crate::wire;
 
@@ -26,10 +26,7 @@ pub(super) fn pod(wire: wire::Pod) -> Result<Pod, FieldError> {
         let ip = Some(status.pod_ip.as_str()).filter(|ip| !ip.is_empty());
         ip.map(|ip| unicast("status.podIP", ip)).transpose()?.into_iter().collect()
     } else {
-        (0..)
-            .zip(&status.pod_ips)
-            .map(|(i, entry)| unicast(format_args!("status.podIPs[{i}].ip"), &entry.ip))
-            .collect::<Result<Vec<_>, _>>()?
+        each(&status.pod_ips, |i, entry| unicast(format_args!("status.podIPs[{i}].ip"), &entry.ip))?
     };
     one_a_family("status.podIPs", &addrs, IpFamily::of)?;
     let mut ports = Vec::new();

@@ -1,6 +1,5 @@
 //! Services.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use sluice_model::{
@@ -10,7 +9,8 @@ use sluice_model::{
 
 use super::FieldError;
 use super::field::{
-    cidr, family_name, one_a_family, optional_port, port, protocol, unicast, unknown, virtual_addr,
+    cidr, each, family_name, one_a_family, optional_port, port, protocol, unicast, unknown,
+    virtual_addr,
 };
 use super::meta::meta;
 use crate::wire;
@@ -28,14 +28,11 @@ pub(super) fn service(wire: wire::Service) -> Result<Service, FieldError> {
     let external = matches!(kind, ServiceKind::ExternalName(_));
     let Addresses { headless, cluster_ips, ip_families } =
         if external { Addresses::default() } else { addresses(&spec)? };
-    let external_ips = (0..)
-        .zip(&spec.external_ips)
-        .map(|(i, ip)| virtual_addr(format_args!("spec.externalIPs[{i}]"), ip))
-        .collect::<Result<BTreeSet<IpAddr>, _>>()?;
-    let source_ranges = (0..)
-        .zip(&spec.load_balancer_source_ranges)
-        .map(|(i, range)| cidr(format_args!("spec.loadBalancerSourceRanges[{i}]"), range.trim()))
-        .collect::<Result<_, _>>()?;
+    let external_ips =
+        each(&spec.external_ips, |i, ip| virtual_addr(format_args!("spec.externalIPs[{i}]"), ip))?;
+    let source_ranges = each(&spec.load_balancer_source_ranges, |i, range| {
+        cidr(format_args!("spec.loadBalancerSourceRanges[{i}]"), range.trim())
+    })?;
     Ok(Service {
         meta,
         kind,
@@ -55,7 +52,7 @@ pub(super) fn service(wire: wire::Service) -> Result<Service, FieldError> {
         ports: ports(spec.ports)?,
         // An empty selector selects nothing, like none at all: protobuf does not tell them apart.
         selector: (!spec.selector.is_empty()).then_some(spec.selector),
-        external_ips,
+        external_ips: external_ips.into_iter().collect(),
         ingress: ingress(wire.status)?,
         source_ranges,
         publish_not_ready: spec.publish_not_ready_addresses,
@@ -107,14 +104,11 @@ fn addresses(spec: &wire::ServiceSpec) -> Result<Addresses, FieldError> {
             format_args!("{first:?} is not spec.clusterIP {single:?}"),
         ));
     }
-    let families = (0..)
-        .zip(&spec.ip_families)
-        .map(|(i, family)| match family.as_str() {
-            "IPv4" => Ok(IpFamily::V4),
-            "IPv6" => Ok(IpFamily::V6),
-            _ => Err(unknown(format_args!("spec.ipFamilies[{i}]"), family, "IPv4 or IPv6")),
-        })
-        .collect::<Result<Vec<_>, _>>()?;
+    let families = each(&spec.ip_families, |i, family| match family.as_str() {
+        "IPv4" => Ok(IpFamily::V4),
+        "IPv6" => Ok(IpFamily::V6),
+        _ => Err(unknown(format_args!("spec.ipFamilies[{i}]"), family, "IPv4 or IPv6")),
+    })?;
     for (i, family) in families.iter().enumerate() {
         if families[..i].contains(family) {
             return Err(FieldError::new(
@@ -136,10 +130,7 @@ fn addresses(spec: &wire::ServiceSpec) -> Result<Addresses, FieldError> {
         let ip = Some(single).filter(|ip| !ip.is_empty());
         ip.map(|ip| virtual_addr("spec.clusterIP", ip)).transpose()?.into_iter().collect()
     } else {
-        (0..)
-            .zip(all)
-            .map(|(i, ip)| virtual_addr(format_args!("spec.clusterIPs[{i}]"), ip))
-            .collect::<Result<Vec<_>, _>>()?
+        each(all, |i, ip| virtual_addr(format_args!("spec.clusterIPs[{i}]"), ip))?
     };
     one_a_family("spec.clusterIPs", &cluster_ips, IpFamily::of)?;
     for (i, (ip, family)) in cluster_ips.iter().zip(&families).enumerate() {
@@ -265,19 +256,17 @@ fn policy(field: &str, value: &str) -> Result<TrafficPolicy, FieldError> {
 /// Entries with a host name alone are none of a data plane's business.
 fn ingress(status: Option<wire::ServiceStatus>) -> Result<Vec<LoadBalancerIngress>, FieldError> {
     let entries = status.and_then(|status| status.load_balancer).unwrap_or_default().ingress;
-    (0..)
-        .zip(entries)
-        .filter(|(_, entry)| !entry.ip.is_empty())
-        .map(|(i, entry)| {
-            let at = |field: &str| format!("status.loadBalancer.ingress[{i}].{field}");
-            Ok(LoadBalancerIngress {
-                addr: unicast(at("ip"), &entry.ip)?,
-                proxy: match entry.ip_mode.as_deref() {
-                    None | Some("" | "VIP") => false,
-                    Some("Proxy") => true,
-                    Some(mode) => return Err(unknown(at("ipMode"), mode, "VIP or Proxy")),
-                },
-            })
-        })
-        .collect()
+    let ingress = each(entries, |i, entry| {
+        let at = |field: &str| format!("status.loadBalancer.ingress[{i}].{field}");
+        if entry.ip.is_empty() {
+            return Ok(None);
+        }
+        let proxy = match entry.ip_mode.as_deref() {
+            None | Some("" | "VIP") => false,
+            Some("Proxy") => true,
+            Some(mode) => return Err(unknown(at("ipMode"), mode, "VIP or Proxy")),
+        };
+        Ok(Some(LoadBalancerIngress { addr: unicast(at("ip"), &entry.ip)?, proxy }))
+    })?;
+    Ok(ingress.into_iter().flatten().collect())
 }

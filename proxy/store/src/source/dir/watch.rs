@@ -18,7 +18,10 @@ pub(super) struct Watch {
 
 impl Watch {
     pub(super) fn new(directory: &Path) -> io::Result<Self> {
-        let inotify = Inotify::init()?;
+        let inotify = Inotify::init().map_err(|error| {
+            let hint = "fs.inotify.max_user_instances may be too low";
+            io::Error::new(error.kind(), format!("inotify: {error}; {hint}"))
+        })?;
         // Not MODIFY: a file is read when its writer closes it, and not half-written.
         let mask = WatchMask::CLOSE_WRITE
             | WatchMask::CREATE
