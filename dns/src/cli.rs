@@ -35,6 +35,10 @@ pub struct Args {
     #[arg(long, value_name = "FILE", default_value = "/etc/resolv.conf")]
     pub resolv_conf: PathBuf,
 
+    /// How many answers of upstreams to keep; 0 for none
+    #[arg(long, value_name = "ENTRIES", default_value_t = 10_000)]
+    pub cache_size: usize,
+
     /// How long clients may keep an answer, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 5,
           value_parser = clap::value_parser!(u32).range(0..=3600))]
