@@ -104,21 +104,19 @@ fn pod_send<const V6: bool>(packet: Skb) -> i32 {
     }
 
     let node = node::state();
-    if node.flags & NodeState::FAST_PATH == 0 {
-        return PASS;
-    }
     // With no hop left, the stack answers with an ICMP error.
-    if ip.hops <= 1 {
-        return PASS;
-    }
-    let Some(endpoint) = fastpath::endpoint(&ip.dst) else { return PASS };
-    // The packet will not pass the program at the receiver's host side, so do its work here.
+    let endpoint = if node.flags & NodeState::FAST_PATH != 0 && ip.hops > 1 {
+        fastpath::endpoint(&ip.dst)
+    } else {
+        None
+    };
     if node.ct_used != 0
         && outcome == Outcome::Untouched
-        && service::to_client::<V6, _>(packet, &ip) == Outcome::Dropped
+        && service::from_pod::<V6, _>(packet, &ip, endpoint.is_some()) == Outcome::Dropped
     {
         return DROP;
     }
+    let Some(endpoint) = endpoint else { return PASS };
     fastpath::deliver::<V6>(packet, &endpoint).unwrap_or(PASS)
 }
 

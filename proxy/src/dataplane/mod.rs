@@ -147,10 +147,15 @@ impl Dataplane {
         map.put(&addr, &endpoint).map_err(map_error(map, "write"))
     }
 
-    /// Says that no pod of this node has the address any more; whether one had.
+    /// Says that no pod of this node has the address any more; whether one had. Its flows go too:
+    /// another pod may get the address.
     pub fn delete_endpoint(&mut self, addr: Addr) -> Result<bool, DataplaneError> {
         let map = &self.view.maps.endpoints;
-        map.delete(&addr).map_err(map_error(map, "delete from"))
+        let existed = map.delete(&addr).map_err(map_error(map, "delete from"))?;
+        if existed {
+            self.forget_flows(addr)?;
+        }
+        Ok(existed)
     }
 
     /// The pods of this node by address, sorted.
