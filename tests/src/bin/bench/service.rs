@@ -95,7 +95,7 @@ fn build(plan: &Plan, dir: &WorkDir) -> Result<(Vec<Node>, Vec<Variant>)> {
             progress(&format!("sluice, {count} services"));
             let (sluice, services) = Sluice::new(count, dir, plan.cpu)?;
             let address = services[count / 2].address;
-            add(Node::Sluice(Box::new(sluice)), &names("sluice", "sluice, to the pod", address));
+            add(Node::Sluice(Box::new(sluice)), &names("sluice", "sluice-pod", address));
         }
         for name in ["nftables", "iptables"] {
             stop_if_asked()?;
@@ -109,8 +109,8 @@ fn build(plan: &Plan, dir: &WorkDir) -> Result<(Vec<Node>, Vec<Variant>)> {
             // The services stay in their order; what every cluster has comes last.
             let all = [services, rules::extras()].concat();
             let (rules, pod) = match name {
-                "nftables" => (Rules::Nftables(all), "nftables, to the pod"),
-                _ => (Rules::Iptables(all), "iptables, to the pod"),
+                "nftables" => (Rules::Nftables(all), "nftables-pod"),
+                _ => (Rules::Iptables(all), "iptables-pod"),
             };
             let plain = Plain::new(&format!("{name}-{count}"), &rules, dir, plan.cpu)?;
             add(Node::Plain(Box::new(plain)), &names(name, pod, address));
