@@ -2,10 +2,11 @@
 
 use std::io::{IsTerminal as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use sluice_tests::cluster::WorkDir;
-use sluice_tests::{bin, interrupt};
+use sluice_tests::{bin, interrupt, wait_for};
 
 use crate::Plan;
 use crate::report::Measured;
@@ -46,6 +47,12 @@ pub(crate) fn run(plan: &Plan) -> Result<Vec<Measured>> {
             ));
             let variant = &variants[index % variants.len()];
             let rate = measure(plan, &nodes[variant.node], variant, it.case);
+            if rate.is_err() {
+                // Ctrl-C reaches the client, too, and its end may be seen first.
+                let _ = wait_for("Ctrl-C", Duration::from_millis(200), || {
+                    interrupt::interrupted().then_some(())
+                });
+            }
             stop_if_asked()?;
             it.rounds.push(rate.with_context(|| format!("{} {} {}", it.case, it.variant, it.n))?);
         }
