@@ -40,7 +40,8 @@ impl Paths {
 )]
 pub struct SluicedArgs {
     /// Where objects come from: dir:PATH or etcd:URL[,URL...].
-    #[arg(long, default_value = "dir:/etc/sluice/manifests", value_name = "URL")]
+    #[arg(long, default_value = "dir:/etc/sluice/manifests", value_name = "URL",
+          value_parser = source)]
     pub source: SourceUrl,
 
     /// Name of this node's Node object; the host's name where it is not given.
@@ -112,21 +113,26 @@ pub struct EtcdArgs {
     /// Prefix of the keys, as kube-apiserver's --etcd-prefix.
     #[arg(long, default_value = "/registry", value_name = "KEY")]
     pub etcd_prefix: String,
-    /// Certificates that the server's must be signed by, as kube-apiserver's --etcd-cafile.
+    /// Certificates that the server's must be signed by.
     #[arg(long, value_name = "FILE")]
-    pub etcd_cafile: Option<PathBuf>,
+    pub etcd_cacert: Option<PathBuf>,
     /// Client certificate.
-    #[arg(long, value_name = "FILE", requires = "etcd_keyfile")]
-    pub etcd_certfile: Option<PathBuf>,
+    #[arg(long, value_name = "FILE")]
+    pub etcd_cert: Option<PathBuf>,
     /// Key of the client certificate.
-    #[arg(long, value_name = "FILE", requires = "etcd_certfile")]
-    pub etcd_keyfile: Option<PathBuf>,
+    #[arg(long, value_name = "FILE")]
+    pub etcd_key: Option<PathBuf>,
     /// User name, if etcd wants one.
     #[arg(long, value_name = "NAME", requires = "etcd_password_file")]
     pub etcd_user: Option<String>,
     /// File that holds the user's password.
     #[arg(long, value_name = "FILE")]
     pub etcd_password_file: Option<PathBuf>,
+}
+
+/// A source, or why it is none and which there are.
+fn source(text: &str) -> Result<SourceUrl, String> {
+    text.parse::<SourceUrl>().map_err(|error| format!("{error}: {}", error.hint()))
 }
 
 /// Sizes of the kernel's maps, in entries.

@@ -66,9 +66,9 @@ pub(super) fn source_options(args: &EtcdArgs) -> Result<SourceOptions, StartErro
     Ok(SourceOptions {
         etcd: EtcdOptions {
             prefix: args.etcd_prefix.clone(),
-            ca: args.etcd_cafile.clone(),
-            cert: args.etcd_certfile.clone(),
-            key: args.etcd_keyfile.clone(),
+            ca: args.etcd_cacert.clone(),
+            cert: args.etcd_cert.clone(),
+            key: args.etcd_key.clone(),
             user: args.etcd_user.clone(),
             password,
         },
