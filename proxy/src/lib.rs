@@ -1,2 +1,21 @@
-//! Placeholder.
+//! The node agent `sluiced` and its tool `proxyctl`.
+//!
+//! | module | concern |
+//! | --- | --- |
+//! | [`agent`] | the loop that joins everything: source, planner, kernel, pods, routes, control |
+//! | [`cli`] | flags of both binaries |
+//! | [`clock`] | the clock of the programs' time stamps |
+//! | [`control`] | the control socket: protocol, server, client |
+//! | [`ctl`] | the commands of `proxyctl` |
+//! | [`dataplane`] | the only place that talks to bpf(2) |
+//! | [`routes`] | host-gw routes to the other nodes |
+//! | [`view`] | rows that people and scripts read, from a dump of the kernel's maps |
+
+pub mod agent;
+pub mod cli;
+pub mod clock;
+pub mod control;
+pub mod ctl;
 pub mod dataplane;
+pub mod routes;
+pub mod view;

@@ -26,6 +26,7 @@ pub mod bpffs;
 pub mod btf;
 pub mod cgroup;
 pub mod cluster;
+pub mod demo;
 pub mod interrupt;
 pub mod kernel;
 pub mod manifests;

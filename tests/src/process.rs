@@ -29,6 +29,7 @@ pub struct Launch {
     netns: Option<PathBuf>,
     cgroup: Option<PathBuf>,
     cpu: Option<usize>,
+    urgent: bool,
 }
 
 impl Launch {
@@ -41,6 +42,7 @@ impl Launch {
             netns: None,
             cgroup: None,
             cpu: None,
+            urgent: false,
         }
     }
 
@@ -85,6 +87,12 @@ impl Launch {
         self
     }
 
+    /// Schedules it before everything ordinary (SCHED_FIFO), for measurements on a machine that has other things to do.
+    pub fn urgent(mut self) -> Self {
+        self.urgent = true;
+        self
+    }
+
     /// The command as the standard library takes it. Every wrapper replaces itself by the next program, so the PID of
     /// the child is the PID of the program.
     pub fn command(&self) -> Command {
@@ -104,6 +112,9 @@ impl Launch {
         if let Some(cpu) = self.cpu {
             words.extend(["taskset", "-c"].map(Into::into));
             words.push(cpu.to_string().into());
+        }
+        if self.urgent {
+            words.extend(["chrt", "--fifo", "1"].map(Into::into));
         }
         words.push(self.program.clone());
         words.extend(self.args.iter().cloned());

@@ -118,7 +118,7 @@ fn pinned_maps_keep_their_contents_and_sizes() -> Result<()> {
     let dataplane = Dataplane::open(config)?;
     assert_eq!(dataplane.tables()?, *lab.tables());
     assert_eq!(dataplane.endpoints()?.len(), 1);
-    assert_eq!(dataplane.size(maps::FRONTENDS), Some(1024));
+    assert_eq!(dataplane.view().size(maps::FRONTENDS), Some(1024));
     assert_eq!(
         dataplane.notices(),
         [Notice::SizeKept {

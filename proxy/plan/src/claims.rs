@@ -45,9 +45,4 @@ impl Claims {
         let (first, rest) = self.by_key.get(key)?.split_first()?;
         Some((&first.service, rest))
     }
-
-    /// All frontends that are asked for, in no order.
-    pub(crate) fn keys(&self) -> impl Iterator<Item = FrontendKey> {
-        self.by_key.keys().copied()
-    }
 }

@@ -100,7 +100,8 @@ impl Tables {
     /// What no frontend leads to, and what the filter has too much or too little.
     fn leftovers(&self, lists: &BTreeMap<u32, Vec<(u32, &Slots)>>) -> Vec<String> {
         let mut found = Vec::new();
-        let used_lists: BTreeSet<u32> = self.frontends.values().map(|f| f.list).collect();
+        let used_lists: BTreeSet<u32> =
+            self.frontends.values().map(|f| f.list).filter(|list| *list != 0).collect();
         for (list, chunks) in lists {
             let count = chunks.iter().flat_map(|(_, slots)| lists::members(slots)).count();
             if !used_lists.contains(list) {
@@ -284,4 +285,4 @@ impl fmt::Display for Name<'_> {
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests;

@@ -67,4 +67,4 @@ fn collect(
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests;

@@ -48,9 +48,4 @@ impl FilterRefs {
     pub(crate) fn is_used(&self, bit: u32) -> bool {
         self.refs.is_used(bit)
     }
-
-    /// All bits that frontends need, in no order.
-    pub(crate) fn used(&self) -> impl Iterator<Item = u32> {
-        self.refs.numbers()
-    }
 }

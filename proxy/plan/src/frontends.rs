@@ -129,4 +129,4 @@ impl Wants {
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests;

@@ -115,4 +115,4 @@ pub(crate) fn content(
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests;

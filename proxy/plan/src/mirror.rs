@@ -119,13 +119,9 @@ impl Mirror {
         }
     }
 
-    /// Brings to light everything that nothing refers to, and mends the filter.
+    /// Brings to light everything that nothing refers to.
     pub(crate) fn sweep(&mut self, stage: &mut Stage) {
         self.services.forget_restored();
-        let missing: Vec<u32> = self.filter.used().collect();
-        for bit in missing {
-            self.set_bit(bit, stage);
-        }
         stage.loose_bits.extend(filter::bits(&self.tables.vip_filter));
         stage.loose_lists.extend(self.tables.slots.keys().map(|key| key.list));
         stage.loose_services.extend(self.tables.names.keys());
@@ -135,8 +131,8 @@ impl Mirror {
     /// The number of the service port, with its name in the table.
     fn service(&mut self, want: &Want, stage: &mut Stage) -> u32 {
         let number = self.services.number(&want.port, &self.tables.names);
-        let name = services::kernel_name(&want.port);
-        if self.tables.names.get(&number) != Some(&name) {
+        if !self.tables.names.contains_key(&number) {
+            let name = services::kernel_name(&want.port);
             self.emit(Phase::PutNames, MapOp::PutName(number, name), stage);
         }
         number

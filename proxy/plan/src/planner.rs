@@ -75,6 +75,10 @@ impl Planner {
     pub fn upsert(&mut self, service: &Service, endpoints: &[Endpoint]) -> Plan {
         let wants = frontends::wants(service, endpoints);
         let rank = Rank { created: service.meta.created, service: service.meta.name.clone() };
+        // Most of what changes in a Service or its endpoints is of no consequence here.
+        if self.services.get(&rank.service).is_some_and(|e| e.wants == wants && e.rank == rank) {
+            return Plan::default();
+        }
         let (mut affected, old) = self.retract(&rank.service);
         for key in wants.frontends.keys() {
             self.claims.add(*key, rank.clone());
@@ -97,10 +101,8 @@ impl Planner {
     /// every source has been heard to its end, so that a half-read list empties nothing.
     pub fn prune(&mut self) -> Plan {
         self.held.release_all();
-        // Also what Services ask for and was held back until now.
-        let mut affected: BTreeSet<FrontendKey> =
-            self.mirror.tables().frontends.keys().copied().collect();
-        affected.extend(self.claims.keys());
+        // What Services ask for and was held back until now is among them.
+        let affected = self.mirror.tables().frontends.keys().copied().collect();
         let mut stage = Stage::default();
         self.mirror.sweep(&mut stage);
         self.settle_in(stage, affected, Vec::new())
@@ -109,6 +111,15 @@ impl Planner {
     /// What the kernel holds after all operations returned so far.
     pub fn tables(&self) -> &Tables {
         self.mirror.tables()
+    }
+
+    /// All that is not programmed as it stands, whenever it became so: a plan tells each once, this
+    /// tells it as long as it is so.
+    pub fn warnings(&self) -> impl Iterator<Item = Warning> {
+        self.services.values().flat_map(|entry| {
+            let lost = entry.lost.iter().filter_map(|(key, owner)| conflict(entry, key, owner));
+            entry.wants.warnings.iter().cloned().chain(lost)
+        })
     }
 
     /// Takes back all that the Service asked for; returns the frontends that it had in hand.
@@ -164,18 +175,23 @@ impl Planner {
             if entry.lost.insert(*key, owner.clone()).as_ref() == Some(owner) {
                 continue;
             }
-            warnings.extend(entry.wants.frontends.get(key).map(|want| Warning {
-                service: loser.service.clone(),
-                field: want.field.clone(),
-                problem: Problem::Conflict {
-                    addr: key.addr.to_ip(),
-                    port: key.port.get(),
-                    protocol: want.port.protocol,
-                    owner: owner.clone(),
-                },
-            }));
+            warnings.extend(conflict(entry, key, owner));
         }
     }
+}
+
+/// The warning of a Service that asks for a frontend which `owner` has.
+fn conflict(entry: &Entry, key: &FrontendKey, owner: &ObjectName) -> Option<Warning> {
+    entry.wants.frontends.get(key).map(|want| Warning {
+        service: entry.rank.service.clone(),
+        field: want.field.clone(),
+        problem: Problem::Conflict {
+            addr: key.addr.to_ip(),
+            port: key.port.get(),
+            protocol: want.port.protocol,
+            owner: owner.clone(),
+        },
+    })
 }
 
 /// What a Service wants a frontend to be.

@@ -31,9 +31,4 @@ impl Refs {
     pub(crate) fn is_used(&self, number: u32) -> bool {
         self.counts.contains_key(&number)
     }
-
-    /// All numbers that are referred to, in no order.
-    pub(crate) fn numbers(&self) -> impl Iterator<Item = u32> {
-        self.counts.keys().copied()
-    }
 }

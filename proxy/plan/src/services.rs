@@ -1,6 +1,6 @@
 //! Service numbers.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use sluice_abi::{Frontend, FrontendKey, ServiceName, proto};
@@ -31,25 +31,18 @@ impl Services {
     /// From what the kernel holds, but for the references.
     ///
     /// The names table has no protocol; the frontends that bear a number tell it. A number without
-    /// frontends, or with frontends of several protocols, is nobody's.
+    /// frontends is nobody's.
     pub(crate) fn restore(
         names: &BTreeMap<u32, ServiceName>,
         frontends: &BTreeMap<FrontendKey, Frontend>,
     ) -> Self {
-        let mut protocols: BTreeMap<u32, BTreeSet<u8>> = BTreeMap::new();
-        for (key, frontend) in frontends {
-            protocols.entry(frontend.service).or_default().insert(key.proto);
-        }
-        let mut services = Self {
-            ids: Ids::after(names.keys().chain(protocols.keys()).copied()),
-            ..Self::default()
-        };
-        for (number, protocols) in &protocols {
-            if *number != 0
-                && protocols.len() == 1
-                && let (Some(protocol), Some(name)) = (protocols.first(), names.get(number))
-            {
-                services.restored.entry((*name, *protocol)).or_insert(*number);
+        let borne: BTreeMap<u32, u8> =
+            frontends.iter().map(|(key, frontend)| (frontend.service, key.proto)).collect();
+        let mut services =
+            Self { ids: Ids::after(names.keys().chain(borne.keys()).copied()), ..Self::default() };
+        for (number, protocol) in borne.into_iter().filter(|(number, _)| *number != 0) {
+            if let Some(name) = names.get(&number) {
+                services.restored.entry((*name, protocol)).or_insert(number);
             }
         }
         services
@@ -90,5 +83,40 @@ impl Services {
     /// Forgets what was restored and nobody has asked for.
     pub(crate) fn forget_restored(&mut self) {
         self.restored = HashMap::new();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sluice_model::{ObjectName, Protocol};
+
+    use super::*;
+
+    fn port(name: &str, protocol: Protocol) -> Arc<ServicePortName> {
+        let service = ObjectName::new("ns", name);
+        Arc::new(ServicePortName { service, port: String::new(), protocol })
+    }
+
+    /// One frontend of that protocol that bears number 7, the name of which is `web`.
+    fn restored(proto: u8) -> (Services, BTreeMap<u32, ServiceName>) {
+        let names = BTreeMap::from([(7, ServiceName::new("ns", "web", ""))]);
+        let key = FrontendKey { proto, ..FrontendKey::default() };
+        let frontends = BTreeMap::from([(key, Frontend { service: 7, ..Frontend::default() })]);
+        (Services::restore(&names, &frontends), names)
+    }
+
+    #[test]
+    fn restored_number_goes_to_the_port_of_its_name_and_protocol() {
+        let (mut services, names) = restored(proto::UDP);
+        assert_eq!(services.number(&port("web", Protocol::Tcp), &names), 8);
+        assert_eq!(services.number(&port("web", Protocol::Udp), &names), 7);
+        assert_eq!(services.number(&port("dns", Protocol::Udp), &names), 9);
+    }
+
+    #[test]
+    fn restored_number_that_was_deleted_is_not_given_again() {
+        let (mut services, mut names) = restored(proto::TCP);
+        services.forget(7, names.remove(&7).as_ref());
+        assert_eq!(services.number(&port("web", Protocol::Tcp), &names), 8);
     }
 }

@@ -120,4 +120,4 @@ pub fn trace(tables: &Tables, client: Scope, to: Destination, pick: u32) -> Verd
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests;

@@ -102,7 +102,7 @@ impl Failure {
         match error.raw_os_error() {
             Some(libc::E2BIG | libc::ENOSPC) => ApplyError::Full {
                 map,
-                size: dataplane.size(map).unwrap_or(0),
+                size: dataplane.view.size(map).unwrap_or(0),
                 flag: spec::size_flag(map),
                 op,
                 done,

@@ -35,6 +35,15 @@ pub enum TcHook {
     Clsact,
 }
 
+impl std::fmt::Display for TcHook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        })
+    }
+}
+
 /// A pod's interface whose programs are attached.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Attachment {
@@ -75,6 +84,25 @@ impl Dataplane {
             let place = Place::Cgroup(cgroup.as_fd(), id);
             links::attach(&self.dirs.links.join(name), fd_of(fd), place, attach_type)
                 .map_err(|source| permission_or(source, name, error))?;
+        }
+        Ok(())
+    }
+
+    /// Detaches the cgroup programs that an agent before this one attached, if any: a socket that
+    /// they connected stays connected, new ones are left alone.
+    ///
+    /// # Errors
+    ///
+    /// Where a pin cannot be removed.
+    pub fn detach_cgroup(&mut self) -> Result<(), DataplaneError> {
+        for name in programs::CGROUP {
+            let path = self.dirs.links.join(name);
+            match std::fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(DataplaneError::File { action: "unpin", path, source });
+                }
+                _ => {}
+            }
         }
         Ok(())
     }

@@ -83,7 +83,6 @@ pub struct Dataplane {
     dirs: PinDirs,
     ebpf: Ebpf,
     view: Pinned,
-    sizes: Vec<(&'static str, u32)>,
     notices: Vec<Notice>,
 }
 
@@ -103,9 +102,9 @@ impl Dataplane {
         let mut specs = spec::specs(&config.sizes);
         let mut notices = Vec::new();
         let ebpf = load::load(&dirs, &mut specs, &mut notices)?;
-        let view = Pinned { maps: Maps::open(&dirs.maps, false)? };
         let sizes = specs.iter().map(|spec| (spec.name, spec.max_entries)).collect();
-        let dataplane = Self { config, dirs, ebpf, view, sizes, notices };
+        let view = Pinned { maps: Maps::open(&dirs.maps, false)?, sizes };
+        let dataplane = Self { config, dirs, ebpf, view, notices };
         dataplane.write_node_state()?;
         Ok(dataplane)
     }
@@ -130,11 +129,6 @@ impl Dataplane {
     /// What to tell people, once.
     pub fn notices(&self) -> &[Notice] {
         &self.notices
-    }
-
-    /// How many elements a map ([`sluice_abi::maps`]) has room for.
-    pub fn size(&self, map: &str) -> Option<u32> {
-        self.sizes.iter().find(|(name, _)| *name == map).map(|(_, size)| *size)
     }
 
     /// The maps, for reading.

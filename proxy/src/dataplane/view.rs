@@ -67,6 +67,7 @@ impl Maps {
 #[derive(Debug)]
 pub struct Pinned {
     pub(super) maps: Maps,
+    pub(super) sizes: Vec<(&'static str, u32)>,
 }
 
 pub(super) fn map_error<K: super::map::Plain, V: aya::Pod>(
@@ -86,12 +87,19 @@ impl Pinned {
     /// are checked first.
     pub fn open(bpf_root: &Path) -> Result<Self, DataplaneError> {
         let dirs = PinDirs::new(bpf_root);
+        let mut sizes = Vec::new();
         for spec in specs(&MapSizes::default()) {
-            if check_pin(&spec, &dirs.maps.join(spec.name))?.is_none() {
-                return Err(DataplaneError::NothingPinned { path: dirs.maps });
+            match check_pin(&spec, &dirs.maps.join(spec.name))? {
+                Some(size) => sizes.push((spec.name, size)),
+                None => return Err(DataplaneError::NothingPinned { path: dirs.maps }),
             }
         }
-        Ok(Self { maps: Maps::open(&dirs.maps, true)? })
+        Ok(Self { maps: Maps::open(&dirs.maps, true)?, sizes })
+    }
+
+    /// How many elements a map ([`sluice_abi::maps`]) has room for.
+    pub fn size(&self, map: &str) -> Option<u32> {
+        self.sizes.iter().find(|(name, _)| *name == map).map(|(_, size)| *size)
     }
 
     /// The service tables.

@@ -1,0 +1,221 @@
+//! What the cluster's zone answers: pure, from a [`Snapshot`] and a question.
+//!
+//! The rules are those of the Kubernetes DNS specification 1.1.0
+//! (<https://github.com/kubernetes/dns/blob/master/docs/specification.md>), and where it is silent,
+//! of CoreDNS's kubernetes plugin. Names are compared without regard to case; the owner of an
+//! answer is the question's name as it was spelled, so a client that randomizes case sees its own
+//! spelling again.
+//!
+//! Where CoreDNS denies a name that does exist for another type (`dns-version`, an ExternalName
+//! Service asked for SRV), the general rules of DNS win: NODATA, or the CNAME (RFC 1034 section
+//! 3.6.2, RFC 8020).
+
+mod cluster;
+mod reverse;
+
+use std::net::IpAddr;
+
+use hickory_proto::ProtoError;
+use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::rdata::{CNAME, SOA};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+
+use crate::zone::Snapshot;
+
+/// The longest chain of ExternalName Services that is followed, as in CoreDNS.
+const MAX_CHAIN: usize = 8;
+
+/// The sections of a response, without its header.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Answer {
+    /// The response code.
+    pub rcode: ResponseCode,
+    /// Whether the answer comes from data of our own (AA).
+    pub authoritative: bool,
+    /// Whether an upstream has validated the answer (AD).
+    pub authentic: bool,
+    /// Whether an upstream has left something out (TC).
+    pub truncated: bool,
+    /// The answer section, aliases first.
+    pub answers: Vec<Record>,
+    /// The authority section: the SOA of a negative answer.
+    pub authorities: Vec<Record>,
+    /// The additional section, without OPT.
+    pub additionals: Vec<Record>,
+}
+
+impl Answer {
+    /// A response that has nothing but a response code.
+    pub fn code(rcode: ResponseCode) -> Self {
+        Self {
+            rcode,
+            authoritative: false,
+            authentic: false,
+            truncated: false,
+            answers: Vec::new(),
+            authorities: Vec::new(),
+            additionals: Vec::new(),
+        }
+    }
+
+    fn records(answers: Vec<Record>, additionals: Vec<Record>) -> Self {
+        Self { authoritative: true, answers, additionals, ..Self::code(ResponseCode::NoError) }
+    }
+}
+
+/// What is to be done about a question.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// This is the answer.
+    Answer(Answer),
+    /// An alias leads out of the cluster: these CNAMEs come first, then what an upstream says of
+    /// the target.
+    Chase {
+        /// The CNAME records up to the target.
+        aliases: Vec<Record>,
+        /// The name to ask for, with the question's type.
+        target: Name,
+    },
+    /// The name is not ours: an upstream answers.
+    Forward,
+}
+
+/// Why a name cannot be the cluster's domain.
+#[derive(Debug, thiserror::Error)]
+#[error("{text:?} is not a domain name: {source}")]
+pub struct DomainError {
+    text: String,
+    #[source]
+    source: ProtoError,
+}
+
+/// The cluster's domain, with the names and the TTL of its records.
+#[derive(Clone, Debug)]
+pub struct Domain {
+    apex: Name,
+    name_server: Name,
+    mailbox: Name,
+    ttl: u32,
+}
+
+impl Domain {
+    /// The domain of that name (`cluster.local`, the final dot is optional), whose records live for
+    /// `ttl` seconds.
+    pub fn new(name: &str, ttl: u32) -> Result<Self, DomainError> {
+        let error = |source| DomainError { text: name.to_owned(), source };
+        let mut apex = Name::from_ascii(name).map_err(error)?.to_lowercase();
+        if apex.iter().len() == 0 {
+            return Err(error(ProtoError::from("the root cannot be a cluster's domain")));
+        }
+        apex.set_fqdn(true);
+        let below = |labels: &[&str]| {
+            Name::from_labels(labels.iter().copied()).and_then(|n| n.append_domain(&apex))
+        };
+        // The longest names are made in answers; what does not fit there makes no record.
+        let name_server = below(&["ns", "dns"]).map_err(error)?;
+        let mailbox = below(&["hostmaster"]).map_err(error)?;
+        Ok(Self { apex, name_server, mailbox, ttl })
+    }
+
+    /// The name of the zone.
+    pub fn apex(&self) -> &Name {
+        &self.apex
+    }
+
+    /// Answers a question of class IN. `local` is the address that it was sent to, which the zone
+    /// gives as its name server's.
+    pub fn answer(
+        &self,
+        snapshot: &Snapshot,
+        name: &Name,
+        kind: RecordType,
+        local: Option<IpAddr>,
+    ) -> Outcome {
+        if matches!(kind, RecordType::AXFR | RecordType::IXFR) {
+            return Outcome::Answer(Answer::code(ResponseCode::Refused));
+        }
+        if self.apex.zone_of(name) {
+            self.answer_cluster(snapshot, name, kind, local)
+        } else {
+            self.answer_reverse(snapshot, name, kind)
+        }
+    }
+
+    fn answer_cluster(
+        &self,
+        snapshot: &Snapshot,
+        name: &Name,
+        kind: RecordType,
+        local: Option<IpAddr>,
+    ) -> Outcome {
+        let mut aliases = Vec::new();
+        let mut owner = name;
+        while aliases.len() < MAX_CHAIN {
+            let found = cluster::find(self, snapshot, owner);
+            if let cluster::Found::Alias(target) = found {
+                aliases.push(self.record(owner.clone(), RData::CNAME(CNAME(target.clone()))));
+                if matches!(kind, RecordType::CNAME | RecordType::ANY) {
+                    return Outcome::Answer(Answer::records(aliases, Vec::new()));
+                }
+                if !self.apex.zone_of(target) {
+                    return Outcome::Chase { aliases, target: target.clone() };
+                }
+                owner = target;
+                continue;
+            }
+            let mut answer = match found {
+                cluster::Found::Missing if !snapshot.synced() => {
+                    Answer::code(ResponseCode::ServFail)
+                }
+                cluster::Found::Missing => self.negative(snapshot, ResponseCode::NXDomain),
+                found => match self.records(snapshot, &found, owner, kind, local) {
+                    (answers, _) if answers.is_empty() => {
+                        self.negative(snapshot, ResponseCode::NoError)
+                    }
+                    (answers, additionals) => Answer::records(answers, additionals),
+                },
+            };
+            answer.answers.splice(0..0, aliases);
+            return Outcome::Answer(answer);
+        }
+        // Services that name one another in a circle, or nearly so.
+        Outcome::Answer(Answer::code(ResponseCode::ServFail))
+    }
+
+    fn negative(&self, snapshot: &Snapshot, rcode: ResponseCode) -> Answer {
+        let mut answer = Answer::code(rcode);
+        answer.authoritative = true;
+        answer.authorities.push(self.soa(&self.apex, snapshot.serial()));
+        answer
+    }
+
+    fn record(&self, owner: Name, data: RData) -> Record {
+        Record::from_rdata(owner, self.ttl, data)
+    }
+
+    /// The SOA record of a zone of ours. Its minimum, which is how long a negative answer may be
+    /// kept (RFC 2308), is the TTL of all records.
+    fn soa(&self, apex: &Name, serial: u32) -> Record {
+        let soa = SOA::new(
+            self.name_server.clone(),
+            self.mailbox.clone(),
+            serial,
+            7200,
+            1800,
+            86400,
+            self.ttl,
+        );
+        self.record(apex.clone(), RData::SOA(soa))
+    }
+}
+
+/// An A or AAAA record's data.
+fn address(addr: IpAddr) -> RData {
+    match addr {
+        IpAddr::V4(addr) => RData::A(addr.into()),
+        IpAddr::V6(addr) => RData::AAAA(addr.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,213 @@
+//! The flags.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::Parser;
+use sluice_model::ResourceKind;
+use sluice_store::{EtcdOptions, SourceOptions, SourceUrl};
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::forward::resolv_conf;
+
+/// Cluster DNS: answers for Services from a Kubernetes store, forwards the rest.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "sluice-dns", version)]
+pub struct Args {
+    /// Where the cluster's objects come from: dir:/path/to/manifests, or etcd:https://host:2379
+    #[arg(long, value_name = "URL", value_parser = source)]
+    pub source: SourceUrl,
+
+    /// Serve on this address, UDP and TCP; may be repeated [default: 0.0.0.0:53 and [::]:53]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = listen)]
+    pub listen: Vec<SocketAddr>,
+
+    /// The cluster's domain
+    #[arg(long, value_name = "NAME", default_value = "cluster.local")]
+    pub cluster_domain: String,
+
+    /// Forward names outside the cluster to this resolver; may be repeated, the first is preferred
+    /// [default: the name servers of --resolv-conf]
+    #[arg(long, value_name = "ADDR[:PORT]", value_parser = upstream)]
+    pub upstream: Vec<SocketAddr>,
+
+    /// Where the upstreams are read from if there is no --upstream
+    #[arg(long, value_name = "FILE", default_value = "/etc/resolv.conf")]
+    pub resolv_conf: PathBuf,
+
+    /// How many answers of upstreams to keep; 0 for none
+    #[arg(long, value_name = "ENTRIES", default_value_t = 10_000)]
+    pub cache_size: usize,
+
+    /// How long clients may keep an answer, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 5,
+          value_parser = clap::value_parser!(u32).range(0..=3600))]
+    pub ttl: u32,
+
+    /// Serve /health here; an empty value turns it off
+    #[arg(long, value_name = "[ADDR]:PORT", default_value = ":8080", value_parser = probe)]
+    pub health_bind_address: Probe,
+
+    /// Serve /ready here; an empty value turns it off
+    #[arg(long, value_name = "[ADDR]:PORT", default_value = ":8181", value_parser = probe)]
+    pub ready_bind_address: Probe,
+
+    /// How long to go on answering after SIGTERM, not ready any more, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 2,
+          value_parser = clap::value_parser!(u64).range(0..=600))]
+    pub lameduck_seconds: u64,
+
+    /// error, warn, info, debug or trace; RUST_LOG has the last word
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log_level: LevelFilter,
+
+    /// What all keys in etcd begin with
+    #[arg(long, value_name = "PREFIX", default_value = "/registry")]
+    pub etcd_prefix: String,
+
+    /// PEM file of the authority that signed etcd's certificate
+    #[arg(long, value_name = "FILE")]
+    pub etcd_cacert: Option<PathBuf>,
+
+    /// PEM file of the client certificate for etcd
+    #[arg(long, value_name = "FILE")]
+    pub etcd_cert: Option<PathBuf>,
+
+    /// PEM file of the client's private key for etcd
+    #[arg(long, value_name = "FILE")]
+    pub etcd_key: Option<PathBuf>,
+}
+
+/// Where a probe is served; nowhere if off.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Probe(pub Option<SocketAddr>);
+
+impl Args {
+    /// The addresses to serve on, and whether they are the defaults.
+    pub fn listen(&self) -> (Vec<SocketAddr>, bool) {
+        if self.listen.is_empty() {
+            let wildcards = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+            (wildcards.map(|ip| SocketAddr::new(ip, resolv_conf::PORT)).to_vec(), true)
+        } else {
+            (self.listen.clone(), false)
+        }
+    }
+
+    /// The source's options. Pods are watched for the endpoints of Services that have no
+    /// EndpointSlice, as in a manifest directory.
+    pub fn source_options(&self) -> SourceOptions {
+        SourceOptions {
+            etcd: EtcdOptions {
+                prefix: self.etcd_prefix.clone(),
+                ca: self.etcd_cacert.clone(),
+                cert: self.etcd_cert.clone(),
+                key: self.etcd_key.clone(),
+                ..EtcdOptions::default()
+            },
+            kinds: [
+                ResourceKind::Service,
+                ResourceKind::EndpointSlice,
+                ResourceKind::Pod,
+                ResourceKind::Namespace,
+            ]
+            .into(),
+        }
+    }
+}
+
+fn source(text: &str) -> Result<SourceUrl, String> {
+    text.parse().map_err(|error: sluice_store::UrlError| format!("{error}: {}", error.hint()))
+}
+
+fn listen(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "expected ADDR:PORT, such as 10.0.0.10:53 or [fd00::a]:53".to_owned())
+}
+
+/// An address with a port, or without one for port 53.
+fn upstream(text: &str) -> Result<SocketAddr, String> {
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    let addr = match (text.parse::<SocketAddr>(), bare.parse::<IpAddr>()) {
+        (Ok(addr), _) => addr,
+        (_, Ok(ip)) => SocketAddr::new(ip, resolv_conf::PORT),
+        _ => {
+            return Err("expected an address, such as 9.9.9.9, 9.9.9.9:5353 or [2620:fe::fe]:53; \
+                         a name would need a resolver itself"
+                .to_owned());
+        }
+    };
+    if addr.ip().is_unspecified() || addr.port() == 0 {
+        return Err("this is no address that can be asked".to_owned());
+    }
+    Ok(addr)
+}
+
+fn probe(text: &str) -> Result<Probe, String> {
+    if text.is_empty() {
+        return Ok(Probe(None));
+    }
+    let wrong = || "expected [ADDR]:PORT, such as :8080 or 127.0.0.1:8080".to_owned();
+    match text.strip_prefix(':') {
+        Some(port) => {
+            let port = port.parse::<u16>().map_err(|_| wrong())?;
+            Ok(Probe(Some(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port))))
+        }
+        None => text.parse().map(|addr| Probe(Some(addr))).map_err(|_| wrong()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(flags: &[&str]) -> Result<Args, String> {
+        let required = ["sluice-dns", "--source=dir:/tmp"];
+        Args::try_parse_from(required.iter().chain(flags)).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_flags_are_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn upstreams_may_leave_out_the_port() {
+        let args = parse(&["--upstream=9.9.9.9", "--upstream=[fd00::1]", "--upstream=fd00::2"])
+            .and_then(|args| Ok((args.upstream, parse(&["--upstream=[::1]:5353"])?.upstream)));
+        let addrs = |list: &[&str]| -> Vec<SocketAddr> {
+            list.iter().map(|a| a.parse().expect("an address")).collect()
+        };
+        let expected = addrs(&["9.9.9.9:53", "[fd00::1]:53", "[fd00::2]:53"]);
+        assert_eq!(args, Ok((expected, addrs(&["[::1]:5353"]))));
+    }
+
+    #[test]
+    fn wrong_values_are_refused_with_what_would_be_right() {
+        for (flag, hint) in [
+            ("--upstream=dns.example", "expected an address"),
+            ("--upstream=0.0.0.0", "no address that can be asked"),
+            ("--listen=53", "expected ADDR:PORT"),
+            ("--ttl=3601", "0..=3600"),
+            ("--ready-bind-address=8181", "such as :8080"),
+        ] {
+            let error = parse(&[flag]).expect_err(flag);
+            assert!(error.contains(hint), "{error}");
+        }
+        let error = Args::try_parse_from(["sluice-dns", "--source=ftp:x"]).expect_err("unknown");
+        assert!(error.to_string().contains("known sources are"), "{error}");
+    }
+
+    #[test]
+    fn probes_can_be_turned_off() {
+        let args = parse(&["--ready-bind-address="]).expect("valid");
+        assert_eq!(args.ready_bind_address, Probe(None));
+        assert_eq!(args.health_bind_address, Probe("[::]:8080".parse().ok()));
+    }
+
+    /// D9: the TTL is five seconds by default.
+    #[test]
+    fn the_ttl_is_five_seconds_by_default() {
+        assert_eq!(parse(&[]).map(|args| args.ttl), Ok(5));
+    }
+}

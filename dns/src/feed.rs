@@ -1,0 +1,55 @@
+//! From the source to the zone.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use sluice_store::{Cache, Changes, Stream};
+
+use crate::resolver::Resolver;
+use crate::zone::Snapshot;
+
+/// Reads the source for ever and keeps the resolver's zone up to date. Until the source has been
+/// read whole once the zone stays as it is, empty and not synced; once it has been, the zone goes on
+/// answering what was known, whatever becomes of the source.
+pub async fn run(mut stream: Stream, resolver: Arc<Resolver>) {
+    let mut cache = Cache::new();
+    let mut zone = Snapshot::new();
+    while let Some(events) = stream.next_batch().await {
+        let changes = cache.ingest(events);
+        for rejected in &changes.rejected {
+            tracing::warn!("skipped {rejected}");
+        }
+        update(&mut zone, &cache, &changes);
+        let changed = !changes.services.is_empty() || !changes.namespaces.is_empty();
+        if !cache.synced() || zone.synced() && !changed {
+            continue;
+        }
+        let first = !zone.synced();
+        zone.set_synced();
+        zone.set_serial(now());
+        resolver.set_zone(zone.clone());
+        if first {
+            tracing::info!(services = zone.len(), "synced");
+        }
+    }
+    tracing::error!("the source has ended; going on with what is known");
+}
+
+/// Brings a snapshot from what it was to what the cache now holds.
+pub fn update(zone: &mut Snapshot, cache: &Cache, changes: &Changes) {
+    for name in &changes.namespaces {
+        zone.declare_namespace(name, cache.has_namespace(name));
+    }
+    for name in &changes.services {
+        match cache.service(name) {
+            Some(service) => zone.set_service(service, &cache.endpoints(name)),
+            None => zone.remove_service(name),
+        }
+    }
+}
+
+/// Seconds since 1970. Serial numbers wrap (RFC 1982), and so does this in 2106.
+fn now() -> u32 {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    (elapsed.as_secs() & u64::from(u32::MAX)) as u32
+}

@@ -1,0 +1,360 @@
+//! What the cluster's zone holds: an immutable snapshot, indexed for questions.
+//!
+//! A [`Snapshot`] is cheap to copy and to change a little, so the feed makes a new one for each
+//! batch of changes and swaps it in whole, and a question never sees half a change.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use hickory_proto::rr::Name;
+use sluice_model::{Endpoint, ObjectName, Protocol, Service, ServiceKind};
+
+use crate::shards::ShardMap;
+
+/// The longest label that DNS allows, in octets (RFC 1035 section 2.3.4).
+const MAX_LABEL: usize = 63;
+
+/// A port that SRV records tell of.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct PortRecord {
+    /// The port's name; empty where it has none.
+    pub name: Box<str>,
+    /// The transport protocol.
+    pub protocol: Protocol,
+    /// The port number; `None` where the endpoint names none, which no SRV record can say.
+    pub number: Option<u16>,
+}
+
+/// A published endpoint: the label it goes by, its address and its ports.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EndpointRecord {
+    /// The address.
+    pub addr: IpAddr,
+    /// The hostname, or the address with dashes.
+    pub label: Box<str>,
+    /// The ports, target ports of the pod. Endpoints with the same ports share the list.
+    pub ports: Arc<[PortRecord]>,
+}
+
+/// What a Service's own name means.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Shape {
+    /// Its cluster IPs, with the Service's ports. No address at all where none is allocated yet.
+    Cluster {
+        /// The cluster IPs.
+        addrs: Vec<IpAddr>,
+        /// The Service's ports.
+        ports: Vec<PortRecord>,
+    },
+    /// Its endpoints.
+    Headless,
+    /// An alias for another name. Such a Service has no endpoints and no ports.
+    External(Name),
+    /// Nothing: an `externalName` that is an address or no DNS name.
+    Nothing,
+}
+
+/// All that the zone knows of one Service.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServiceRecords {
+    /// `NAME.NAMESPACE`, lower case: the two labels before `svc`.
+    pub key: Arc<str>,
+    /// What the Service's own name means.
+    pub shape: Shape,
+    /// The published endpoints, sorted by address: the ready ones, or all of them where the
+    /// Service has `publishNotReadyAddresses`.
+    pub endpoints: Vec<EndpointRecord>,
+}
+
+/// Who an address belongs to.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Owner {
+    /// The endpoint's label; `None` for the cluster IP of the Service itself.
+    pub endpoint: Option<Box<str>>,
+    /// The key of the Service.
+    pub service: Arc<str>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct NamespaceEntry {
+    /// The source has the Namespace object.
+    declared: bool,
+    /// How many Services are in it. A manifest directory often has no Namespace objects, and a
+    /// namespace with Services in it does exist.
+    services: u32,
+}
+
+/// The zone's content at one moment.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    services: ShardMap<Arc<str>, Arc<ServiceRecords>>,
+    namespaces: ShardMap<Arc<str>, NamespaceEntry>,
+    owners: ShardMap<IpAddr, Arc<[Owner]>>,
+    synced: bool,
+    serial: u32,
+}
+
+impl Default for Snapshot {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl PartialEq for Snapshot {
+    /// Equal in content; the serial number is no content.
+    fn eq(&self, other: &Self) -> bool {
+        self.synced == other.synced
+            && self.namespaces == other.namespaces
+            && self.services == other.services
+            && self.owners == other.owners
+    }
+}
+
+impl Snapshot {
+    /// An empty snapshot that is not synced.
+    pub fn new() -> Self {
+        Self {
+            services: ShardMap::new(),
+            namespaces: ShardMap::new(),
+            owners: ShardMap::new(),
+            synced: false,
+            serial: 0,
+        }
+    }
+
+    /// Whether the source has been read whole once. Until then a name that is not here may well
+    /// exist.
+    pub fn synced(&self) -> bool {
+        self.synced
+    }
+
+    /// Says that the source has been read whole.
+    pub fn set_synced(&mut self) {
+        self.synced = true;
+    }
+
+    /// The zone's serial number.
+    pub fn serial(&self) -> u32 {
+        self.serial
+    }
+
+    /// Sets the serial number; seconds since 1970 make one that also grows over a restart.
+    pub fn set_serial(&mut self, serial: u32) {
+        self.serial = serial;
+    }
+
+    /// How many Services there are.
+    pub fn len(&self) -> usize {
+        self.services.len()
+    }
+
+    /// Whether there is no Service.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The Service with this key (see [`ServiceRecords::key`]).
+    pub fn service(&self, key: &str) -> Option<&Arc<ServiceRecords>> {
+        self.services.get(key)
+    }
+
+    /// Whether a namespace exists: its object is known, or a Service is in it.
+    pub fn has_namespace(&self, name: &str) -> bool {
+        self.namespaces.get(name).is_some()
+    }
+
+    /// The owners of an address; empty where it belongs to nothing here. A cluster IP belongs to
+    /// its Services, even where it is also an endpoint of another.
+    pub fn owners(&self, addr: &IpAddr) -> &[Owner] {
+        let all = self.owners.get(addr).map_or(&[][..], |owners| owners);
+        let services = all.partition_point(|owner| owner.endpoint.is_none());
+        if services > 0 { &all[..services] } else { all }
+    }
+
+    /// Says whether the source has a Namespace object of that name.
+    pub fn declare_namespace(&mut self, name: &str, exists: bool) {
+        self.change_namespace(&name.to_ascii_lowercase(), |entry| entry.declared = exists);
+    }
+
+    /// Puts a Service with its endpoints in place of what was known of it.
+    pub fn set_service(&mut self, service: &Service, endpoints: &[Endpoint]) {
+        let records = Arc::new(records_of(service, endpoints));
+        let old = self.services.get(&records.key).cloned();
+        if old.as_ref() == Some(&records) {
+            return;
+        }
+        if old.is_none() {
+            let namespace = service.meta.name.namespace.to_ascii_lowercase();
+            self.change_namespace(&namespace, |entry| entry.services += 1);
+        }
+        self.move_owners(old.as_deref(), Some(&records));
+        self.services.insert(records.key.clone(), records);
+    }
+
+    /// Removes a Service.
+    pub fn remove_service(&mut self, name: &ObjectName) {
+        let Some(old) = self.services.remove(key_of(name).as_str()) else { return };
+        self.move_owners(Some(&old), None);
+        self.change_namespace(&name.namespace.to_ascii_lowercase(), |entry| {
+            entry.services = entry.services.saturating_sub(1);
+        });
+    }
+
+    fn change_namespace(&mut self, name: &str, change: impl FnOnce(&mut NamespaceEntry)) {
+        let mut entry = self.namespaces.get(name).copied().unwrap_or_default();
+        change(&mut entry);
+        if entry == NamespaceEntry::default() {
+            self.namespaces.remove(name);
+        } else {
+            self.namespaces.insert(name.into(), entry);
+        }
+    }
+
+    /// Moves the reverse index from one state of a Service to another. Only addresses that differ
+    /// are touched, since each may copy a shard.
+    fn move_owners(&mut self, old: Option<&ServiceRecords>, new: Option<&ServiceRecords>) {
+        let old = old.map(owned_addrs).unwrap_or_default();
+        let new = new.map(owned_addrs).unwrap_or_default();
+        let mut changed: BTreeMap<IpAddr, BTreeSet<Owner>> = BTreeMap::new();
+        for (addr, owner) in old.difference(&new) {
+            self.changed_owners(&mut changed, *addr).remove(owner);
+        }
+        for (addr, owner) in new.difference(&old) {
+            self.changed_owners(&mut changed, *addr).insert(owner.clone());
+        }
+        for (addr, owners) in changed {
+            if owners.is_empty() {
+                self.owners.remove(&addr);
+            } else {
+                self.owners.insert(addr, owners.into_iter().collect());
+            }
+        }
+    }
+
+    fn changed_owners<'c>(
+        &self,
+        changed: &'c mut BTreeMap<IpAddr, BTreeSet<Owner>>,
+        addr: IpAddr,
+    ) -> &'c mut BTreeSet<Owner> {
+        changed.entry(addr).or_insert_with(|| {
+            self.owners
+                .get(&addr)
+                .map(|owners| owners.iter().cloned().collect())
+                .unwrap_or_default()
+        })
+    }
+}
+
+/// `NAME.NAMESPACE`, lower case.
+fn key_of(name: &ObjectName) -> String {
+    format!("{}.{}", name.name, name.namespace).to_ascii_lowercase()
+}
+
+fn owned_addrs(records: &ServiceRecords) -> BTreeSet<(IpAddr, Owner)> {
+    let addrs: &[IpAddr] = match &records.shape {
+        Shape::Cluster { addrs, .. } => addrs,
+        Shape::Headless | Shape::External(_) | Shape::Nothing => &[],
+    };
+    let own = addrs.iter().map(|addr| (*addr, None));
+    let endpoints = records.endpoints.iter().map(|e| (e.addr, Some(e.label.clone())));
+    own.chain(endpoints)
+        .map(|(addr, endpoint)| (addr, Owner { endpoint, service: records.key.clone() }))
+        .collect()
+}
+
+fn records_of(service: &Service, endpoints: &[Endpoint]) -> ServiceRecords {
+    let key = key_of(&service.meta.name).into();
+    let shape = match &service.kind {
+        ServiceKind::ExternalName(target) => {
+            return ServiceRecords { key, shape: external(target), endpoints: Vec::new() };
+        }
+        _ if service.headless => Shape::Headless,
+        _ => Shape::Cluster {
+            addrs: service.cluster_ips.clone(),
+            ports: service
+                .ports
+                .iter()
+                .map(|port| PortRecord {
+                    name: port.name.to_ascii_lowercase().into(),
+                    protocol: port.protocol,
+                    number: Some(port.port),
+                })
+                .collect(),
+        },
+    };
+    let published = endpoints.iter().filter(|e| e.conditions.ready || service.publish_not_ready);
+    ServiceRecords { key, shape, endpoints: endpoint_records(published) }
+}
+
+/// The target of an ExternalName Service. An address is no name, so it makes no record.
+fn external(target: &str) -> Shape {
+    if target.is_empty() || target.parse::<IpAddr>().is_ok() {
+        return Shape::Nothing;
+    }
+    match Name::from_ascii(target) {
+        Ok(mut name) => {
+            name.set_fqdn(true);
+            Shape::External(name)
+        }
+        Err(_) => Shape::Nothing,
+    }
+}
+
+fn endpoint_records<'e>(endpoints: impl Iterator<Item = &'e Endpoint>) -> Vec<EndpointRecord> {
+    let mut records: Vec<EndpointRecord> = Vec::new();
+    for endpoint in endpoints {
+        let ports: Vec<PortRecord> = endpoint
+            .ports
+            .iter()
+            .map(|port| PortRecord {
+                name: port.name.to_ascii_lowercase().into(),
+                protocol: port.protocol,
+                number: port.port,
+            })
+            .collect();
+        let ports = match records.last() {
+            Some(last) if *last.ports == *ports => last.ports.clone(),
+            _ => ports.into(),
+        };
+        records.push(EndpointRecord { addr: endpoint.addr, label: label_of(endpoint), ports });
+    }
+    records.sort_by_key(|record| record.addr);
+    records
+}
+
+/// The label an endpoint goes by: its hostname where it has a usable one, else its address with
+/// dashes.
+fn label_of(endpoint: &Endpoint) -> Box<str> {
+    match &endpoint.hostname {
+        Some(name) if is_label(name) => name.to_ascii_lowercase().into(),
+        _ => dashed(endpoint.addr).into(),
+    }
+}
+
+fn is_label(name: &str) -> bool {
+    (1..=MAX_LABEL).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+}
+
+/// An address as a label: `172-0-0-2`, `5678-abcd--1`. A label neither begins nor ends with a dash,
+/// so a zero stands there (`1234--0` for `1234::`).
+pub fn dashed(addr: IpAddr) -> String {
+    match addr {
+        IpAddr::V4(addr) => addr.to_string().replace('.', "-"),
+        IpAddr::V6(addr) => {
+            // An IPv4-mapped address is written with dots by `Display`.
+            let mut label = addr.to_string().replace([':', '.'], "-");
+            if label.starts_with('-') {
+                label.insert(0, '0');
+            }
+            if label.ends_with('-') {
+                label.push('0');
+            }
+            label
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,6 @@
+//! The planner through its public face: single changes, random sequences of them, golden files.
+
+mod common;
+mod golden;
+mod planner;
+mod properties;

@@ -1,0 +1,44 @@
+//! The agent's loop: everything that happens to a node comes in here, one thing at a time.
+//!
+//! ```text
+//! source ── Stream ─> Cache ─┬─> Reconciler ─> Planner ─> Dataplane   (services)
+//!                            └─> routes, node.json                     (nodes)
+//! records and interfaces ────────> Endpoints ─> Dataplane              (pods)
+//! control socket ────────────────> answers from a dump of the kernel
+//! ```
+//!
+//! One thread: the work is a few system calls a change, and nothing has to be locked. Leaving the
+//! loop, in whatever way, leaves programs, links and maps pinned in the kernel, where they go on.
+
+mod endpoints;
+mod lock;
+mod node_file;
+mod reconcile;
+mod records;
+mod routes;
+mod run;
+mod settings;
+mod status;
+
+pub use endpoints::Endpoints;
+pub use lock::{LockError, NodeLock};
+pub use node_file::NodeFile;
+pub use reconcile::Reconciler;
+pub use records::{Record, RecordError};
+pub use run::run;
+
+/// Why the agent did not start, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct StartError {
+    /// What is wrong.
+    pub message: String,
+    /// The remedy.
+    pub hint: String,
+}
+
+impl StartError {
+    fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: hint.into() }
+    }
+}

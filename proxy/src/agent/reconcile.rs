@@ -1,0 +1,144 @@
+//! Services: from the cache through the planner to the kernel, with what failed tried again.
+
+use std::time::{Duration, Instant};
+
+use sluice_model::ObjectName;
+use sluice_plan::{Plan, Planner};
+use sluice_store::Cache;
+
+use crate::dataplane::{ApplyError, Dataplane, DataplaneError};
+
+/// First wait after a failed write, and the longest.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// Brings services into the kernel.
+#[derive(Debug)]
+pub struct Reconciler {
+    planner: Planner,
+    failure: Option<Failure>,
+}
+
+/// A write that the kernel refused: the planner's picture of the kernel is wrong until it is read
+/// anew.
+#[derive(Debug)]
+struct Failure {
+    service: String,
+    error: String,
+    retry_at: Instant,
+    wait: Duration,
+}
+
+impl Reconciler {
+    /// Starts from what the kernel holds: an agent that was killed goes on with the numbers of the
+    /// one before it.
+    ///
+    /// # Errors
+    ///
+    /// Where the maps cannot be read.
+    pub fn restore(dataplane: &Dataplane) -> Result<Self, DataplaneError> {
+        let tables = dataplane.tables()?;
+        if !tables.frontends.is_empty() {
+            tracing::info!(
+                frontends = tables.frontends.len(),
+                backends = tables.backends.len(),
+                "took over what the kernel holds"
+            );
+        }
+        Ok(Self { planner: Planner::restore(tables), failure: None })
+    }
+
+    /// Brings the named Services to what the cache says of them.
+    pub fn services<'a>(
+        &mut self,
+        dataplane: &mut Dataplane,
+        cache: &Cache,
+        names: impl IntoIterator<Item = &'a ObjectName>,
+    ) {
+        for name in names {
+            let plan = match cache.service(name) {
+                Some(service) => self.planner.upsert(service, &cache.endpoints(name)),
+                None => self.planner.remove(name),
+            };
+            self.apply(dataplane, Some(name), plan);
+        }
+    }
+
+    /// Deletes what the kernel holds and no source names. To be called only once the source has
+    /// been read to its end.
+    pub fn prune(&mut self, dataplane: &mut Dataplane) {
+        let plan = self.planner.prune();
+        if !plan.ops.is_empty() {
+            tracing::info!(operations = plan.ops.len(), "removing what is in no source any more");
+        }
+        self.apply(dataplane, None, plan);
+    }
+
+    fn apply(&mut self, dataplane: &mut Dataplane, name: Option<&ObjectName>, plan: Plan) {
+        for warning in &plan.warnings {
+            tracing::warn!("{warning}");
+        }
+        if plan.ops.is_empty() {
+            return;
+        }
+        if let Err(error) = dataplane.apply(&plan.ops) {
+            self.failed(name, &error);
+        }
+    }
+
+    fn failed(&mut self, name: Option<&ObjectName>, error: &ApplyError) {
+        let service = name.map_or_else(|| "clean-up".to_owned(), |n| format!("Service {n}"));
+        tracing::error!("{service}: {error}; what was programmed stays, the rest is tried again");
+        let wait = self.failure.as_ref().map_or(RETRY.0, |failure| failure.wait);
+        self.failure = Some(Failure {
+            service,
+            error: error.to_string(),
+            retry_at: Instant::now() + wait,
+            wait,
+        });
+    }
+
+    /// When [`Reconciler::retry`] is due, if anything failed.
+    pub fn retry_at(&self) -> Option<Instant> {
+        self.failure.as_ref().map(|failure| failure.retry_at)
+    }
+
+    /// After a failure: reads the kernel anew and brings every Service to what the cache says.
+    pub fn retry(&mut self, dataplane: &mut Dataplane, cache: &Cache) {
+        let Some(failure) = self.failure.take() else { return };
+        let wait = (failure.wait * 2).min(RETRY.1);
+        match dataplane.tables() {
+            Ok(tables) => self.planner = Planner::restore(tables),
+            Err(error) => {
+                tracing::error!("{error}; tried again in {wait:?}");
+                let retry_at = Instant::now() + wait;
+                self.failure = Some(Failure { retry_at, wait, ..failure });
+                return;
+            }
+        }
+        let names: Vec<ObjectName> =
+            cache.services().map(|service| service.meta.name.clone()).collect();
+        self.services(dataplane, cache, &names);
+        if cache.synced() {
+            self.prune(dataplane);
+        }
+        match &mut self.failure {
+            Some(failure) => {
+                failure.wait = wait;
+                failure.retry_at = Instant::now() + wait;
+            }
+            None => tracing::info!("the kernel holds every service again"),
+        }
+    }
+
+    /// What is wrong, subject and message.
+    pub fn problems(&self) -> impl Iterator<Item = (String, String)> {
+        let failure = self.failure.iter().map(|f| (f.service.clone(), f.error.clone()));
+        let warnings = self.planner.warnings().map(|warning| {
+            (
+                format!("Service {}", warning.service),
+                format!("{}: {}", warning.field, warning.problem),
+            )
+        });
+        failure.chain(warnings)
+    }
+}

@@ -1,0 +1,151 @@
+//! The records that `sluice-cni` keeps of the pods it attached.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::control::EndpointRef;
+
+/// The part of a record that the agent uses; `sluice-cni` writes more.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    /// Container and interface.
+    #[serde(flatten)]
+    pub key: EndpointRef,
+    /// Name of the host-side veth.
+    pub host_interface: String,
+    /// Hardware address of the pod's interface, `aa:bb:cc:dd:ee:ff`.
+    pub mac: String,
+    /// Hardware address of the host-side veth.
+    pub host_mac: String,
+    /// The pod's addresses, one a family.
+    pub addresses: Vec<IpAddr>,
+    /// Namespace of the pod; empty where the runtime did not say.
+    #[serde(default)]
+    pub pod_namespace: String,
+    /// Name of the pod.
+    #[serde(default)]
+    pub pod_name: String,
+}
+
+impl Record {
+    /// `NAMESPACE/NAME` of the pod, or the container's id.
+    pub fn label(&self) -> String {
+        if self.pod_name.is_empty() {
+            self.key.container_id.clone()
+        } else {
+            format!("{}/{}", self.pod_namespace, self.pod_name)
+        }
+    }
+}
+
+/// A record that could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// The directory or a file could not be read.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The failing call's error.
+        source: io::Error,
+    },
+    /// A file is not a record.
+    #[error("{}: {source}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What serde said.
+        source: serde_json::Error,
+    },
+}
+
+/// Directory of the records below the plugin's state directory.
+pub(super) fn directory(state_dir: &Path) -> PathBuf {
+    state_dir.join("endpoints")
+}
+
+/// Reads all records in `directory`. A file that is not a record does not hide the others: it comes
+/// back as an error beside them. A directory that is not there has no records.
+pub(super) fn read_all(directory: &Path) -> (BTreeMap<EndpointRef, Record>, Vec<RecordError>) {
+    let mut records = BTreeMap::new();
+    let mut errors = Vec::new();
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(source) if source.kind() == io::ErrorKind::NotFound => return (records, errors),
+        Err(source) => {
+            errors.push(RecordError::Io { path: directory.to_owned(), source });
+            return (records, errors);
+        }
+    };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        // Temporary files of the plugin have another ending.
+        if path.extension().is_none_or(|ending| ending != "json") {
+            continue;
+        }
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            // Gone since the directory was read: the pod went.
+            Err(source) if source.kind() == io::ErrorKind::NotFound => continue,
+            Err(source) => {
+                errors.push(RecordError::Io { path, source });
+                continue;
+            }
+        };
+        match serde_json::from_slice::<Record>(&text) {
+            Ok(record) => {
+                records.insert(record.key.clone(), record);
+            }
+            Err(source) => errors.push(RecordError::Malformed { path, source }),
+        }
+    }
+    (records, errors)
+}
+
+/// A hardware address from its text.
+pub(super) fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut mac {
+        *byte = u8::from_str_radix(parts.next()?, 16).ok()?;
+    }
+    parts.next().is_none().then_some(mac)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_record_does_not_hide_the_good_ones() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let good = r#"{"version":1,"network":"n","containerId":"c1","interface":"eth0",
+            "netns":"/x","hostInterface":"slu0","mac":"02:00:00:00:00:01",
+            "hostMac":"02:00:00:00:00:02","addresses":["10.0.0.2","fd00::2"],
+            "podNamespace":"shop","podName":"web-0","bootId":"b"}"#;
+        fs::write(dir.path().join("good.json"), good).expect("a file");
+        fs::write(dir.path().join("torn.json"), &good[..40]).expect("a file");
+        fs::write(dir.path().join("other.tmp"), "x").expect("a file");
+        let (records, errors) = read_all(dir.path());
+        assert_eq!(records.len(), 1);
+        let record = records.values().next().expect("one record");
+        assert_eq!(record.label(), "shop/web-0");
+        assert_eq!(record.addresses.len(), 2);
+        assert_eq!(errors.len(), 1);
+        assert!(errors[0].to_string().contains("torn.json"), "{}", errors[0]);
+    }
+
+    #[test]
+    fn hardware_addresses_are_six_bytes() {
+        assert_eq!(parse_mac("02:00:00:00:00:ff"), Some([2, 0, 0, 0, 0, 255]));
+        for bad in ["", "02:00:00:00:00", "02:00:00:00:00:00:00", "02:00:00:00:00:zz"] {
+            assert_eq!(parse_mac(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! Start and loop.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use inotify::{Inotify, WatchMask};
+use sluice_store::{Cache, Event, SourceStatus, Stream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use super::endpoints::Endpoints;
+use super::lock::NodeLock;
+use super::node_file::NodeFile;
+use super::reconcile::Reconciler;
+use super::routes::Routes;
+use super::{StartError, records, settings};
+use crate::cli::SluicedArgs;
+use crate::clock;
+use crate::control;
+use crate::dataplane::{self, Dataplane};
+
+/// How often idle flows are looked for.
+const COLLECT_EVERY: Duration = Duration::from_secs(10);
+
+/// Everything the agent holds.
+pub(super) struct Agent {
+    pub(super) args: SluicedArgs,
+    pub(super) node: String,
+    pub(super) started: Instant,
+    pub(super) cgroup: Option<PathBuf>,
+    pub(super) dataplane: Dataplane,
+    pub(super) cache: Cache,
+    pub(super) reconciler: Reconciler,
+    pub(super) endpoints: Endpoints,
+    pub(super) routes: Option<Routes>,
+    pub(super) source: watch::Receiver<SourceStatus>,
+    pub(super) notices: Vec<String>,
+    node_file: Option<NodeFile>,
+    timeouts: dataplane::Timeouts,
+    _lock: NodeLock,
+}
+
+/// Runs the agent until SIGTERM or SIGINT; traffic goes on after it.
+///
+/// # Errors
+///
+/// [`StartError`] with a hint where the node cannot be programmed at all. Once it runs, nothing
+/// stops it: what goes wrong is logged, shown by `proxyctl status` and tried again.
+pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(StartError::new("sluiced needs root to program the kernel", "run it as root"));
+    }
+    let lock = NodeLock::take(&args.paths.run_dir).map_err(|error| {
+        StartError::new(error.to_string(), "stop it first, or give this one its own --run-dir")
+    })?;
+    let cgroup = if args.socket_lb { Some(settings::cgroup_root(&args)?) } else { None };
+    let config = dataplane::Config {
+        bpf_root: args.paths.bpf_root.clone(),
+        cgroup: cgroup.clone().unwrap_or_default(),
+        sizes: settings::map_sizes(&args),
+        fast_path: args.pod_programs && args.fast_path,
+    };
+    // These errors say themselves what to do.
+    let start_error = |error: dataplane::DataplaneError| StartError::new(error.to_string(), "");
+    let mut dataplane = Dataplane::open(config).map_err(start_error)?;
+    let notices: Vec<String> = dataplane.notices().iter().map(ToString::to_string).collect();
+    for notice in &notices {
+        tracing::warn!("{notice}");
+    }
+    if cgroup.is_some() {
+        dataplane.attach_cgroup().map_err(start_error)?;
+    } else {
+        dataplane.detach_cgroup().map_err(start_error)?;
+    }
+    let reconciler = Reconciler::restore(&dataplane).map_err(start_error)?;
+
+    let records = records::directory(&args.state_dir);
+    let mut record_events = watch_records(&records)?;
+    let mut endpoints = Endpoints::new(records, args.pod_programs);
+    endpoints.sync(&mut dataplane).map_err(start_error)?;
+
+    let routes = match args.routes.then(Routes::open).transpose() {
+        Ok(routes) => routes,
+        Err(error) => return Err(StartError::new(error.to_string(), "or set --routes false")),
+    };
+    let options = settings::source_options(&args.etcd)?;
+    let mut stream = Stream::open(&args.source, &options)
+        .map_err(|error| StartError::new(error.to_string(), error.hint()))?;
+    let mut calls = control::serve(&args.paths.socket())
+        .map_err(|error| StartError::new(error.to_string(), "check --run-dir"))?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(signal_error)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(signal_error)?;
+
+    let mut agent = Agent {
+        node: settings::node_name(&args),
+        started: Instant::now(),
+        cgroup,
+        dataplane,
+        cache: Cache::new(),
+        reconciler,
+        endpoints,
+        routes,
+        source: stream.status(),
+        notices,
+        node_file: None,
+        timeouts: dataplane::Timeouts {
+            tcp_established: Duration::from_secs(args.conntrack_tcp_timeout_established),
+            udp: Duration::from_secs(args.conntrack_udp_timeout),
+            udp_stream: Duration::from_secs(args.conntrack_udp_timeout_stream),
+            ..dataplane::Timeouts::default()
+        },
+        args,
+        _lock: lock,
+    };
+    tracing::info!(node = agent.node, source = %agent.args.source, "sluiced is up");
+
+    let mut collect = tokio::time::interval(COLLECT_EVERY);
+    collect.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let retry_at = agent.reconciler.retry_at();
+        tokio::select! {
+            batch = stream.next_batch() => match batch {
+                Some(events) => agent.ingest(events).await,
+                // The source's task ended, which it does with the runtime only.
+                None => return Ok(()),
+            },
+            Some(call) = calls.recv() => {
+                let answer = agent.answer(call.request);
+                // A client that left wants no answer.
+                let _ = call.answer.send(answer);
+            }
+            Some(_) = record_events.next() => agent.sync_endpoints(),
+            () = Routes::touched(&mut agent.routes) => agent.reconcile_routes().await,
+            () = sleep_until(retry_at) => {
+                agent.reconciler.retry(&mut agent.dataplane, &agent.cache);
+            }
+            _ = collect.tick() => agent.collect(),
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    tracing::info!("sluiced stops; services, pods and routes stay as they are");
+    Ok(())
+}
+
+impl Agent {
+    async fn ingest(&mut self, events: Vec<Event>) {
+        let was_synced = self.cache.synced();
+        let changes = self.cache.ingest(events);
+        for rejected in &changes.rejected {
+            tracing::warn!("{rejected}");
+        }
+        self.reconciler.services(&mut self.dataplane, &self.cache, &changes.services);
+        if changes.synced {
+            // Only now is it known what is in no source any more.
+            self.reconciler.prune(&mut self.dataplane);
+            if !was_synced {
+                tracing::info!(
+                    services = self.cache.services().count(),
+                    nodes = self.cache.nodes().count(),
+                    "in sync with the source"
+                );
+            }
+        }
+        if self.cache.synced() && (changes.synced || !changes.nodes.is_empty()) {
+            self.write_node_file();
+            self.reconcile_routes().await;
+        }
+    }
+
+    fn write_node_file(&mut self) {
+        let Some(node) = self.cache.node(&self.node) else {
+            if self.node_file.is_none() {
+                tracing::warn!(
+                    "no Node named {} in the source: pods get addresses only from the CNI \
+                     configuration's podCIDRs; --hostname-override names the node",
+                    self.node
+                );
+            }
+            return;
+        };
+        let file = NodeFile {
+            node: self.node.clone(),
+            pod_cidrs: node.pod_cidrs.clone(),
+            mtu: self.args.mtu,
+        };
+        if self.node_file.as_ref() == Some(&file) {
+            return;
+        }
+        if let Some(before) = &self.node_file
+            && before.pod_cidrs != file.pod_cidrs
+        {
+            tracing::warn!(
+                "pod CIDRs of {} changed from {:?} to {:?}: pods that run keep their addresses",
+                self.node,
+                before.pod_cidrs,
+                file.pod_cidrs
+            );
+        }
+        let path = self.args.paths.node_file();
+        match file.write(&path) {
+            Ok(()) => self.node_file = Some(file),
+            Err(error) => tracing::error!("cannot write {}: {error}", path.display()),
+        }
+    }
+
+    fn sync_endpoints(&mut self) {
+        if let Err(error) = self.endpoints.sync(&mut self.dataplane) {
+            tracing::error!("pods of this node: {error}");
+        }
+    }
+
+    async fn reconcile_routes(&mut self) {
+        // Before the first list it is not known which routes are stale.
+        if let Some(routes) = &mut self.routes
+            && self.cache.synced()
+        {
+            routes.reconcile(&self.node, self.cache.nodes()).await;
+        }
+    }
+
+    fn collect(&mut self) {
+        match self.dataplane.conntrack_gc(clock::monotonic_nanos(), &self.timeouts) {
+            Ok(collected) if collected.removed == 0 => {}
+            Ok(collected) => tracing::debug!(entries = collected.removed, "forgot idle flows"),
+            Err(error) => tracing::warn!("collecting idle flows: {error}"),
+        }
+    }
+}
+
+/// Watches the directory of records, which is made if need be: a plugin that runs without the
+/// control socket is noticed this way.
+fn watch_records(
+    directory: &std::path::Path,
+) -> Result<inotify::EventStream<[u8; 4096]>, StartError> {
+    let error = |call: &str, error: std::io::Error| {
+        StartError::new(
+            format!("cannot watch {}: {call}: {error}", directory.display()),
+            "check --state-dir and fs.inotify.max_user_instances",
+        )
+    };
+    std::fs::create_dir_all(directory).map_err(|e| error("mkdir", e))?;
+    let inotify = Inotify::init().map_err(|e| error("inotify_init", e))?;
+    let mask = WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::DELETE;
+    inotify.watches().add(directory, mask).map_err(|e| error("inotify_add_watch", e))?;
+    inotify.into_event_stream([0; 4096]).map_err(|e| error("inotify", e))
+}
+
+fn signal_error(error: std::io::Error) -> StartError {
+    StartError::new(format!("cannot wait for signals: {error}"), "")
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

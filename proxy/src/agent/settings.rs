@@ -1,0 +1,108 @@
+//! Flags, checked against the machine.
+
+use std::fs;
+use std::path::PathBuf;
+
+use sluice_model::ResourceKind;
+use sluice_store::{EtcdOptions, SourceOptions};
+
+use super::StartError;
+use crate::cli::{EtcdArgs, SluicedArgs};
+use crate::dataplane;
+
+/// Name of this node: the flag, else the host's name in lower case, as kubelet registers it.
+pub(super) fn node_name(args: &SluicedArgs) -> String {
+    args.hostname_override.clone().unwrap_or_else(|| {
+        rustix::system::uname().nodename().to_string_lossy().trim().to_lowercase()
+    })
+}
+
+/// The cgroup whose processes use the socket hooks: the flag, else the mounted root.
+pub(super) fn cgroup_root(args: &SluicedArgs) -> Result<PathBuf, StartError> {
+    if let Some(path) = &args.cgroup_root {
+        return if path.join("cgroup.procs").exists() {
+            Ok(path.clone())
+        } else {
+            Err(StartError::new(
+                format!("--cgroup-root {} is not a cgroup (v2)", path.display()),
+                "name a directory below the cgroup2 mount; `mount -t cgroup2` shows it",
+            ))
+        };
+    }
+    let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|error| {
+        StartError::new(format!("cannot read /proc/self/mountinfo: {error}"), "mount /proc")
+    })?;
+    cgroup2_mount(&mounts).ok_or_else(|| {
+        StartError::new(
+            "no cgroup2 file system is mounted",
+            "mount -t cgroup2 none /sys/fs/cgroup, or set --socket-lb false",
+        )
+    })
+}
+
+/// Mount point of the cgroup2 hierarchy from the text of `mountinfo` (proc(5)). A hybrid host has
+/// it at `/sys/fs/cgroup/unified`.
+fn cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
+    mountinfo.lines().find_map(|line| {
+        let (left, right) = line.split_once(" - ")?;
+        (right.split(' ').next() == Some("cgroup2"))
+            .then(|| left.split(' ').nth(4).map(PathBuf::from))
+            .flatten()
+    })
+}
+
+pub(super) fn source_options(args: &EtcdArgs) -> Result<SourceOptions, StartError> {
+    let password = match &args.etcd_password_file {
+        None => None,
+        Some(path) => Some(
+            fs::read_to_string(path).map(|text| text.trim_end().to_owned()).map_err(|error| {
+                StartError::new(
+                    format!("--etcd-password-file {}: {error}", path.display()),
+                    "name a readable file that holds the password and nothing else",
+                )
+            })?,
+        ),
+    };
+    Ok(SourceOptions {
+        etcd: EtcdOptions {
+            prefix: args.etcd_prefix.clone(),
+            ca: args.etcd_cacert.clone(),
+            cert: args.etcd_cert.clone(),
+            key: args.etcd_key.clone(),
+            user: args.etcd_user.clone(),
+            password,
+        },
+        kinds: [
+            ResourceKind::Service,
+            ResourceKind::EndpointSlice,
+            ResourceKind::Pod,
+            ResourceKind::Node,
+        ]
+        .into(),
+    })
+}
+
+pub(super) fn map_sizes(args: &SluicedArgs) -> dataplane::MapSizes {
+    dataplane::MapSizes {
+        frontends: args.sizes.map_size_frontends,
+        slots: args.sizes.map_size_slots,
+        backends: args.sizes.map_size_backends,
+        conntrack: args.sizes.map_size_conntrack,
+        ..dataplane::MapSizes::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cgroup_mount_is_found_where_it_is() {
+        let hybrid = "30 23 0:26 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n\
+                      31 30 0:27 / /sys/fs/cgroup/unified rw shared:9 - cgroup2 cgroup2 rw\n";
+        assert_eq!(cgroup2_mount(hybrid), Some(PathBuf::from("/sys/fs/cgroup/unified")));
+        let unified = "31 30 0:27 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n";
+        assert_eq!(cgroup2_mount(unified), Some(PathBuf::from("/sys/fs/cgroup")));
+        assert_eq!(cgroup2_mount("1 0 0:1 / / rw - ext4 /dev/vda rw\n"), None);
+    }
+}

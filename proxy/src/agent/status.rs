@@ -1,0 +1,128 @@
+//! Answers to the control socket's questions.
+
+use std::time::{Instant, SystemTime};
+
+use sluice_store::{Rejected, SourceStatus};
+
+use super::routes::Routes;
+use super::run::Agent;
+use crate::clock;
+use crate::control::{Answer, Reply, Request};
+use crate::dataplane::DataplaneError;
+use crate::view::{
+    AgentStatus, BackendRow, ConntrackRow, EndpointRow, PartStatus, ProblemRow, ServiceRow,
+    SourceView, Status,
+};
+
+impl Agent {
+    /// Carries a request out.
+    pub(super) fn answer(&mut self, request: Request) -> Answer {
+        let reply = match request {
+            Request::Status => self.status().map(|status| Reply::Status(Box::new(status))),
+            Request::ServiceList => {
+                self.dataplane.tables().map(|tables| Reply::Services(ServiceRow::all(&tables)))
+            }
+            Request::BackendList => {
+                self.dataplane.tables().map(|tables| Reply::Backends(BackendRow::all(&tables)))
+            }
+            Request::ConntrackList => self.conntrack(),
+            Request::EndpointList => self.dataplane.endpoints().map(|endpoints| {
+                let rows = EndpointRow::all(&endpoints, |addr, _| self.endpoints.note(addr));
+                Reply::Endpoints(rows)
+            }),
+            Request::EndpointAdd(key) => {
+                self.endpoints.enter(&key);
+                if let Err(error) = self.endpoints.sync(&mut self.dataplane) {
+                    return Answer::error(error.to_string(), "see sluiced's log");
+                }
+                return match self.endpoints.check(&key) {
+                    Ok(()) => Answer::done(),
+                    Err(error) => Answer::error(error, "see sluiced's log"),
+                };
+            }
+            Request::EndpointDel(key) => {
+                self.endpoints.leave(key);
+                return match self.endpoints.sync(&mut self.dataplane) {
+                    Ok(()) => Answer::done(),
+                    Err(error) => Answer::error(error.to_string(), "see sluiced's log"),
+                };
+            }
+        };
+        match reply {
+            Ok(reply) => Answer::data(reply),
+            Err(error) => Answer::error(error.to_string(), "see sluiced's log"),
+        }
+    }
+
+    fn conntrack(&self) -> Result<Reply, DataplaneError> {
+        let tables = self.dataplane.tables()?;
+        let entries = self.dataplane.conntrack()?;
+        Ok(Reply::Conntrack(ConntrackRow::all(&entries, &tables, clock::monotonic_nanos())))
+    }
+
+    fn status(&self) -> Result<Status, DataplaneError> {
+        let status = Status {
+            agent: Some(AgentStatus {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                pid: std::process::id(),
+                uptime_secs: Instant::now().duration_since(self.started).as_secs(),
+                node: self.node.clone(),
+                source: source_view(&self.args.source.to_string(), &self.source.borrow()),
+                parts: self.parts(),
+                routes: self.routes.as_ref().map(Routes::rows).unwrap_or_default(),
+                problems: self.problems(),
+            }),
+            ..Status::default()
+        };
+        status.fill(self.dataplane.view())
+    }
+
+    fn parts(&self) -> Vec<PartStatus> {
+        let part = |name: &str, on, note: String| PartStatus { name: name.to_owned(), on, note };
+        let cgroup = self.cgroup.as_ref().map(|path| path.display().to_string());
+        vec![
+            part("Socket balancing", self.cgroup.is_some(), cgroup.unwrap_or_default()),
+            part("Pod programs", self.args.pod_programs, String::new()),
+            part("Fast path", self.args.pod_programs && self.args.fast_path, String::new()),
+            part("Routes", self.args.routes, "host-gw".to_owned()),
+        ]
+    }
+
+    fn problems(&self) -> Vec<ProblemRow> {
+        let row = |subject: &str, message: &str| ProblemRow {
+            subject: subject.to_owned(),
+            message: message.to_owned(),
+        };
+        let mut rows: Vec<_> = self.reconciler.problems().map(|(s, m)| row(&s, &m)).collect();
+        rows.extend(self.cache.rejected().map(rejected_row));
+        rows.extend(self.endpoints.problems().map(|(s, m)| row(s, m)));
+        rows.extend(self.routes.iter().flat_map(Routes::problems).map(|(s, m)| row(s, m)));
+        rows.extend(self.notices.iter().map(|notice| row("map size", notice)));
+        rows
+    }
+}
+
+/// A refused object: where it is, then what is wrong with what.
+fn rejected_row(rejected: &Rejected) -> ProblemRow {
+    let mut message = String::new();
+    if let Some(key) = &rejected.key {
+        message.push_str(&format!("{key}: "));
+    }
+    if !rejected.field.is_empty() {
+        message.push_str(&format!("{}: ", rejected.field));
+    }
+    message.push_str(&rejected.reason);
+    ProblemRow { subject: rejected.origin.clone(), message }
+}
+
+fn source_view(url: &str, status: &SourceStatus) -> SourceView {
+    let since = SystemTime::now().duration_since(status.since).unwrap_or_default();
+    SourceView {
+        url: url.to_owned(),
+        connected: status.connected,
+        since_secs: since.as_secs(),
+        synced: status.synced,
+        revision: status.revision,
+        last_error: status.last_error.clone(),
+    }
+}

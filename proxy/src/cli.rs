@@ -1,0 +1,226 @@
+//! Flags. What kube-proxy has under a name keeps that name and meaning.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use sluice_store::SourceUrl;
+
+/// Where a node's files are; every one may differ, so that several nodes run on one kernel.
+#[derive(Clone, Debug, Args)]
+pub struct Paths {
+    /// Directory of the control socket, the lock and node.json.
+    #[arg(long, default_value = "/run/sluice", value_name = "DIR", global = true)]
+    pub run_dir: PathBuf,
+
+    /// Directory in a BPF file system for pinned maps and links.
+    #[arg(long, default_value = "/sys/fs/bpf/sluice", value_name = "DIR", global = true)]
+    pub bpf_root: PathBuf,
+}
+
+impl Paths {
+    /// The control socket.
+    pub fn socket(&self) -> PathBuf {
+        self.run_dir.join("agent.sock")
+    }
+
+    /// What the CNI plugin reads of the node.
+    pub fn node_file(&self) -> PathBuf {
+        self.run_dir.join("node.json")
+    }
+}
+
+/// Flags of `sluiced`.
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "sluiced",
+    version,
+    about = "Sluice's node agent: programs the kernel with the cluster's services, pods and routes",
+    after_help = "Stopping sluiced stops no traffic: its programs and maps stay in the kernel, and \
+                  the next start takes them over."
+)]
+pub struct SluicedArgs {
+    /// Where objects come from: dir:PATH or etcd:URL[,URL...].
+    #[arg(long, default_value = "dir:/etc/sluice/manifests", value_name = "URL",
+          value_parser = source)]
+    pub source: SourceUrl,
+
+    /// Name of this node's Node object; the host's name where it is not given.
+    #[arg(long, value_name = "NAME")]
+    pub hostname_override: Option<String>,
+
+    /// Files of the node.
+    #[command(flatten)]
+    pub paths: Paths,
+
+    /// Directory of the records that sluice-cni writes.
+    #[arg(long, default_value = "/var/lib/sluice", value_name = "DIR")]
+    pub state_dir: PathBuf,
+
+    /// Processes below this cgroup (v2) reach services through their sockets; the mounted root of
+    /// the hierarchy where it is not given.
+    #[arg(long, value_name = "DIR")]
+    pub cgroup_root: Option<PathBuf>,
+
+    /// Balance connections where a program calls connect or sendto.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub socket_lb: bool,
+
+    /// Attach to the pods that sluice-cni made: balance what did not pass a socket hook.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub pod_programs: bool,
+
+    /// Hand packets between pods of this node over without crossing the host's stack.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub fast_path: bool,
+
+    /// Keep routes to the other nodes' pods (host-gw).
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub routes: bool,
+
+    /// MTU of pods; that of the interface with the default route where it is not given.
+    #[arg(long, value_name = "BYTES")]
+    pub mtu: Option<u32>,
+
+    /// Access to etcd.
+    #[command(flatten)]
+    pub etcd: EtcdArgs,
+
+    /// Sizes of the kernel's maps.
+    #[command(flatten)]
+    pub sizes: SizeArgs,
+
+    /// Seconds after which an idle established TCP flow is forgotten (flows that are translated
+    /// packet by packet only).
+    #[arg(long, default_value_t = 86_400, value_name = "SECONDS")]
+    pub conntrack_tcp_timeout_established: u64,
+
+    /// The same for UDP flows that nobody has answered.
+    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    pub conntrack_udp_timeout: u64,
+
+    /// The same for UDP flows that were answered.
+    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    pub conntrack_udp_timeout_stream: u64,
+
+    /// What to log: error, warn, info, debug, trace, or a filter such as "info,sluice_store=debug".
+    #[arg(long, default_value = "info", env = "RUST_LOG", value_name = "FILTER")]
+    pub log_level: String,
+}
+
+/// Access to etcd.
+#[derive(Clone, Debug, Default, Args)]
+pub struct EtcdArgs {
+    /// Prefix of the keys, as kube-apiserver's --etcd-prefix.
+    #[arg(long, default_value = "/registry", value_name = "KEY")]
+    pub etcd_prefix: String,
+    /// Certificates that the server's must be signed by.
+    #[arg(long, value_name = "FILE")]
+    pub etcd_cacert: Option<PathBuf>,
+    /// Client certificate.
+    #[arg(long, value_name = "FILE")]
+    pub etcd_cert: Option<PathBuf>,
+    /// Key of the client certificate.
+    #[arg(long, value_name = "FILE")]
+    pub etcd_key: Option<PathBuf>,
+    /// User name, if etcd wants one.
+    #[arg(long, value_name = "NAME", requires = "etcd_password_file")]
+    pub etcd_user: Option<String>,
+    /// File that holds the user's password.
+    #[arg(long, value_name = "FILE")]
+    pub etcd_password_file: Option<PathBuf>,
+}
+
+/// A source, or why it is none and which there are.
+fn source(text: &str) -> Result<SourceUrl, String> {
+    text.parse::<SourceUrl>().map_err(|error| format!("{error}: {}", error.hint()))
+}
+
+/// Sizes of the kernel's maps, in entries.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct SizeArgs {
+    /// Frontends: one a Service port and address.
+    #[arg(long, default_value_t = 65_536, value_name = "N")]
+    pub map_size_frontends: u32,
+    /// Chunks of backend lists: one for 16 endpoints of a Service port and family.
+    #[arg(long, default_value_t = 65_536, value_name = "N")]
+    pub map_size_slots: u32,
+    /// Backends: one an endpoint and port.
+    #[arg(long, default_value_t = 131_072, value_name = "N")]
+    pub map_size_backends: u32,
+    /// Conntrack entries: two a flow that is translated packet by packet.
+    #[arg(long, default_value_t = 524_288, value_name = "N")]
+    pub map_size_conntrack: u32,
+}
+
+/// Flags of `proxyctl`.
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "proxyctl",
+    version,
+    about = "Shows what Sluice does in this node's kernel",
+    after_help = "Works while sluiced is dead: it then reads the pinned maps, and says so."
+)]
+pub struct ProxyctlArgs {
+    /// Files of the node.
+    #[command(flatten)]
+    pub paths: Paths,
+
+    /// Form of the output.
+    #[arg(short, long, default_value = "table", value_enum, global = true)]
+    pub output: Output,
+
+    /// What to show.
+    #[command(subcommand)]
+    pub noun: Noun,
+}
+
+/// Form of the output.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Output {
+    /// Columns for people.
+    Table,
+    /// More columns.
+    Wide,
+    /// JSON, one document.
+    Json,
+    /// YAML, one document.
+    Yaml,
+}
+
+/// What `proxyctl` shows.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Noun {
+    /// The agent, its source, the parts that are on, maps, counters and warnings.
+    Status,
+    /// Service frontends with their backends.
+    #[command(subcommand, alias = "svc", visible_alias = "services")]
+    Service(NamedVerb),
+    /// Backends with the services that use them.
+    #[command(subcommand, visible_alias = "backends")]
+    Backend(ListVerb),
+    /// Flows that are translated packet by packet.
+    #[command(subcommand, alias = "ct")]
+    Conntrack(ListVerb),
+    /// Pods of this node.
+    #[command(subcommand, alias = "ep", visible_alias = "endpoints")]
+    Endpoint(ListVerb),
+}
+
+/// Verbs of nouns that have names.
+#[derive(Clone, Debug, Subcommand)]
+pub enum NamedVerb {
+    /// All of them.
+    List,
+    /// One, by NAMESPACE/NAME or by NAME in the namespace "default".
+    Get {
+        /// NAMESPACE/NAME.
+        name: String,
+    },
+}
+
+/// The verb of nouns that are only listed.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum ListVerb {
+    /// All of them.
+    List,
+}

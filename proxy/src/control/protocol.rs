@@ -1,0 +1,134 @@
+//! Requests and answers.
+
+use serde::{Deserialize, Serialize};
+
+use crate::view::{BackendRow, ConntrackRow, EndpointRow, ServiceRow, Status};
+
+/// Version of the protocol.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// A request with its version: `{"version":1,"request":"status"}`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Envelope {
+    /// [`PROTOCOL_VERSION`] of the sender.
+    pub version: u32,
+    /// What is asked.
+    #[serde(flatten)]
+    pub request: Request,
+}
+
+/// What can be asked of the agent.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case")]
+pub enum Request {
+    /// State of the node.
+    Status,
+    /// Frontends.
+    ServiceList,
+    /// Backends.
+    BackendList,
+    /// Flows that are translated packet by packet.
+    ConntrackList,
+    /// Pods of this node.
+    EndpointList,
+    /// From `sluice-cni`: a pod's record and interface are there; answer once it is served.
+    EndpointAdd(EndpointRef),
+    /// From `sluice-cni`: a pod is about to go.
+    EndpointDel(EndpointRef),
+}
+
+/// An attachment of a container to the network.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointRef {
+    /// `CNI_CONTAINERID`.
+    pub container_id: String,
+    /// `CNI_IFNAME`.
+    pub interface: String,
+}
+
+/// An answer with its version: `{"version":1,"ok":true,"data":{...}}` or
+/// `{"version":1,"ok":false,"error":"...","hint":"..."}`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Answer {
+    /// [`PROTOCOL_VERSION`] of the agent.
+    pub version: u32,
+    /// Whether the request was carried out.
+    pub ok: bool,
+    /// What was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<Reply>,
+    /// What went wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+impl Answer {
+    /// Carried out, nothing to tell.
+    pub fn done() -> Self {
+        Self { version: PROTOCOL_VERSION, ok: true, data: None, error: None, hint: None }
+    }
+
+    /// Carried out, with what was asked for.
+    pub fn data(reply: Reply) -> Self {
+        Self { data: Some(reply), ..Self::done() }
+    }
+
+    /// Not carried out.
+    pub fn error(error: impl Into<String>, hint: impl Into<String>) -> Self {
+        let hint = hint.into();
+        Self {
+            ok: false,
+            error: Some(error.into()),
+            hint: (!hint.is_empty()).then_some(hint),
+            ..Self::done()
+        }
+    }
+}
+
+/// What an answer carries.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Reply {
+    /// To [`Request::Status`].
+    Status(Box<Status>),
+    /// To [`Request::ServiceList`].
+    Services(Vec<ServiceRow>),
+    /// To [`Request::BackendList`].
+    Backends(Vec<BackendRow>),
+    /// To [`Request::ConntrackList`].
+    Conntrack(Vec<ConntrackRow>),
+    /// To [`Request::EndpointList`].
+    Endpoints(Vec<EndpointRow>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_read_as_documented() {
+        let line =
+            r#"{"version":1,"request":"endpoint-add","containerId":"c1","interface":"eth0"}"#;
+        let envelope: Envelope = serde_json::from_str(line).expect("a documented request");
+        assert_eq!(
+            envelope.request,
+            Request::EndpointAdd(EndpointRef {
+                container_id: "c1".to_owned(),
+                interface: "eth0".to_owned(),
+            })
+        );
+        assert_eq!(serde_json::to_string(&envelope).expect("plain data"), line);
+    }
+
+    #[test]
+    fn answers_leave_out_what_they_do_not_say() {
+        let done = serde_json::to_string(&Answer::done()).expect("plain data");
+        assert_eq!(done, r#"{"version":1,"ok":true}"#);
+        let error = serde_json::to_string(&Answer::error("no", "do")).expect("plain data");
+        assert_eq!(error, r#"{"version":1,"ok":false,"error":"no","hint":"do"}"#);
+    }
+}

@@ -1,0 +1,145 @@
+//! The commands of `proxyctl`.
+//!
+//! The agent is asked first. If none is there, the pinned maps are read: the same rows come out,
+//! and a note says that nobody keeps them up to date.
+
+use sluice_model::ObjectName;
+
+use crate::cli::{ListVerb, NamedVerb, Noun, Output, ProxyctlArgs};
+use crate::clock;
+use crate::control::{self, ClientError, Reply, Request};
+use crate::dataplane::{DataplaneError, Pinned};
+use crate::view::{
+    BackendRow, ConntrackRow, EndpointNote, EndpointRow, ServiceRow, Status, render,
+};
+
+/// What to print.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Printed {
+    /// For standard output.
+    pub text: String,
+    /// For standard error: where the answer comes from, if not from the agent.
+    pub note: Option<String>,
+}
+
+/// Why there is nothing to print.
+#[derive(Debug, thiserror::Error)]
+pub enum CtlError {
+    /// The agent is there but did not answer as it should.
+    #[error("{0}")]
+    Client(#[source] ClientError),
+    /// No agent, and the pinned maps cannot be read either.
+    #[error("{agent}, and {maps}")]
+    Neither {
+        /// Why the agent does not answer.
+        agent: Box<ClientError>,
+        /// Why the maps cannot be read.
+        maps: Box<DataplaneError>,
+    },
+    /// No such Service in the kernel.
+    #[error("no Service {0} in this node's kernel")]
+    NotFound(ObjectName),
+    /// The answer could not be written.
+    #[error("cannot write the answer: {0}")]
+    Render(#[from] anyhow::Error),
+}
+
+impl CtlError {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<&str> {
+        match self {
+            Self::Client(ClientError::Denied { .. }) => Some("run proxyctl as root"),
+            Self::Client(ClientError::Refused { hint, .. }) => hint.as_deref(),
+            Self::Client(_) => Some("see sluiced's log"),
+            Self::Neither { .. } => {
+                Some("is Sluice installed on this node? --run-dir and --bpf-root say where")
+            }
+            Self::NotFound(_) => Some(
+                "proxyctl service list shows what there is; headless Services have no frontend",
+            ),
+            Self::Render(_) => None,
+        }
+    }
+}
+
+/// Carries a command out.
+///
+/// # Errors
+///
+/// See [`CtlError`].
+pub fn run(args: &ProxyctlArgs) -> Result<Printed, CtlError> {
+    let request = match &args.noun {
+        Noun::Status => Request::Status,
+        Noun::Service(_) => Request::ServiceList,
+        Noun::Backend(ListVerb::List) => Request::BackendList,
+        Noun::Conntrack(ListVerb::List) => Request::ConntrackList,
+        Noun::Endpoint(ListVerb::List) => Request::EndpointList,
+    };
+    let (reply, note) = match control::request(&args.paths.socket(), request.clone()) {
+        Ok(Some(reply)) => (reply, None),
+        Ok(None) => {
+            return Err(CtlError::Client(ClientError::Refused {
+                message: "the agent's answer is empty".to_owned(),
+                hint: None,
+            }));
+        }
+        Err(agent @ ClientError::Absent { .. }) => {
+            let root = &args.paths.bpf_root;
+            match from_pins(root, &request) {
+                Ok(reply) => {
+                    let note = format!("{agent}: read from the maps pinned in {}", root.display());
+                    (reply, Some(note))
+                }
+                Err(maps) => {
+                    return Err(CtlError::Neither { agent: agent.into(), maps: maps.into() });
+                }
+            }
+        }
+        Err(error) => return Err(CtlError::Client(error)),
+    };
+    let text = match reply {
+        Reply::Status(status) => print_status(&status, args.output)?,
+        Reply::Services(rows) => render(&filter(rows, &args.noun)?, args.output)?,
+        Reply::Backends(rows) => render(&rows, args.output)?,
+        Reply::Conntrack(rows) => render(&rows, args.output)?,
+        Reply::Endpoints(rows) => render(&rows, args.output)?,
+    };
+    Ok(Printed { text, note })
+}
+
+fn filter(rows: Vec<ServiceRow>, noun: &Noun) -> Result<Vec<ServiceRow>, CtlError> {
+    let Noun::Service(NamedVerb::Get { name }) = noun else { return Ok(rows) };
+    let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
+    let found: Vec<_> =
+        rows.into_iter().filter(|row| row.namespace == namespace && row.name == name).collect();
+    if found.is_empty() {
+        return Err(CtlError::NotFound(ObjectName::new(namespace, name)));
+    }
+    Ok(found)
+}
+
+fn from_pins(root: &std::path::Path, request: &Request) -> Result<Reply, DataplaneError> {
+    let pinned = Pinned::open(root)?;
+    Ok(match request {
+        Request::ServiceList => Reply::Services(ServiceRow::all(&pinned.tables()?)),
+        Request::BackendList => Reply::Backends(BackendRow::all(&pinned.tables()?)),
+        Request::ConntrackList => {
+            let now = clock::monotonic_nanos();
+            Reply::Conntrack(ConntrackRow::all(&pinned.conntrack()?, &pinned.tables()?, now))
+        }
+        Request::EndpointList => {
+            Reply::Endpoints(EndpointRow::all(&pinned.endpoints()?, |_, _| EndpointNote::default()))
+        }
+        Request::Status | Request::EndpointAdd(_) | Request::EndpointDel(_) => {
+            Reply::Status(Box::new(Status::default().fill(&pinned)?))
+        }
+    })
+}
+
+fn print_status(status: &Status, output: Output) -> Result<String, CtlError> {
+    Ok(match output {
+        Output::Table | Output::Wide => status.text(output == Output::Wide),
+        Output::Json => serde_json::to_string_pretty(status).map_err(anyhow::Error::from)? + "\n",
+        Output::Yaml => serde_norway::to_string(status).map_err(anyhow::Error::from)?,
+    })
+}

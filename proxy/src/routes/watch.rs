@@ -1,0 +1,107 @@
+//! Notices when someone else changes routes, links or addresses.
+
+use std::io;
+
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket};
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::link::LinkFlags;
+
+use super::KernelRoute;
+use super::kernel::{RouteError, parse};
+
+/// `RTMGRP_*` of `linux/rtnetlink.h`: links, addresses and routes of both families.
+const GROUPS: u32 = LINK | IPV4_ADDRESS | IPV4_ROUTE | IPV6_ADDRESS | IPV6_ROUTE;
+const LINK: u32 = 0x1;
+const IPV4_ADDRESS: u32 = 0x10;
+const IPV4_ROUTE: u32 = 0x40;
+const IPV6_ADDRESS: u32 = 0x100;
+const IPV6_ROUTE: u32 = 0x400;
+
+/// Room for a burst of a few thousand events.
+const RECEIVE_BUFFER: usize = 1 << 20;
+/// Length of `struct nlmsghdr`.
+const HEADER_LEN: usize = 16;
+
+/// One thing that happened.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Event {
+    /// A route of the main table appeared or was replaced.
+    RouteSet(KernelRoute),
+    /// A route of the main table went.
+    RouteGone(KernelRoute),
+    /// A link came, went, or changed. IPv4 routes go with a link that is down, without a word.
+    Link {
+        /// Its index.
+        index: u32,
+        /// Whether it is up.
+        up: bool,
+    },
+    /// An address came or went; next hops may have become reachable.
+    Address,
+    /// Events were lost, or not understood: everything may have changed.
+    Lost,
+}
+
+/// The event socket.
+pub(super) struct Watch {
+    socket: TokioSocket,
+}
+
+impl Watch {
+    /// Opens it in the calling thread's network namespace, inside a runtime.
+    pub(super) fn open() -> Result<Self, RouteError> {
+        let open = || -> io::Result<TokioSocket> {
+            let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
+            // A smaller buffer only means that events are lost sooner, which is handled.
+            let _ = socket.socket_ref().set_rx_buf_sz(RECEIVE_BUFFER);
+            socket.socket_mut().bind(&SocketAddr::new(0, GROUPS))?;
+            Ok(socket)
+        };
+        open().map(|socket| Self { socket }).map_err(|e| RouteError::new("watch routes", e))
+    }
+
+    /// Waits for the next events. Cancel-safe: a datagram is either handed out or still queued.
+    pub(super) async fn next(&mut self) -> Result<Vec<Event>, RouteError> {
+        match self.socket.recv_from_full().await {
+            Ok((bytes, _)) => Ok(events(&bytes)),
+            // The kernel dropped events because we were slow.
+            Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => Ok(vec![Event::Lost]),
+            Err(e) => Err(RouteError::new("watch routes", e)),
+        }
+    }
+}
+
+/// The events of one datagram.
+fn events(mut bytes: &[u8]) -> Vec<Event> {
+    let mut events = Vec::new();
+    while bytes.len() >= HEADER_LEN {
+        let message = match NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) {
+            Ok(message) => message,
+            Err(_) => {
+                events.push(Event::Lost);
+                break;
+            }
+        };
+        let length = (message.header.length as usize).max(HEADER_LEN).next_multiple_of(4);
+        bytes = bytes.get(length..).unwrap_or_default();
+        let NetlinkPayload::InnerMessage(inner) = message.payload else { continue };
+        events.extend(match inner {
+            RouteNetlinkMessage::NewRoute(m) => parse(&m).map(Event::RouteSet),
+            RouteNetlinkMessage::DelRoute(m) => parse(&m).map(Event::RouteGone),
+            RouteNetlinkMessage::NewLink(m) => Some(Event::Link {
+                index: m.header.index,
+                up: m.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
+            }),
+            RouteNetlinkMessage::DelLink(m) => {
+                Some(Event::Link { index: m.header.index, up: false })
+            }
+            RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => {
+                Some(Event::Address)
+            }
+            _ => None,
+        });
+    }
+    events
+}

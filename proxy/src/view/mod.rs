@@ -1,0 +1,15 @@
+//! What people and scripts read of the kernel's maps.
+//!
+//! Rows are made from a dump of the maps and from nothing else, whether the agent made the dump or
+//! `proxyctl` read the pins: a table always says what the kernel does, not what someone meant it to
+//! do.
+
+mod rows;
+mod status;
+mod table;
+
+pub use rows::{BackendRow, ConntrackRow, EndpointNote, EndpointRow, ServiceRow};
+pub use status::{
+    AgentStatus, CounterRow, MapUse, PartStatus, ProblemRow, RouteRow, SourceView, Status,
+};
+pub use table::{Row, render};

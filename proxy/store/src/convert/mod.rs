@@ -1,0 +1,60 @@
+//! From objects as they are written to the model: every field checked, Kubernetes' defaults applied.
+//!
+//! The checks are those of the API server's validation that matter to a data plane, because a
+//! manifest directory or a bare etcd has no API server in front.
+
+mod endpoints;
+mod field;
+mod meta;
+mod node;
+mod pod;
+mod service;
+#[cfg(test)]
+mod tests;
+
+pub use field::FieldError;
+
+use sluice_model::{Namespace, Object, ResourceKind};
+
+use crate::wire;
+
+/// An object of a known kind, as it is written.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) enum WireObject {
+    Service(Box<wire::Service>),
+    EndpointSlice(Box<wire::EndpointSlice>),
+    Pod(Box<wire::Pod>),
+    Node(Box<wire::Node>),
+    Namespace(Box<wire::Metadata>),
+}
+
+impl WireObject {
+    /// Its metadata; absent metadata is empty metadata.
+    pub(crate) fn metadata(&self) -> Option<&wire::ObjectMeta> {
+        match self {
+            Self::Service(o) => o.metadata.as_ref(),
+            Self::EndpointSlice(o) => o.metadata.as_ref(),
+            Self::Pod(o) => o.metadata.as_ref(),
+            Self::Node(o) => o.metadata.as_ref(),
+            Self::Namespace(o) => o.metadata.as_ref(),
+        }
+    }
+
+    /// The object in the model's terms.
+    ///
+    /// # Errors
+    /// The first field that is wrong.
+    pub(crate) fn into_model(self) -> Result<Object, FieldError> {
+        Ok(match self {
+            Self::Service(o) => Object::Service(service::service(*o)?),
+            Self::EndpointSlice(o) => Object::EndpointSlice(endpoints::slice(*o)?),
+            Self::Pod(o) => Object::Pod(pod::pod(*o)?),
+            Self::Node(o) => Object::Node(node::node(*o)?),
+            Self::Namespace(o) => Object::Namespace(Namespace {
+                meta: meta::meta(ResourceKind::Namespace, o.metadata)?,
+            }),
+        })
+    }
+}
+
+pub(crate) use meta::object_name;

@@ -1,0 +1,5 @@
+//! The kinds of sources.
+
+mod backoff;
+pub(crate) mod dir;
+pub(crate) mod etcd;
