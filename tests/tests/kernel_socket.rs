@@ -108,7 +108,7 @@ fn connections_work_when_no_more_peers_can_be_remembered() -> Result<()> {
         lab.dataplane.attach_cgroup()?;
         let (server, backend) = udp_server("127.0.0.1:0")?;
         lab.service(VIP, proto::UDP, &[&backend])?;
-        let most = lab.dataplane.size(maps::SOCK_PEERS).context("its size is known")?;
+        let most = lab.dataplane.view().size(maps::SOCK_PEERS).context("its size is known")?;
         let mut sockets = Vec::new();
         nix::sys::resource::setrlimit(
             nix::sys::resource::Resource::RLIMIT_NOFILE,
