@@ -150,6 +150,18 @@ pub struct SizeArgs {
     /// Conntrack entries: two a flow that is translated packet by packet.
     #[arg(long, default_value_t = 524_288, value_name = "N")]
     pub map_size_conntrack: u32,
+    /// Names of Service ports, for people who read the maps.
+    #[arg(long, default_value_t = 16_384, value_name = "N")]
+    pub map_size_names: u32,
+    /// Sockets connected to a Service; beyond that, sockets name their backend as the peer.
+    #[arg(long, default_value_t = 131_072, value_name = "N")]
+    pub map_size_sock_peers: u32,
+    /// Entries for datagram sockets that are not connected: two a conversation.
+    #[arg(long, default_value_t = 65_536, value_name = "N")]
+    pub map_size_udp_peers: u32,
+    /// Addresses of this node's pods.
+    #[arg(long, default_value_t = 4_096, value_name = "N")]
+    pub map_size_endpoints: u32,
 }
 
 /// Flags of `proxyctl`.

@@ -88,7 +88,10 @@ pub(super) fn map_sizes(args: &SluicedArgs) -> dataplane::MapSizes {
         slots: args.sizes.map_size_slots,
         backends: args.sizes.map_size_backends,
         conntrack: args.sizes.map_size_conntrack,
-        ..dataplane::MapSizes::default()
+        names: args.sizes.map_size_names,
+        sock_peers: args.sizes.map_size_sock_peers,
+        udp_peers: args.sizes.map_size_udp_peers,
+        endpoints: args.sizes.map_size_endpoints,
     }
 }
 
