@@ -63,7 +63,7 @@ async fn serve(args: &Args, domain: Domain, sockets: Vec<Sockets>) -> Result<()>
         tracing::info!("serving probes on {bound}");
         tokio::spawn(probes::serve(listener, Arc::clone(&health)));
     }
-    let stream = Stream::open(&args.source, &args.source_options())
+    let stream = Stream::open(&args.source, &args.source_options()?)
         .map_err(|e| anyhow!("--source {}: {e} ({})", args.source, e.hint()))?;
     let feed = tokio::spawn(feed::run(stream, Arc::clone(&resolver)));
     let watched = Arc::clone(&health);

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use sluice_store::SourceUrl;
+use sluice_store::{EtcdArgs, SourceUrl, parse_source};
 
 /// Where a node's files are; every one may differ, so that several nodes run on one kernel.
 #[derive(Clone, Debug, Args)]
@@ -41,7 +41,7 @@ impl Paths {
 pub struct SluicedArgs {
     /// Where objects come from: dir:PATH or etcd:URL[,URL...].
     #[arg(long, default_value = "dir:/etc/sluice/manifests", value_name = "URL",
-          value_parser = source)]
+          value_parser = parse_source)]
     pub source: SourceUrl,
 
     /// Name of this node's Node object; the host's name where it is not given.
@@ -105,34 +105,6 @@ pub struct SluicedArgs {
     /// What to log: error, warn, info, debug, trace, or a filter such as "info,sluice_store=debug".
     #[arg(long, default_value = "info", env = "RUST_LOG", value_name = "FILTER")]
     pub log_level: String,
-}
-
-/// Access to etcd.
-#[derive(Clone, Debug, Default, Args)]
-pub struct EtcdArgs {
-    /// Prefix of the keys, as kube-apiserver's --etcd-prefix.
-    #[arg(long, default_value = "/registry", value_name = "KEY")]
-    pub etcd_prefix: String,
-    /// Certificates that the server's must be signed by.
-    #[arg(long, value_name = "FILE")]
-    pub etcd_cacert: Option<PathBuf>,
-    /// Client certificate.
-    #[arg(long, value_name = "FILE")]
-    pub etcd_cert: Option<PathBuf>,
-    /// Key of the client certificate.
-    #[arg(long, value_name = "FILE")]
-    pub etcd_key: Option<PathBuf>,
-    /// User name, if etcd wants one.
-    #[arg(long, value_name = "NAME", requires = "etcd_password_file")]
-    pub etcd_user: Option<String>,
-    /// File that holds the user's password.
-    #[arg(long, value_name = "FILE")]
-    pub etcd_password_file: Option<PathBuf>,
-}
-
-/// A source, or why it is none and which there are.
-fn source(text: &str) -> Result<SourceUrl, String> {
-    text.parse::<SourceUrl>().map_err(|error| format!("{error}: {}", error.hint()))
 }
 
 /// Sizes of the kernel's maps, in entries.

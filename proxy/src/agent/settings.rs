@@ -4,10 +4,10 @@ use std::fs;
 use std::path::PathBuf;
 
 use sluice_model::ResourceKind;
-use sluice_store::{EtcdOptions, SourceOptions};
+use sluice_store::{EtcdArgs, SourceOptions};
 
 use super::StartError;
-use crate::cli::{EtcdArgs, SluicedArgs};
+use crate::cli::SluicedArgs;
 use crate::dataplane;
 
 /// Name of this node: the flag, else the host's name in lower case, as kubelet registers it.
@@ -52,33 +52,9 @@ fn cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
 }
 
 pub(super) fn source_options(args: &EtcdArgs) -> Result<SourceOptions, StartError> {
-    let password = match &args.etcd_password_file {
-        None => None,
-        Some(path) => Some(
-            fs::read_to_string(path).map(|text| text.trim_end().to_owned()).map_err(|error| {
-                StartError::new(
-                    format!("--etcd-password-file {}: {error}", path.display()),
-                    "name a readable file that holds the password and nothing else",
-                )
-            })?,
-        ),
-    };
-    Ok(SourceOptions {
-        etcd: EtcdOptions {
-            prefix: args.etcd_prefix.clone(),
-            ca: args.etcd_cacert.clone(),
-            cert: args.etcd_cert.clone(),
-            key: args.etcd_key.clone(),
-            user: args.etcd_user.clone(),
-            password,
-        },
-        kinds: [
-            ResourceKind::Service,
-            ResourceKind::EndpointSlice,
-            ResourceKind::Pod,
-            ResourceKind::Node,
-        ]
-        .into(),
+    use ResourceKind::{EndpointSlice, Node, Pod, Service};
+    args.options([Service, EndpointSlice, Pod, Node]).map_err(|error| {
+        StartError::new(error.to_string(), "name a readable file that holds the password alone")
     })
 }
 

@@ -70,7 +70,7 @@ pub struct Collected {
 }
 
 /// The key of the flow's other entry.
-fn partner(key: &CtKey, entry: &CtEntry) -> CtKey {
+pub(crate) fn partner(key: &CtKey, entry: &CtEntry) -> CtKey {
     if key.flags & CtFlags::REVERSE == 0 {
         CtKey {
             src: entry.addr,

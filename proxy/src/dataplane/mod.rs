@@ -22,6 +22,7 @@ use aya::Ebpf;
 use sluice_abi::{Addr, Counter, CtEntry, CtKey, Endpoint, NodeState};
 use sluice_plan::Tables;
 
+pub(crate) use self::conntrack::partner;
 pub use self::{
     attach::{Attachment, TcHook},
     conntrack::{Collected, Timeouts},
