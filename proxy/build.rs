@@ -31,7 +31,6 @@ fn main() -> Result<()> {
         println!("cargo:rerun-if-changed={source}");
     }
     println!("cargo:rerun-if-changed=build.rs");
-    println!("cargo:rerun-if-env-changed=PATH");
 
     let out_dir = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?);
     let object = out_dir.join("sluice.bpf.o");
@@ -42,6 +41,7 @@ fn main() -> Result<()> {
                 .with_context(|| format!("copy {} to {}", built.display(), object.display()))?;
         }
         Err(missing) => {
+            println!("cargo:rerun-if-changed={}", tools_directory().display());
             fs::write(&object, []).with_context(|| format!("write {}", object.display()))?;
             println!(
                 "cargo:warning=built without eBPF programs, since {missing}; `cargo xtask setup` \
@@ -50,6 +50,13 @@ fn main() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Where cargo installs programs: once something new is there, it is worth another try.
+fn tools_directory() -> PathBuf {
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
+    home.unwrap_or_default().join("bin")
 }
 
 /// The toolchain to build with, or what is missing.

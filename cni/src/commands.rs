@@ -98,7 +98,7 @@ fn add(
         interface: key.interface.clone(),
         netns: netns.path().display().to_string(),
         host_interface: key.host_interface(),
-        mac: key.pod_mac(),
+        mac: conf.requested_mac.unwrap_or_else(|| key.pod_mac()),
         host_mac: key.host_mac(),
         mtu,
         addresses: Vec::new(),
@@ -127,7 +127,7 @@ fn attach(
     undo: &mut Vec<Undo>,
 ) -> Result<Value, Error> {
     let none = BTreeSet::new();
-    let mut record = reserve(records, pool, wanted.clone(), &none, netns, host)?;
+    let mut record = reserve(conf, records, pool, wanted.clone(), &none, netns, host)?;
     undo.push(Undo::FreeRecord);
     wiring::create(host, netns, &record)?;
     undo.push(Undo::RemoveInterface);
@@ -137,7 +137,7 @@ fn attach(
             warn(format_args!("{address} is routed without a record; taking another address"));
             wiring::remove(host, &record.host_interface)?;
             let routed = wiring::routed_addresses(host)?;
-            record = reserve(records, pool, wanted, &routed, netns, host)?;
+            record = reserve(conf, records, pool, wanted, &routed, netns, host)?;
             wiring::create(host, netns, &record)?;
             wiring::configure(host, netns, &record)?;
         }
@@ -152,6 +152,7 @@ fn attach(
 
 /// Takes addresses for the attachment; refuses one that stands.
 fn reserve(
+    conf: &NetConf,
     records: &Records,
     pool: &Pool,
     wanted: Record,
@@ -167,9 +168,9 @@ fn reserve(
     if locked.find(&wanted.key()).is_some() && wiring::pod_has(netns, &wanted.interface)? {
         return Err(wiring::interface_exists(&wanted.interface, netns));
     }
-    match locked.allocate(pool, wanted.clone(), avoid) {
+    match locked.allocate(pool, wanted.clone(), &conf.requested, avoid) {
         Err(Error::Pool(PoolError::Full { .. })) if reclaim(&mut locked, host)? > 0 => {
-            locked.allocate(pool, wanted, avoid)
+            locked.allocate(pool, wanted, &conf.requested, avoid)
         }
         other => other,
     }

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 
 use crate::env::valid_identifier;
 use crate::error::Error;
+use crate::names::{Mac, MacError};
 use crate::pool::Pool;
 use crate::result::{Dns, PrevResult};
 use crate::version::SpecVersion;
@@ -40,6 +41,12 @@ pub struct NetConf {
     pub node_file: PathBuf,
     /// `podCIDRs`; wins over the node file's.
     pub pod_cidrs: Option<Vec<IpNet>>,
+    /// `exclude`: ranges or single addresses that no pod gets.
+    pub exclude: Vec<IpNet>,
+    /// `runtimeConfig.ips` (capability `ips`): addresses the pod shall have, at most one a family.
+    pub requested: Vec<IpAddr>,
+    /// `runtimeConfig.mac` (capability `mac`): the MAC address the pod's end shall have.
+    pub requested_mac: Option<Mac>,
     /// `agentSocket`; without it the plugin works alone.
     pub agent_socket: Option<PathBuf>,
     /// `stateDir`.
@@ -95,6 +102,9 @@ impl NetConf {
             name: name.to_owned(),
             node_file: top.path_or("nodeFile", DEFAULT_NODE_FILE)?,
             pod_cidrs: top.cidrs("podCIDRs")?.filter(|c| !c.is_empty()),
+            exclude: excluded(&top)?,
+            requested: requested_addresses(&top)?,
+            requested_mac: requested_mac(&top)?,
             agent_socket: match top.string("agentSocket")? {
                 None | Some("") => None,
                 Some(path) => Some(absolute("agentSocket", path)?),
@@ -119,13 +129,13 @@ impl NetConf {
                 Some(mtu) => Some(mtu),
                 None => read_node_file(&self.node_file)?.and_then(|n| n.mtu),
             };
-            return Ok((Pool::new(cidrs)?, mtu));
+            return Ok((Pool::new(cidrs)?.excluding(&self.exclude), mtu));
         }
         let node = read_node_file(&self.node_file)?.ok_or_else(|| Error::NodeFile {
             path: self.node_file.clone(),
             problem: "does not exist, and the configuration has no podCIDRs".into(),
         })?;
-        Ok((Pool::new(&node.pod_cidrs)?, self.mtu.or(node.mtu)))
+        Ok((Pool::new(&node.pod_cidrs)?.excluding(&self.exclude), self.mtu.or(node.mtu)))
     }
 }
 
@@ -179,6 +189,56 @@ fn dns(top: &Fields<'_>) -> Result<Dns, Error> {
         search: fields.strings("search")?.unwrap_or_default(),
         options: fields.strings("options")?.unwrap_or_default(),
     })
+}
+
+fn excluded(top: &Fields<'_>) -> Result<Vec<IpNet>, Error> {
+    let list = top.strings("exclude")?.unwrap_or_default();
+    list.iter()
+        .map(|s| {
+            s.parse::<IpAddr>()
+                .map(IpNet::from)
+                .or_else(|_| s.parse::<IpNet>())
+                .map(|net| net.trunc())
+                .map_err(|_| {
+                    Error::config("exclude", format!("{s:?} is no address and no address range"))
+                })
+        })
+        .collect()
+}
+
+/// Each is an address, with or without a prefix length, which does not matter here.
+fn requested_addresses(top: &Fields<'_>) -> Result<Vec<IpAddr>, Error> {
+    const FIELD: &str = "runtimeConfig.ips";
+    let Some(object) = top.object("runtimeConfig")? else { return Ok(Vec::new()) };
+    let list = Fields { object, path: "runtimeConfig." }.strings("ips")?.unwrap_or_default();
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for s in &list {
+        let address = s
+            .parse::<IpAddr>()
+            .or_else(|_| s.parse::<IpNet>().map(|net| net.addr()))
+            .map_err(|_| Error::config(FIELD, format!("{s:?} is no IP address")))?;
+        if addresses.iter().any(|a| a.is_ipv4() == address.is_ipv4()) {
+            return Err(Error::UnsupportedField {
+                field: FIELD.into(),
+                problem: "has more than one address of a family".into(),
+            });
+        }
+        addresses.push(address);
+    }
+    Ok(addresses)
+}
+
+fn requested_mac(top: &Fields<'_>) -> Result<Option<Mac>, Error> {
+    const FIELD: &str = "runtimeConfig.mac";
+    let Some(object) = top.object("runtimeConfig")? else { return Ok(None) };
+    let fields = Fields { object, path: "runtimeConfig." };
+    let Some(text) = fields.string("mac")?.filter(|s| !s.is_empty()) else { return Ok(None) };
+    let mac: Mac = text.parse().map_err(|e: MacError| Error::config(FIELD, e.to_string()))?;
+    if mac.is_usable() {
+        Ok(Some(mac))
+    } else {
+        Err(Error::config(FIELD, format!("{mac} is not the address of one interface")))
+    }
 }
 
 fn valid_attachments(top: &Fields<'_>) -> Result<Option<Vec<(String, String)>>, Error> {

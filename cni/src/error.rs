@@ -78,6 +78,9 @@ pub enum Error {
     /// An address that is free by the records has a route to some device.
     #[error("address {0} is already routed on this node, but no record holds it")]
     AddressRouted(std::net::IpAddr),
+    /// A requested address is another attachment's.
+    #[error("requested address {0} is in use by another pod of this node")]
+    AddressTaken(std::net::IpAddr),
     /// The agent is away, too slow, or refused.
     #[error("agent at {}: {problem}", .socket.display())]
     Agent {
@@ -142,6 +145,7 @@ impl Error {
             Self::NodeFile { .. }
             | Self::Pool(PoolError::Full { .. } | PoolError::NoRange)
             | Self::AddressRouted(_)
+            | Self::AddressTaken(_)
             | Self::Agent { .. } => 11,
             Self::NotReady(_) => 50,
             Self::Kernel { .. } | Self::EnterNetns { .. } => 100,

@@ -75,6 +75,13 @@ impl Mac {
     }
 }
 
+impl Mac {
+    /// Whether one interface can have it: not all zero, and no group address.
+    pub fn is_usable(self) -> bool {
+        self.0 != [0; 6] && self.0[0] & 1 == 0
+    }
+}
+
 impl fmt::Display for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b, c, d, e, g] = self.0;

@@ -73,16 +73,52 @@ impl Range {
         matches!(self.cidr, IpNet::V4(_))
     }
 
+    /// How many of its addresses are not excluded; `excluded` has no overlaps.
+    fn size_without(&self, excluded: &[IpNet]) -> u128 {
+        let hidden =
+            excluded.iter().filter(|e| matches!(e, IpNet::V4(_)) == self.is_v4()).map(|e| {
+                let low = number(e.network()).max(self.first);
+                let high = number(e.broadcast()).min(self.last);
+                high.checked_sub(low).map_or(0, |n| n.saturating_add(1))
+            });
+        self.size().saturating_sub(hidden.fold(0, u128::saturating_add))
+    }
+
+    /// The first free address from `from` to `to`. Steps over excluded ranges as a whole, so it
+    /// looks at most at one address more than there are used and excluded entries.
+    fn scan(
+        &self,
+        from: u128,
+        to: u128,
+        used: &BTreeSet<IpAddr>,
+        excluded: &[IpNet],
+    ) -> Option<IpAddr> {
+        let mut n = from;
+        while n <= to {
+            let address = self.address(n);
+            let last_seen = match excluded.iter().find(|e| e.contains(&address)) {
+                Some(hidden) => number(hidden.broadcast()),
+                None if !used.contains(&address) => return Some(address),
+                None => n,
+            };
+            n = last_seen.checked_add(1)?;
+        }
+        None
+    }
+
     /// The first free address after `last`, around the end to `last` itself.
-    fn next(&self, last: Option<IpAddr>, used: &BTreeSet<IpAddr>) -> Option<IpAddr> {
+    fn next(
+        &self,
+        last: Option<IpAddr>,
+        used: &BTreeSet<IpAddr>,
+        excluded: &[IpNet],
+    ) -> Option<IpAddr> {
         let last = last.filter(|a| self.contains(*a)).map_or(self.last, number);
-        // Looks at most at one address more than there are used ones.
-        let free = |n: &u128| !used.contains(&self.address(*n));
-        (last..=self.last)
-            .skip(1)
-            .find(free)
-            .or_else(|| (self.first..=last).find(free))
-            .map(|n| self.address(n))
+        let after = match last.checked_add(1) {
+            Some(after) => self.scan(after, self.last, used, excluded),
+            None => None,
+        };
+        after.or_else(|| self.scan(self.first, last, used, excluded))
     }
 }
 
@@ -100,6 +136,8 @@ pub type LastUsed = BTreeMap<IpNet, IpAddr>;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Pool {
     ranges: Vec<Range>,
+    /// Without overlaps.
+    excluded: Vec<IpNet>,
 }
 
 impl Pool {
@@ -114,7 +152,18 @@ impl Pool {
             }
             ranges.push(Range::new(cidr)?);
         }
-        if ranges.is_empty() { Err(PoolError::NoRange) } else { Ok(Self { ranges }) }
+        if ranges.is_empty() {
+            Err(PoolError::NoRange)
+        } else {
+            Ok(Self { ranges, excluded: Vec::new() })
+        }
+    }
+
+    /// The same pool without some addresses. What lies outside the pool does not matter.
+    #[must_use]
+    pub fn excluding(mut self, excluded: &[IpNet]) -> Self {
+        self.excluded = IpNet::aggregate(&excluded.to_vec());
+        self
     }
 
     /// One free address of each family, IPv4 first, by next fit. `last` moves on to what was given.
@@ -139,7 +188,9 @@ impl Pool {
                 .ranges
                 .iter()
                 .filter(|r| r.is_v4() == v4)
-                .find_map(|r| Some((r.cidr, r.next(last.get(&r.cidr).copied(), used)?)))
+                .find_map(|r| {
+                    Some((r.cidr, r.next(last.get(&r.cidr).copied(), used, &self.excluded)?))
+                })
                 .ok_or_else(|| self.full(v4, used))?;
             last.insert(cidr, address);
             addresses.push(address);
@@ -150,6 +201,7 @@ impl Pool {
     /// Whether an address is one of those the pool gives out.
     pub fn contains(&self, address: IpAddr) -> bool {
         self.ranges.iter().any(|r| r.contains(address))
+            && !self.excluded.iter().any(|e| e.contains(&address))
     }
 
     /// Whether the pool has a range of IPv6.
@@ -172,8 +224,10 @@ impl Pool {
         PoolError::Full {
             family: if v4 { "IPv4" } else { "IPv6" },
             ranges: ranges.iter().map(|r| r.cidr.to_string()).collect::<Vec<_>>().join(", "),
-            used: used.iter().filter(|a| ranges.iter().any(|r| r.contains(**a))).count() as u128,
-            size: ranges.iter().fold(0, |sum, r| sum.saturating_add(r.size())),
+            used: used.iter().filter(|a| a.is_ipv4() == v4 && self.contains(**a)).count() as u128,
+            size: ranges
+                .iter()
+                .fold(0, |sum, r| sum.saturating_add(r.size_without(&self.excluded))),
         }
     }
 }

@@ -242,21 +242,39 @@ impl Locked {
     /// Gives addresses to `record` and writes it. An earlier record of the same key is replaced and
     /// its addresses are kept, as far as the pool still has them.
     ///
-    /// `avoid` are addresses that no record holds but that are in use nonetheless.
+    /// `requested` are addresses the attachment shall have, at most one a family. `avoid` are
+    /// addresses that no record holds but that are in use nonetheless.
     pub fn allocate(
         &mut self,
         pool: &Pool,
         mut record: Record,
+        requested: &[IpAddr],
         avoid: &BTreeSet<IpAddr>,
     ) -> Result<Record, Error> {
         let earlier = self.find(&record.key()).cloned();
-        let kept: Vec<IpAddr> = earlier
+        let own: Vec<IpAddr> = earlier
             .iter()
             .flat_map(|e| &e.name.addresses)
             .copied()
             .filter(|a| !avoid.contains(a))
             .collect();
         let mut used = self.used();
+        for &address in requested {
+            if !pool.contains(address) {
+                return Err(Error::config(
+                    "runtimeConfig.ips",
+                    format!("{address} is not one of this node's addresses for pods"),
+                ));
+            }
+            if avoid.contains(&address) {
+                return Err(Error::AddressRouted(address));
+            }
+            if used.contains(&address) && !own.contains(&address) {
+                return Err(Error::AddressTaken(address));
+            }
+        }
+        // What is asked for comes first, then what the attachment has already.
+        let kept: Vec<IpAddr> = requested.iter().copied().chain(own).collect();
         used.extend(avoid);
         let before = self.last_used.clone();
         // Ranges that were taken from the node long ago need no memory.

@@ -108,6 +108,17 @@ fn check_names_what_is_missing() {
 }
 
 #[test]
+fn check_allows_what_later_plugins_of_a_chain_change() {
+    let node = Node::new(&DUAL);
+    let pod = Ns::new("pod");
+    node.add("a", &pod);
+    pod.ip("link set eth0 mtu 1400");
+    pod.ip("addr add 198.51.100.7/32 dev eth0");
+    pod.ip("route add 198.51.100.0/24 via 169.254.1.1 dev eth0 onlink");
+    node.call("CHECK", "a", &pod).success();
+}
+
+#[test]
 fn check_compares_the_result_of_add() {
     let mut node = Node::new(&DUAL);
     let pod = Ns::new("pod");
@@ -548,6 +559,36 @@ fn lost_records_do_not_give_an_address_twice() {
         assert_reaches(&b, &a, *to_a);
         assert_reaches(&a, &b, *to_b);
     }
+}
+
+/// C8: ranges, several of a family, exclusions, the first address never given, both families,
+/// requested addresses and MAC, MTU and resolvers in the result.
+#[test]
+fn a_pod_gets_the_addresses_the_mac_and_the_mtu_asked_for() {
+    let mut node = Node::new(&["10.244.1.0/30", "10.244.9.0/29", "fd00:244:1::/64"]);
+    node.conf["exclude"] = json!(["10.244.9.2", "10.244.9.4/31"]);
+    node.conf["mtu"] = json!(1300);
+    node.conf["dns"] = json!({"nameservers": ["10.96.0.10"], "search": ["cluster.local"]});
+    let pods: Vec<Ns> = (0..4).map(|_| Ns::new("pod")).collect();
+    assert_eq!(node.add("a", &pods[0])[0].to_string(), "10.244.1.2");
+    assert_eq!(node.add("b", &pods[1])[0].to_string(), "10.244.9.3");
+    node.conf["runtimeConfig"] = json!({"ips": ["fd00:244:1::77/64"], "mac": "02:00:5e:00:53:01"});
+    let result = node.call("ADD", "c", &pods[2]).success();
+    let given: Vec<String> = addresses(&result).iter().map(ToString::to_string).collect();
+    assert_eq!(given, ["10.244.9.6", "fd00:244:1::77"]);
+    assert_eq!(result["interfaces"][1]["mac"], "02:00:5e:00:53:01");
+    assert_eq!(result["dns"], node.conf["dns"]);
+    let shown = pods[2].ip("addr show dev eth0");
+    assert!(shown.contains("link/ether 02:00:5e:00:53:01"), "{shown}");
+    assert!(shown.contains("mtu 1300") && shown.contains("fd00:244:1::77/128"), "{shown}");
+    assert_reaches(&pods[0], &pods[2], addresses(&result)[0]);
+    // Three of three are given; the requested address is taken.
+    let (code, message, _) = node.call("ADD", "d", &pods[3]).failure();
+    assert_eq!(code, 11);
+    assert!(message.contains("fd00:244:1::77 is in use"), "{message}");
+    node.conf["runtimeConfig"] = json!({});
+    let (_, message, _) = node.call("ADD", "d", &pods[3]).failure();
+    assert!(message.contains("3 of 3 in 10.244.1.0/30, 10.244.9.0/29"), "{message}");
 }
 
 #[test]

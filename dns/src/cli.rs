@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use sluice_model::ResourceKind;
-use sluice_store::{EtcdOptions, SourceOptions, SourceUrl};
+use sluice_store::{EtcdArgs, PasswordError, SourceOptions, SourceUrl, parse_source};
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::forward::resolv_conf;
@@ -15,7 +15,7 @@ use crate::forward::resolv_conf;
 #[command(name = "sluice-dns", version)]
 pub struct Args {
     /// Where the cluster's objects come from: dir:/path/to/manifests, or etcd:https://host:2379
-    #[arg(long, value_name = "URL", value_parser = source)]
+    #[arg(long, value_name = "URL", value_parser = parse_source)]
     pub source: SourceUrl,
 
     /// Serve on this address, UDP and TCP; may be repeated [default: 0.0.0.0:53 and [::]:53]
@@ -34,6 +34,10 @@ pub struct Args {
     /// Where the upstreams are read from if there is no --upstream
     #[arg(long, value_name = "FILE", default_value = "/etc/resolv.conf")]
     pub resolv_conf: PathBuf,
+
+    /// How many answers of upstreams to keep; 0 for none
+    #[arg(long, value_name = "ENTRIES", default_value_t = 10_000)]
+    pub cache_size: usize,
 
     /// How long clients may keep an answer, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 5,
@@ -57,21 +61,9 @@ pub struct Args {
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: LevelFilter,
 
-    /// What all keys in etcd begin with
-    #[arg(long, value_name = "PREFIX", default_value = "/registry")]
-    pub etcd_prefix: String,
-
-    /// PEM file of the authority that signed etcd's certificate
-    #[arg(long, value_name = "FILE")]
-    pub etcd_cacert: Option<PathBuf>,
-
-    /// PEM file of the client certificate for etcd
-    #[arg(long, value_name = "FILE")]
-    pub etcd_cert: Option<PathBuf>,
-
-    /// PEM file of the client's private key for etcd
-    #[arg(long, value_name = "FILE")]
-    pub etcd_key: Option<PathBuf>,
+    /// Access to etcd.
+    #[command(flatten)]
+    pub etcd: EtcdArgs,
 }
 
 /// Where a probe is served; nowhere if off.
@@ -91,28 +83,14 @@ impl Args {
 
     /// The source's options. Pods are watched for the endpoints of Services that have no
     /// EndpointSlice, as in a manifest directory.
-    pub fn source_options(&self) -> SourceOptions {
-        SourceOptions {
-            etcd: EtcdOptions {
-                prefix: self.etcd_prefix.clone(),
-                ca: self.etcd_cacert.clone(),
-                cert: self.etcd_cert.clone(),
-                key: self.etcd_key.clone(),
-                ..EtcdOptions::default()
-            },
-            kinds: [
-                ResourceKind::Service,
-                ResourceKind::EndpointSlice,
-                ResourceKind::Pod,
-                ResourceKind::Namespace,
-            ]
-            .into(),
-        }
+    ///
+    /// # Errors
+    ///
+    /// The file with etcd's password cannot be read.
+    pub fn source_options(&self) -> Result<SourceOptions, PasswordError> {
+        use ResourceKind::{EndpointSlice, Namespace, Pod, Service};
+        self.etcd.options([Service, EndpointSlice, Pod, Namespace])
     }
-}
-
-fn source(text: &str) -> Result<SourceUrl, String> {
-    text.parse().map_err(|error: sluice_store::UrlError| format!("{error}: {}", error.hint()))
 }
 
 fn listen(text: &str) -> Result<SocketAddr, String> {

@@ -4,6 +4,7 @@
 //! random id; what comes back must carry both and repeat the question (RFC 5452). Upstreams are
 //! tried in order. One that does not answer is tried last for a while.
 
+mod cache;
 mod exchange;
 pub mod resolv_conf;
 
@@ -16,6 +17,7 @@ use hickory_proto::rr::Name;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use self::cache::{Cache, Key};
 use crate::wire::{Request, Transport};
 
 pub use exchange::ExchangeError;
@@ -63,16 +65,19 @@ struct Upstream {
 #[derive(Debug)]
 pub struct Forwarder {
     upstreams: Vec<Upstream>,
+    cache: Cache,
     in_flight: Semaphore,
     started: Instant,
 }
 
 impl Forwarder {
-    /// A forwarder to these upstreams, the first of them preferred.
-    pub fn new(upstreams: impl IntoIterator<Item = SocketAddr>) -> Self {
+    /// A forwarder to these upstreams, the first of them preferred, that keeps about
+    /// `cache_entries` answers.
+    pub fn new(upstreams: impl IntoIterator<Item = SocketAddr>, cache_entries: usize) -> Self {
         let upstream = |addr| Upstream { addr, demoted_until: AtomicU64::new(0) };
         Self {
             upstreams: upstreams.into_iter().map(upstream).collect(),
+            cache: Cache::new(cache_entries),
             in_flight: Semaphore::new(MAX_IN_FLIGHT),
             started: Instant::now(),
         }
@@ -81,6 +86,12 @@ impl Forwarder {
     /// Whether there is no upstream at all.
     pub fn is_empty(&self) -> bool {
         self.upstreams.is_empty()
+    }
+
+    /// What is kept of an earlier answer to the same.
+    pub fn cached(&self, request: &Request, name: &Name) -> Option<Message> {
+        let key = Key::new(request, name)?;
+        self.cache.get(&key, name, Instant::now())
     }
 
     /// Asks for `name` with the type of the request's question. The transport is the client's: who
@@ -98,11 +109,28 @@ impl Forwarder {
         if self.is_empty() {
             return Err(ForwardError::NoUpstream);
         }
+        let result = self.ask_upstreams(request, name, transport).await;
+        if let (Ok(message), Some(key)) = (&result, Key::new(request, name)) {
+            self.cache.put(key, message, Instant::now());
+        }
+        result
+    }
+
+    async fn ask_upstreams(
+        &self,
+        request: &Request,
+        name: &Name,
+        transport: Transport,
+    ) -> Result<Message, ForwardError> {
         let _permit = self.in_flight.try_acquire().map_err(|_| ForwardError::Busy)?;
         let deadline = Instant::now() + TOTAL;
         let mut refusal = None;
         let mut failure = None;
-        for upstream in self.order() {
+        for (upstream, again) in self.order() {
+            if again && refusal.is_some() {
+                // It did answer; the same question has the same answer.
+                break;
+            }
             let query = query(request, name);
             let bytes = query.to_vec().map_err(ForwardError::Encode)?;
             let exchange = async {
@@ -138,14 +166,14 @@ impl Forwarder {
     }
 
     /// The upstreams in the order to try them: those that answer first. One alone gets a second
-    /// try, since a datagram may be lost.
-    fn order(&self) -> Vec<&Upstream> {
+    /// try, marked as such, since a datagram may be lost.
+    fn order(&self) -> Vec<(&Upstream, bool)> {
         let now = self.now();
         let demoted = |u: &&Upstream| u.demoted_until.load(Ordering::Relaxed) > now;
-        let mut order: Vec<_> = self.upstreams.iter().filter(|u| !demoted(u)).collect();
-        order.extend(self.upstreams.iter().filter(demoted));
-        if let [only] = order[..] {
-            order.push(only);
+        let (last, first): (Vec<_>, Vec<_>) = self.upstreams.iter().partition(demoted);
+        let mut order: Vec<_> = first.into_iter().chain(last).map(|u| (u, false)).collect();
+        if let [(only, _)] = order[..] {
+            order.push((only, true));
         }
         order
     }

@@ -51,7 +51,7 @@ async fn serve(args: &Args, domain: Domain, sockets: Vec<Sockets>) -> Result<()>
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
 
-    let forwarder = Forwarder::new(upstreams(args, &sockets));
+    let forwarder = Forwarder::new(upstreams(args, &sockets), args.cache_size);
     let resolver = Arc::new(Resolver::new(domain, forwarder));
     let health = Arc::new(Health::new(Arc::clone(&resolver)));
     for (flag, Probe(addr)) in probe_addrs(args) {
@@ -63,7 +63,7 @@ async fn serve(args: &Args, domain: Domain, sockets: Vec<Sockets>) -> Result<()>
         tracing::info!("serving probes on {bound}");
         tokio::spawn(probes::serve(listener, Arc::clone(&health)));
     }
-    let stream = Stream::open(&args.source, &args.source_options())
+    let stream = Stream::open(&args.source, &args.source_options()?)
         .map_err(|e| anyhow!("--source {}: {e} ({})", args.source, e.hint()))?;
     let feed = tokio::spawn(feed::run(stream, Arc::clone(&resolver)));
     let watched = Arc::clone(&health);

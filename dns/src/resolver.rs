@@ -57,7 +57,7 @@ impl Resolver {
         self.zone.store(Arc::new(zone));
     }
 
-    /// Takes a message. All that the cluster knows is answered here, without waiting. `local` is
+    /// Takes a message. All that the cluster and the cache know is answered here, without waiting. `local` is
     /// the address that the message was sent to.
     pub fn accept(&self, message: &[u8], transport: Transport, local: Option<IpAddr>) -> Step {
         // A message that trips over a mistake of ours must not silence the socket for all others.
@@ -90,6 +90,9 @@ impl Resolver {
             Outcome::Chase { aliases, target } => (aliases, target),
             Outcome::Forward => (Vec::new(), question.name().clone()),
         };
+        if let Some(message) = self.forwarder.cached(&request, &target) {
+            return Step::Reply(self.reply(&request, transport, &relayed(aliases, message)));
+        }
         Step::Ask(Box::new(Pending { request, transport, aliases, target }))
     }
 

@@ -3,7 +3,7 @@
 use core::ptr;
 
 use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_ktime_get_coarse_ns};
-use sluice_abi::{Addr, Be16, CtEntry, CtFlags, CtKey, proto};
+use sluice_abi::{Addr, Be16, CtEntry, CtFlags, CtKey};
 
 use crate::{
     lb::Pick,
@@ -15,7 +15,8 @@ use crate::{
 /// cache line stays shared between the CPUs that read it.
 const TOUCH_NS: u64 = 1_000_000_000;
 
-/// A datagram flow that was silent for so long gives way to another with the same addresses.
+/// A flow that was silent for so long gives way to another with the same addresses: a pod that was
+/// killed says no goodbye.
 const IDLE_NS: u64 = 60_000_000_000;
 
 const EEXIST: i32 = -17;
@@ -109,20 +110,67 @@ pub fn note(entry: &mut CtEntry, side: Side, flags: u8, now: u64) {
     }
 }
 
+/// The key of what the client of `reverse` sends.
+#[inline(always)]
+fn requests(reverse: &CtKey, entry: &CtEntry) -> CtKey {
+    CtKey {
+        src: reverse.dst,
+        // Word by word, as in `answers`.
+        dst: Addr([entry.addr.0[0], entry.addr.0[1], entry.addr.0[2], entry.addr.0[3]]),
+        sport: reverse.dport,
+        dport: entry.port,
+        proto: reverse.proto,
+        flags: 0,
+        reserved: 0,
+    }
+}
+
+/// Whether a TCP connection with these flags has ended.
+#[inline(always)]
+const fn is_closed(flags: u16) -> bool {
+    const BOTH: u16 = CtFlags::FIN_CLIENT | CtFlags::FIN_BACKEND;
+    flags & CtFlags::RST != 0 || flags & BOTH == BOTH
+}
+
 /// Whether the flow has ended, so that a SYN begins another one. The two entries know of a FIN each.
 #[inline(always)]
 pub fn has_ended(forward: &CtKey, entry: &CtEntry) -> bool {
-    let mut flags = entry.flags;
-    if flags & CtFlags::RST != 0 {
-        return true;
-    }
     match find(&answers(forward, &entry.addr, entry.port)) {
-        Some(reverse) => flags |= reverse.flags,
+        Some(reverse) => is_closed(entry.flags | reverse.flags),
         // Evicted: answers could not find the client any more.
-        None => return true,
+        None => true,
     }
-    const BOTH: u16 = CtFlags::FIN_CLIENT | CtFlags::FIN_BACKEND;
-    flags & CtFlags::RST != 0 || flags & BOTH == BOTH
+}
+
+/// Whether the flow of a reverse entry may give way to another with the same addresses and ports at
+/// the backend.
+#[inline(always)]
+fn gives_way(reverse: &CtKey, entry: &CtEntry, now: u64) -> bool {
+    let Some(forward) = find(&requests(reverse, entry)) else { return true };
+    is_closed(entry.flags | forward.flags)
+        || (now.wrapping_sub(entry.last_seen) >= IDLE_NS
+            && now.wrapping_sub(forward.last_seen) >= IDLE_NS)
+}
+
+/// A connection that is not translated begins. If it is, at the backend, the same as one that was
+/// translated and is over, that one is forgotten, or else the answers would seem to come from the
+/// service.
+#[inline(always)]
+pub fn supersede(ip: &Ip, transport: &Transport, now: u64) {
+    let reverse = CtKey {
+        src: ip.dst,
+        dst: ip.src,
+        sport: transport.dport,
+        dport: transport.sport,
+        proto: transport.proto,
+        flags: CtFlags::REVERSE,
+        reserved: 0,
+    };
+    let Some(entry) = find(&reverse) else { return };
+    if gives_way(&reverse, entry, now) {
+        let _ = CONNTRACK.remove(&requests(&reverse, entry));
+        let _ = CONNTRACK.remove(&reverse);
+    }
 }
 
 /// Forgets the answers of the backend that the flow had, before it gets another.
@@ -149,12 +197,7 @@ pub fn create(forward: &CtKey, pick: &Pick, now: u64) -> Result<(), Refused> {
         Err(EEXIST) => {
             if let Some(other) = find(&reverse) {
                 let same = other.addr == forward.dst && other.port == forward.dport;
-                let over = if forward.proto == proto::TCP {
-                    other.flags & (CtFlags::RST | CtFlags::FIN_BACKEND) != 0
-                } else {
-                    now.wrapping_sub(other.last_seen) >= IDLE_NS
-                };
-                if !same && !over {
+                if !same && !gives_way(&reverse, other, now) {
                     return Err(Refused::Clash);
                 }
             }

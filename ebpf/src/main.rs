@@ -6,6 +6,7 @@
 //! | `sluice_sendmsg4`, `6` | cgroup | the same for a datagram of an unconnected socket |
 //! | `sluice_recvmsg4`, `6` | cgroup | shows the service as the sender of the answer |
 //! | `sluice_getpeername4`, `6` | cgroup | shows the service as the peer |
+//! | `sluice_release` | cgroup | forgets what a socket was connected to |
 //! | `sluice_pod_send` | tc, ingress of a pod's host side | services per packet; fast path |
 //! | `sluice_pod_recv` | tc, egress of a pod's host side | translates answers back |
 #![no_std]
@@ -27,8 +28,8 @@ mod sock;
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
-    macros::{cgroup_sock_addr, classifier},
-    programs::{SockAddrContext, TcContext},
+    macros::{cgroup_sock, cgroup_sock_addr, classifier},
+    programs::{SockAddrContext, SockContext, TcContext},
 };
 use sluice_abi::NodeState;
 
@@ -82,6 +83,12 @@ pub fn sluice_getpeername6(context: SockAddrContext) -> i32 {
     sock::PROCEED
 }
 
+#[cgroup_sock(sock_release)]
+pub fn sluice_release(context: SockContext) -> i32 {
+    sock::release(&context);
+    sock::PROCEED
+}
+
 #[classifier]
 pub fn sluice_pod_send(context: TcContext) -> i32 {
     let packet = Skb(context.skb.skb);
@@ -104,21 +111,19 @@ fn pod_send<const V6: bool>(packet: Skb) -> i32 {
     }
 
     let node = node::state();
-    if node.flags & NodeState::FAST_PATH == 0 {
-        return PASS;
-    }
     // With no hop left, the stack answers with an ICMP error.
-    if ip.hops <= 1 {
-        return PASS;
-    }
-    let Some(endpoint) = fastpath::endpoint(&ip.dst) else { return PASS };
-    // The packet will not pass the program at the receiver's host side, so do its work here.
+    let endpoint = if node.flags & NodeState::FAST_PATH != 0 && ip.hops > 1 {
+        fastpath::endpoint(&ip.dst)
+    } else {
+        None
+    };
     if node.ct_used != 0
         && outcome == Outcome::Untouched
-        && service::to_client::<V6, _>(packet, &ip) == Outcome::Dropped
+        && service::from_pod::<V6, _>(packet, &ip, endpoint.is_some()) == Outcome::Dropped
     {
         return DROP;
     }
+    let Some(endpoint) = endpoint else { return PASS };
     fastpath::deliver::<V6>(packet, &endpoint).unwrap_or(PASS)
 }
 

@@ -1,17 +1,17 @@
 //! The maps. Sizes are defaults; the loader overrides them.
 //!
-//! Hash maps that only the agent writes are not preallocated: what is not used costs no memory.
+//! Hash maps are not preallocated: what is not used costs no memory. Only the LRU maps must be.
 //! Their elements may be reused for another key as soon as they are deleted, while a program on
 //! this CPU that was preempted still holds a pointer; see [`crate::lb::select`] for what follows.
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
     macros::btf_map,
 };
 use sluice_abi::{
-    Addr, Backend, Counter, CtEntry, CtKey, Endpoint, Frontend, FrontendKey, NodeState, PeerKey,
-    ServiceName, SlotKey, Slots, SockPeer, VIP_FILTER_WORDS,
+    Addr, Backend, Counter, CtEntry, CtKey, Endpoint, Frontend, FrontendKey, NodeState,
+    PORTS_PER_ELEMENT, PeerKey, PortMarks, ServiceName, SlotKey, Slots, SockPeer, VIP_FILTER_WORDS,
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -36,7 +36,10 @@ pub static VIP_FILTER: Array<u64, { VIP_FILTER_WORDS as usize }> = Array::new();
 pub static CONNTRACK: LruHashMap<CtKey, CtEntry, 524288> = LruHashMap::new();
 
 #[btf_map]
-pub static SOCK_PEERS: SkStorage<SockPeer> = SkStorage::new();
+pub static SOCK_PEERS: HashMap<u64, SockPeer, 131072, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+pub static BACKEND_PORTS: Array<PortMarks, { 65536 / PORTS_PER_ELEMENT as usize }> = Array::new();
 
 #[btf_map]
 pub static UDP_PEERS: LruHashMap<PeerKey, SockPeer, 65536> = LruHashMap::new();

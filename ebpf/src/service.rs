@@ -13,7 +13,7 @@ use crate::{
     lb::{self, Choice},
     nat, node,
     packet::Packet,
-    parse::{self, Ip, tcp},
+    parse::{self, Ip, Transport, tcp},
 };
 
 /// What became of a packet.
@@ -43,9 +43,7 @@ pub fn to_backend<const V6: bool, P: Packet>(packet: P, ip: &mut Ip) -> Outcome 
     let key = ct::key(ip, &transport, Side::Client);
     let now = ct::now();
 
-    let opens = transport.proto == proto::UDP
-        || transport.tcp & (tcp::SYN | tcp::ACK | tcp::RST | tcp::FIN) == tcp::SYN;
-    if opens {
+    if transport.proto == proto::UDP || opens_connection(&transport) {
         let frontend_key = FrontendKey {
             addr: ip.dst,
             port: transport.dport,
@@ -107,15 +105,42 @@ fn open(frontend: &FrontendKey, key: &sluice_abi::CtKey, now: u64) -> Result<(),
     Err(Counter::DropFlowClash)
 }
 
+/// A packet that was not translated leaves a pod. Call only once flows are translated at all.
+///
+/// `delivered`: it will not pass the program at the receiver's host side, so that one's work is
+/// done here.
+#[inline(always)]
+pub fn from_pod<const V6: bool, P: Packet>(packet: P, ip: &Ip, delivered: bool) -> Outcome {
+    let Some(transport) = parse::transport::<V6, P>(packet, ip) else { return Outcome::Untouched };
+    if opens_connection(&transport) {
+        ct::supersede(ip, &transport, ct::now());
+        // What opens a connection is no answer.
+        return Outcome::Untouched;
+    }
+    if delivered { answer::<V6, P>(packet, ip, &transport) } else { Outcome::Untouched }
+}
+
+#[inline(always)]
+const fn opens_connection(transport: &Transport) -> bool {
+    transport.tcp & (tcp::SYN | tcp::ACK | tcp::RST | tcp::FIN) == tcp::SYN
+}
+
 /// Gives a backend's answer the service's address.
 #[inline(always)]
 pub fn to_client<const V6: bool, P: Packet>(packet: P, ip: &Ip) -> Outcome {
-    let Some(transport) = parse::transport::<V6, P>(packet, ip) else { return Outcome::Untouched };
-    let key = ct::key(ip, &transport, Side::Backend);
+    match parse::transport::<V6, P>(packet, ip) {
+        Some(transport) => answer::<V6, P>(packet, ip, &transport),
+        None => Outcome::Untouched,
+    }
+}
+
+#[inline(always)]
+fn answer<const V6: bool, P: Packet>(packet: P, ip: &Ip, transport: &Transport) -> Outcome {
+    let key = ct::key(ip, transport, Side::Backend);
     let Some(entry) = ct::find(&key) else { return Outcome::Untouched };
     ct::note(entry, Side::Backend, transport.tcp, ct::now());
     let (addr, port) = (entry.addr, entry.port);
-    if nat::set_source::<V6, P>(packet, ip, &transport, &addr, port).is_err() {
+    if nat::set_source::<V6, P>(packet, ip, transport, &addr, port).is_err() {
         return dropped(Counter::DropRewrite);
     }
     count(Counter::PacketReverse);

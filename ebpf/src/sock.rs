@@ -9,14 +9,16 @@ use core::ptr;
 use aya_ebpf::{
     EbpfContext as _,
     helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval},
-    programs::SockAddrContext,
+    programs::{SockAddrContext, SockContext},
 };
-use sluice_abi::{Addr, Be16, Counter, FrontendKey, PeerFlags, PeerKey, Scope, SockPeer, proto};
+use sluice_abi::{
+    Addr, Be16, Counter, FrontendKey, PORTS_PER_ELEMENT, PeerFlags, PeerKey, Scope, SockPeer, proto,
+};
 
 use crate::{
     counters::count,
     lb::{self, Choice, Pick},
-    maps::{SOCK_PEERS, UDP_PEERS},
+    maps::{BACKEND_PORTS, SOCK_PEERS, UDP_PEERS},
     node,
 };
 
@@ -116,31 +118,31 @@ impl<const V6: bool> Sock<'_, V6> {
             && unsafe { bpf_get_netns_cookie(self.0.as_ptr()) } != node::state().netns
     }
 
-    /// Forgets the service that the socket is connected to.
+    /// Forgets the service that the socket was connected to.
+    ///
+    /// Only datagram sockets are connected anew in practice. A stream socket may be, after a failure:
+    /// what it remembers then matters only if it connects straight to the backend that failed.
     #[inline(always)]
-    fn forget(&self) {
-        // SAFETY: the hooks always have a socket. It fails where there is nothing to forget.
-        let _ = unsafe { SOCK_PEERS.delete((*self.0.sock_addr).__bindgen_anon_1.sk) };
+    fn forget(&self, proto: u8) {
+        if proto == proto::UDP {
+            let _ = SOCK_PEERS.remove(self.cookie());
+        }
     }
 
-    /// Remembers the service that the socket is connected to, in the socket itself. Where memory is
-    /// short, the connection works and only its peer's name is the backend's.
+    /// Remembers the service that the socket is connected to, until it is closed.
     #[inline(always)]
-    fn remember(&self, peer: &mut SockPeer) {
-        // SAFETY: the hooks always have a socket.
-        let stored = unsafe { SOCK_PEERS.get_or_insert_ptr_mut(self.0, Some(peer)) };
-        if !stored.is_null() {
-            // SAFETY: not null, and the storage lives as long as the socket. What was there before
-            // is replaced; a reader in another thread of the program may see it half replaced,
-            // compares it with the address it has, and leaves that as it is.
-            unsafe { ptr::copy_nonoverlapping(peer, stored, 1) };
+    fn remember(&self, peer: &SockPeer) {
+        mark_port(peer.backend_port);
+        if SOCK_PEERS.insert(self.cookie(), peer, 0).is_err() {
+            count(Counter::SockPeerLost);
         }
     }
 
     #[inline(always)]
     fn connected_peer(&self) -> Option<&SockPeer> {
-        // SAFETY: the hooks always have a socket; the storage lives as long as it.
-        unsafe { SOCK_PEERS.get_ptr_mut(self.0).as_ref() }
+        // SAFETY: the entry lives until the socket is closed or connected elsewhere. Should another
+        // thread do that right now, what is read is compared with the address that the socket has.
+        unsafe { SOCK_PEERS.get(self.cookie()) }
     }
 
     /// Shows the service instead of the backend.
@@ -182,21 +184,20 @@ pub fn connect<const V6: bool>(context: &SockAddrContext) -> i32 {
     let Some(proto) = sock.proto() else { return PROCEED };
     let addr = sock.addr();
     if !lb::may_be_service(&addr) || sock.is_private(&addr) {
-        sock.forget();
+        sock.forget(proto);
         return PROCEED;
     }
     let port = sock.port();
     let key = FrontendKey { addr, port, proto, scope: Scope::Internal as u8 };
     match lb::select(&key) {
         Choice::NotService => {
-            sock.forget();
+            sock.forget(proto);
             PROCEED
         }
         Choice::Empty => refuse(Counter::SockRejected),
         Choice::Missing => refuse(Counter::BackendMissing),
         Choice::Picked(pick) => {
-            let mut peer = peer_of(addr, port, &pick);
-            sock.remember(&mut peer);
+            sock.remember(&peer_of(addr, port, &pick));
             sock.set(&pick.backend.addr, pick.backend.port);
             count(Counter::SockConnect);
             PROCEED
@@ -288,7 +289,53 @@ pub fn recvmsg<const V6: bool>(context: &SockAddrContext) {
 #[inline(always)]
 pub fn getpeername<const V6: bool>(context: &SockAddrContext) {
     let sock = Sock::<V6>(context);
-    if let Some(peer) = sock.connected_peer() {
-        sock.unmask(peer, &sock.addr(), sock.port());
+    let port = sock.port();
+    // accept(2) asks too: for the client of a server, whose port is hardly ever a backend's.
+    if !is_backend_port(port) {
+        return;
     }
+    if let Some(peer) = sock.connected_peer() {
+        sock.unmask(peer, &sock.addr(), port);
+    }
+}
+
+/// `close(2)` of a socket.
+#[inline(always)]
+pub fn release(context: &SockContext) {
+    // SAFETY: the context is valid while the program runs; the verifier allows this read.
+    let port = unsafe { ptr::read_volatile(&raw const (*context.sock).dst_port) };
+    // A socket whose connection failed or was undone has no port any more.
+    if port != 0 && !is_backend_port(Be16::from_network(port)) {
+        return;
+    }
+    // SAFETY: the context is what the helper expects.
+    let cookie = unsafe { bpf_get_socket_cookie(context.as_ptr()) };
+    let _ = SOCK_PEERS.remove(cookie);
+}
+
+#[inline(always)]
+fn port_mark(port: Be16) -> Option<*mut u8> {
+    let number = u32::from(port.get());
+    let marks = BACKEND_PORTS.get_ptr_mut(number / PORTS_PER_ELEMENT)?;
+    // SAFETY: the index is less than the element's length.
+    Some(unsafe { marks.cast::<u8>().add((number % PORTS_PER_ELEMENT) as usize) })
+}
+
+/// Says that a socket was connected to a backend with this port.
+#[inline(always)]
+fn mark_port(port: Be16) {
+    let Some(mark) = port_mark(port) else { return };
+    // SAFETY: elements of an array exist as long as the map; a byte is written whole, and only once,
+    // so that its cache line stays shared.
+    unsafe {
+        if ptr::read_volatile(mark) == 0 {
+            ptr::write_volatile(mark, 1);
+        }
+    }
+}
+
+#[inline(always)]
+fn is_backend_port(port: Be16) -> bool {
+    // SAFETY: elements of an array exist as long as the map.
+    port_mark(port).is_some_and(|mark| unsafe { ptr::read_volatile(mark) != 0 })
 }

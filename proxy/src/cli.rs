@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use sluice_store::SourceUrl;
+use sluice_store::{EtcdArgs, SourceUrl, parse_source};
 
 use crate::node_ports::NodePortAddresses;
 
@@ -42,7 +42,8 @@ impl Paths {
 )]
 pub struct SluicedArgs {
     /// Where objects come from: dir:PATH or etcd:URL[,URL...].
-    #[arg(long, default_value = "dir:/etc/sluice/manifests", value_name = "URL")]
+    #[arg(long, default_value = "dir:/etc/sluice/manifests", value_name = "URL",
+          value_parser = parse_source)]
     pub source: SourceUrl,
 
     /// Name of this node's Node object; the host's name where it is not given.
@@ -123,29 +124,6 @@ pub struct SluicedArgs {
     pub log_level: String,
 }
 
-/// Access to etcd.
-#[derive(Clone, Debug, Default, Args)]
-pub struct EtcdArgs {
-    /// Prefix of the keys, as kube-apiserver's --etcd-prefix.
-    #[arg(long, default_value = "/registry", value_name = "KEY")]
-    pub etcd_prefix: String,
-    /// Certificates that the server's must be signed by, as kube-apiserver's --etcd-cafile.
-    #[arg(long, value_name = "FILE")]
-    pub etcd_cafile: Option<PathBuf>,
-    /// Client certificate.
-    #[arg(long, value_name = "FILE", requires = "etcd_keyfile")]
-    pub etcd_certfile: Option<PathBuf>,
-    /// Key of the client certificate.
-    #[arg(long, value_name = "FILE", requires = "etcd_certfile")]
-    pub etcd_keyfile: Option<PathBuf>,
-    /// User name, if etcd wants one.
-    #[arg(long, value_name = "NAME", requires = "etcd_password_file")]
-    pub etcd_user: Option<String>,
-    /// File that holds the user's password.
-    #[arg(long, value_name = "FILE")]
-    pub etcd_password_file: Option<PathBuf>,
-}
-
 /// Sizes of the kernel's maps, in entries.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct SizeArgs {
@@ -161,6 +139,18 @@ pub struct SizeArgs {
     /// Conntrack entries: two a flow that is translated packet by packet.
     #[arg(long, default_value_t = 524_288, value_name = "N")]
     pub map_size_conntrack: u32,
+    /// Names of Service ports, for people who read the maps.
+    #[arg(long, default_value_t = 16_384, value_name = "N")]
+    pub map_size_names: u32,
+    /// Sockets connected to a Service; beyond that, sockets name their backend as the peer.
+    #[arg(long, default_value_t = 131_072, value_name = "N")]
+    pub map_size_sock_peers: u32,
+    /// Entries for datagram sockets that are not connected: two a conversation.
+    #[arg(long, default_value_t = 65_536, value_name = "N")]
+    pub map_size_udp_peers: u32,
+    /// Addresses of this node's pods.
+    #[arg(long, default_value_t = 4_096, value_name = "N")]
+    pub map_size_endpoints: u32,
 }
 
 /// Flags of `proxyctl`.

@@ -46,6 +46,7 @@ pub const SMALL: MapSizes = MapSizes {
     names: 1024,
     conntrack: 4096,
     udp_peers: 4096,
+    sock_peers: 4096,
     endpoints: 256,
 };
 

@@ -3,7 +3,7 @@
 use std::mem::offset_of;
 
 use sluice_abi::{
-    Addr, Backend, CtEntry, CtKey, Endpoint, Frontend, FrontendKey, NodeState, PeerKey,
+    Addr, Backend, CtEntry, CtKey, Endpoint, Frontend, FrontendKey, NodeState, PeerKey, PortMarks,
     ServiceName, SlotKey, Slots, SockPeer, maps,
 };
 use sluice_tests::btf::{self, MapDefinition};
@@ -45,7 +45,10 @@ fn expected(map: &str) -> (Expected, Expected) {
             expected!(CtKey: src, dst, sport, dport, proto, flags, reserved),
             expected!(CtEntry: last_seen, addr, port, flags, service, backend, list),
         ),
-        maps::SOCK_PEERS => (number(), sock_peer()),
+        maps::SOCK_PEERS => (wide_number(), sock_peer()),
+        maps::BACKEND_PORTS => {
+            (number(), Expected { size: size_of::<PortMarks>() as u32, members: Vec::new() })
+        }
         maps::UDP_PEERS => {
             (expected!(PeerKey: cookie, addr, port, proto, flags, reserved), sock_peer())
         }
@@ -105,6 +108,7 @@ fn sizes_in_the_object_are_the_defaults_of_the_agent() {
         (maps::SERVICE_NAMES, sizes.names),
         (maps::CONNTRACK, sizes.conntrack),
         (maps::UDP_PEERS, sizes.udp_peers),
+        (maps::SOCK_PEERS, sizes.sock_peers),
         (maps::ENDPOINTS, sizes.endpoints),
     ] {
         assert_eq!(definitions[name].max_entries, size, "{name}");

@@ -432,6 +432,56 @@ fn flows_that_would_be_the_same_at_the_backend_are_not_made() -> Result<()> {
     Ok(())
 }
 
+/// S30: a connection straight to the backend, with the ports of a translated one that is over, is
+/// answered by the backend; while the translated one lives, its answers stay the service's.
+#[test]
+fn a_direct_connection_supersedes_a_translated_one_that_is_over() -> Result<()> {
+    for ending in ["client resets", "backend resets", "both finish"] {
+        let lab = lab("supersede")?;
+        let syn = Packet::tcp(CLIENT, VIP, tcp::SYN);
+        lab.expect_sent(&syn, &syn.clone().to(BACKEND));
+        let answer = Packet::tcp(BACKEND, CLIENT, tcp::SYN | tcp::ACK);
+        lab.expect_received(&answer, &answer.clone().from(VIP));
+        let direct = syn.clone().to(BACKEND);
+        lab.expect_sent(&direct, &direct);
+        lab.expect_received(&answer, &answer.clone().from(VIP));
+
+        let (from_client, from_backend) = match ending {
+            "client resets" => (Some(tcp::RST), None),
+            "backend resets" => (None, Some(tcp::RST)),
+            _ => (Some(tcp::FIN | tcp::ACK), Some(tcp::FIN | tcp::ACK)),
+        };
+        if let Some(flags) = from_client {
+            let last = Packet::tcp(CLIENT, VIP, flags);
+            lab.expect_sent(&last, &last.clone().to(BACKEND));
+        }
+        if let Some(flags) = from_backend {
+            let last = Packet::tcp(BACKEND, CLIENT, flags);
+            lab.expect_received(&last, &last.clone().from(VIP));
+        }
+        lab.expect_sent(&direct, &direct);
+        lab.expect_received(&answer, &answer);
+        assert_eq!(lab.dataplane.conntrack()?, vec![], "{ending}");
+    }
+    Ok(())
+}
+
+/// A pod that goes takes its flows with it, so that the next pod with its address has none.
+#[test]
+fn flows_go_with_their_pod() -> Result<()> {
+    let mut lab = lab("flows-go")?;
+    lab.endpoint("10.244.1.5", endpoint(17))?;
+    for client in [CLIENT, "10.244.1.6:40000"] {
+        let syn = Packet::tcp(client, VIP, tcp::SYN);
+        lab.expect_sent(&syn, &syn.clone().to(BACKEND));
+    }
+    assert!(lab.dataplane.delete_endpoint(addr("10.244.1.5"))?);
+    let left = lab.dataplane.conntrack()?;
+    assert_eq!(left.len(), 2, "{left:?}");
+    assert!(left.iter().any(|(key, _)| key.src == addr("10.244.1.6")), "{left:?}");
+    Ok(())
+}
+
 /// While no flow was ever translated, what a pod receives is not looked up.
 #[test]
 fn nothing_is_looked_up_before_the_first_flow() -> Result<()> {

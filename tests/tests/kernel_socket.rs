@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use sluice_abi::{Counter, proto};
+use sluice_abi::{Counter, maps, proto};
 use sluice_tests::{
     kernel::{Lab, isolated},
     netns::NetNs,
@@ -73,6 +73,61 @@ fn tcp_connection_reaches_a_backend_and_names_the_service() -> Result<()> {
             assert_eq!(&got, b"hello");
         }
         assert_eq!(lab.count(Counter::SockConnect), 2);
+        Ok(())
+    })
+}
+
+/// What is remembered of a socket goes when it is closed; one that is connected elsewhere is
+/// forgotten too.
+#[test]
+fn sockets_are_forgotten_when_they_are_closed() -> Result<()> {
+    attached("forgotten", |lab| {
+        let (_listener, backend) = listen("127.0.0.1:0")?;
+        let (_server, udp_backend) = udp_server("127.0.0.1:0")?;
+        lab.service(VIP, proto::TCP, &[&backend])?;
+        lab.service(VIP, proto::UDP, &[&udp_backend])?;
+        let streams: Vec<_> =
+            (0..10).map(|_| TcpStream::connect(VIP)).collect::<io::Result<_>>()?;
+        let datagrams = udp_client("127.0.0.1:0")?;
+        datagrams.connect(VIP)?;
+        assert_eq!(lab.dataplane.view().sock_peers()?.len(), 11);
+        datagrams.connect(&*udp_backend)?;
+        assert_eq!(lab.dataplane.view().sock_peers()?.len(), 10);
+        drop(streams);
+        assert_eq!(lab.dataplane.view().sock_peers()?, vec![]);
+        assert_eq!(lab.count(Counter::SockPeerLost), 0);
+        Ok(())
+    })
+}
+
+/// S33: with no room to remember more sockets, connections work all the same, and it is counted.
+#[test]
+fn connections_work_when_no_more_peers_can_be_remembered() -> Result<()> {
+    isolated("peers-full", |_: &NetNs, cgroup: PathBuf| {
+        let mut lab = Lab::with_cgroup("peers-full", false, cgroup)?;
+        lab.dataplane.attach_cgroup()?;
+        let (server, backend) = udp_server("127.0.0.1:0")?;
+        lab.service(VIP, proto::UDP, &[&backend])?;
+        let most = lab.dataplane.view().size(maps::SOCK_PEERS).context("its size is known")?;
+        let mut sockets = Vec::new();
+        nix::sys::resource::setrlimit(
+            nix::sys::resource::Resource::RLIMIT_NOFILE,
+            u64::from(most) * 2,
+            u64::from(most) * 2,
+        )?;
+        while lab.count(Counter::SockPeerLost) == 0 {
+            let client = udp_client("127.0.0.1:0")?;
+            client.connect(VIP)?;
+            sockets.push(client);
+        }
+        assert_eq!(u32::try_from(sockets.len())?, most + 1);
+        let last = sockets.last().context("there are sockets")?;
+        last.send(b"ping")?;
+        let mut buffer = [0; 16];
+        let (_, from) = server.recv_from(&mut buffer)?;
+        server.send_to(b"pong", from)?;
+        assert_eq!(last.recv_from(&mut buffer)?.1, address(&backend));
+        assert_eq!(sockets[0].peer_addr()?, address(VIP));
         Ok(())
     })
 }
@@ -454,7 +509,7 @@ fn programs_outlive_the_agent_and_are_replaced_in_place() -> Result<()> {
             Ok(names)
         };
         let before = links()?;
-        assert_eq!(before.len(), 8, "{before:?}");
+        assert_eq!(before.len(), 9, "{before:?}");
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| -> Result<()> {
             let client = scope.spawn(|| -> Result<u32> {

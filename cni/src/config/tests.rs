@@ -54,6 +54,13 @@ fn wrong_fields_are_named_with_their_code() {
         ("dns", json!({"nameservers": "10.96.0.10"}), 7, "dns.nameservers"),
         ("dns", json!({"nameservers": ["resolver"]}), 7, "dns.nameservers"),
         ("dns", json!({"domain": 1}), 7, "dns.domain"),
+        ("exclude", json!(["10.0.0"]), 7, "exclude"),
+        ("runtimeConfig", json!({"ips": ["x"]}), 7, "runtimeConfig.ips"),
+        ("runtimeConfig", json!({"ips": "10.0.0.1"}), 7, "runtimeConfig.ips"),
+        ("runtimeConfig", json!({"ips": ["10.0.0.1", "10.0.0.2/24"]}), 2, "runtimeConfig.ips"),
+        ("runtimeConfig", json!({"mac": "02:00"}), 7, "runtimeConfig.mac"),
+        ("runtimeConfig", json!({"mac": "01:00:00:00:00:01"}), 7, "runtimeConfig.mac"),
+        ("runtimeConfig", json!({"mac": "00:00:00:00:00:00"}), 7, "runtimeConfig.mac"),
         ("prevResult", json!("x"), 7, "prevResult"),
         ("prevResult", json!({"cniVersion": "0.4.0"}), 7, "prevResult.cniVersion"),
         ("prevResult", json!({"ips": [{"address": 1}]}), 7, "prevResult.ips"),
@@ -82,7 +89,7 @@ fn stdin_that_is_no_object_is_a_decode_error() {
     }
 }
 
-/// C12: ranges come from the node file, and from the configuration where it has some.
+/// Ranges come from the node file, and from the configuration where it has some.
 #[test]
 fn ranges_come_from_the_node_file_unless_the_configuration_has_some() {
     let dir = tempfile::tempdir().expect("a directory");

@@ -73,6 +73,28 @@ fn the_whole_of_ipv6_is_no_problem() {
 }
 
 #[test]
+fn excluded_addresses_are_stepped_over() {
+    let nets = |list: &[&str]| list.iter().map(|c| net(c)).collect::<Vec<_>>();
+    let excluded = nets(&["10.0.0.0/30", "10.0.0.2/32", "10.0.0.6/32", "10.9.0.0/16", "fd00::/64"]);
+    let few = pool(&["10.0.0.0/29"]).excluding(&excluded);
+    let (order, error) = drain(&few);
+    assert_eq!(order, [addr("10.0.0.4"), addr("10.0.0.5")]);
+    assert!(matches!(error, PoolError::Full { used: 2, size: 2, .. }), "{error}");
+    assert!(!few.contains(addr("10.0.0.2")) && few.contains(addr("10.0.0.4")));
+    // 2^64 addresses are not looked at one by one.
+    let large = pool(&["fd00::/56"]).excluding(&excluded);
+    assert_eq!(
+        large.allocate(&BTreeSet::new(), &mut LastUsed::new(), &[]),
+        Ok(vec![addr("fd00:0:0:1::")])
+    );
+    let none = pool(&["10.9.1.0/24"]).excluding(&excluded);
+    let error = none.check_free(&BTreeSet::new()).expect_err("all is excluded");
+    assert!(matches!(error, PoolError::Full { used: 0, size: 0, .. }), "{error}");
+    let end = pool(&["::/0"]).excluding(&nets(&["8000::/1", "::/1"]));
+    assert!(end.check_free(&BTreeSet::new()).is_err());
+}
+
+#[test]
 fn bad_ranges_are_refused() {
     assert_eq!(Pool::new(&[]), Err(PoolError::NoRange));
     let (a, b) = (net("10.0.0.0/16"), net("10.0.3.0/24"));

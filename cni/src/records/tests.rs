@@ -33,7 +33,7 @@ fn pool(cidrs: &[&str]) -> Pool {
 
 fn allocate(records: &Records, pool: &Pool, id: &str) -> Result<Record, Error> {
     let wanted = wanted(&key(id), records.boot_id());
-    records.lock()?.allocate(pool, wanted, &BTreeSet::new())
+    records.lock()?.allocate(pool, wanted, &[], &BTreeSet::new())
 }
 
 fn free(records: &Records, id: &str) {
@@ -77,6 +77,30 @@ fn concurrent_allocations_never_share_an_address() {
 }
 
 #[test]
+fn a_requested_address_is_given_or_refused_but_never_shared() {
+    let dir = tempfile::tempdir().expect("directory");
+    let records = Records::new(dir.path(), "boot");
+    let pool = pool(&["10.0.0.0/24", "fd00::/64"]);
+    let ask = |id: &str, address: &str, avoid: &[&str]| {
+        let address = [address.parse().expect("address")];
+        let avoid = avoid.iter().map(|a| a.parse().expect("address")).collect();
+        records.lock().expect("lock").allocate(&pool, wanted(&key(id), "boot"), &address, &avoid)
+    };
+    let given = ask("a", "10.0.0.77", &[]).expect("free").addresses;
+    assert_eq!(given.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.77", "fd00::2"]);
+    assert!(matches!(ask("b", "10.0.0.77", &[]), Err(Error::AddressTaken(_))));
+    assert!(matches!(ask("b", "10.0.0.78", &["10.0.0.78"]), Err(Error::AddressRouted(_))));
+    for outside in ["10.0.0.1", "10.0.1.5", "fd01::5"] {
+        assert_eq!(ask("b", outside, &[]).expect_err(outside).code(), 7);
+    }
+    // A repeated ADD may ask for the same address, and for another one.
+    assert_eq!(ask("a", "10.0.0.77", &[]).expect("its own").addresses, given);
+    let moved = ask("a", "10.0.0.80", &[]).expect("free").addresses;
+    assert_eq!(moved[1], given[1]);
+    assert_eq!(records.lock().expect("lock").used(), moved.into_iter().collect());
+}
+
+#[test]
 fn two_networks_share_one_pool_without_a_clash() {
     let dir = tempfile::tempdir().expect("directory");
     let records = Records::new(dir.path(), "boot");
@@ -87,7 +111,7 @@ fn two_networks_share_one_pool_without_a_clash() {
     let b = records
         .lock()
         .expect("lock")
-        .allocate(&pool, wanted(&other, "boot"), &BTreeSet::new())
+        .allocate(&pool, wanted(&other, "boot"), &[], &BTreeSet::new())
         .expect("free");
     assert_ne!(a.addresses, b.addresses);
     assert_ne!(a.host_interface, b.host_interface);

@@ -40,7 +40,7 @@ fn a_result_has_the_shape_of_its_version() {
     }
 }
 
-/// C10: what earlier plugins made stays, and the new addresses point at the new interface.
+/// What earlier plugins made stays, and the new addresses point at the new interface.
 #[test]
 fn the_result_of_earlier_plugins_is_passed_on() {
     let version = SpecVersion::V1_0_0;

@@ -5,7 +5,7 @@ use crate::forward::Forwarder;
 
 async fn start() -> (std::net::SocketAddr, Arc<Resolver>, Arc<Health>) {
     let domain = Domain::new("cluster.local", 5).expect("a domain");
-    let resolver = Arc::new(Resolver::new(domain, Forwarder::new([])));
+    let resolver = Arc::new(Resolver::new(domain, Forwarder::new([], 0)));
     let health = Arc::new(Health::new(Arc::clone(&resolver)));
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let addr = listener.local_addr().expect("bound");

@@ -6,7 +6,7 @@ use crate::fixture;
 
 fn resolver() -> Resolver {
     let domain = Domain::new("cluster.local", 5).expect("a domain");
-    let resolver = Resolver::new(domain, Forwarder::new([]));
+    let resolver = Resolver::new(domain, Forwarder::new([], 0));
     resolver.set_zone(fixture::zone(&fixture::cluster()));
     resolver
 }

@@ -1,6 +1,7 @@
 //! TCP: queries and responses with a length before each (RFC 7766).
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,28 +40,44 @@ pub(super) async fn serve(
             _ = stop.wait_for(|stop| *stop) => break,
         };
         match accepted {
-            Ok((stream, peer)) => {
-                let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-                    tracing::debug!(%peer, "too many connections");
-                    continue;
-                };
-                let (resolver, stop) = (Arc::clone(&resolver), stop.clone());
-                tasks.spawn(async move {
-                    if let Err(error) = converse(stream, &resolver, stop).await {
-                        tracing::debug!(%peer, %error, "a connection ended");
-                    }
-                    drop(place);
-                });
-            }
+            Ok((stream, peer)) => spawn(stream, peer, &places, &resolver, &stop, &mut tasks),
             Err(error) => {
                 tracing::warn!(%error, "accept failed");
                 tokio::time::sleep(BACKOFF).await;
             }
         }
     }
+    // Who waits in the queue has come before the stop, and would get a reset.
+    for _ in 0..MAX_CONNECTIONS {
+        let Ok(Ok((stream, peer))) = timeout(Duration::ZERO, listener.accept()).await else {
+            break;
+        };
+        spawn(stream, peer, &places, &resolver, &stop, &mut tasks);
+    }
     // New connections are refused while the old ones end.
     drop(listener);
     drain(&mut tasks).await;
+}
+
+fn spawn(
+    stream: TcpStream,
+    peer: SocketAddr,
+    places: &Arc<Semaphore>,
+    resolver: &Arc<Resolver>,
+    stop: &watch::Receiver<bool>,
+    tasks: &mut JoinSet<()>,
+) {
+    let Ok(place) = Arc::clone(places).try_acquire_owned() else {
+        tracing::debug!(%peer, "too many connections");
+        return;
+    };
+    let (resolver, stop) = (Arc::clone(resolver), stop.clone());
+    tasks.spawn(async move {
+        if let Err(error) = converse(stream, &resolver, stop).await {
+            tracing::debug!(%peer, %error, "a connection ended");
+        }
+        drop(place);
+    });
 }
 
 /// Answers the queries of one connection, one after the other.
@@ -74,6 +91,8 @@ async fn converse(
     let mut query = Vec::new();
     loop {
         let length = tokio::select! {
+            // A query that is here already is answered before a stop counts.
+            biased;
             length = timeout(IDLE, stream.read_u16()) => length,
             _ = stop.wait_for(|stop| *stop) => return Ok(()),
         };

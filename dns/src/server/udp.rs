@@ -8,6 +8,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::libc;
 use nix::sys::socket::{
@@ -17,6 +18,7 @@ use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::drain;
 use crate::resolver::{Resolver, Step};
@@ -140,6 +142,9 @@ fn socket_addr(storage: &SockaddrStorage) -> Option<SocketAddr> {
     v4.or_else(|| storage.as_sockaddr_in6().map(|addr| SocketAddrV6::from(*addr).into()))
 }
 
+/// How many datagrams that have arrived before a stop are still answered.
+const LAST: usize = 4096;
+
 /// Serves until told to stop. What the cluster knows is answered in this loop; what an upstream has
 /// to be asked for gets a task.
 pub(super) async fn serve(
@@ -158,30 +163,48 @@ pub(super) async fn serve(
             // An error says that the server is gone.
             _ = stop.wait_for(|stop| *stop) => break,
         };
-        let (length, peer, local) = match received {
-            Ok(received) => received,
+        match received {
+            Ok((length, peer, local)) => {
+                handle(&socket, &resolver, &buffer[..length], peer, local, &mut tasks).await;
+            }
             Err(error) => {
                 // Nothing that one datagram causes may end the loop. Yielding keeps an error that
                 // stays from starving the runtime.
                 tracing::warn!(%error, "recvmsg failed");
                 tokio::task::yield_now().await;
-                continue;
-            }
-        };
-        if peer.port() == 0 || peer.ip().is_unspecified() {
-            continue;
-        }
-        match resolver.accept(&buffer[..length], Transport::Udp, Some(local.addr())) {
-            Step::Ignore => {}
-            Step::Reply(reply) => socket.send(&reply, peer, local).await,
-            Step::Ask(pending) => {
-                let (resolver, socket) = (Arc::clone(&resolver), Arc::clone(&socket));
-                tasks.spawn(async move {
-                    let reply = resolver.finish(*pending).await;
-                    socket.send(&reply, peer, local).await;
-                });
             }
         }
     }
+    // What waits in the socket was sent before the stop, too.
+    for _ in 0..LAST {
+        let received = timeout(Duration::ZERO, socket.recv(&mut buffer, &mut control)).await;
+        let Ok(Ok((length, peer, local))) = received else { break };
+        handle(&socket, &resolver, &buffer[..length], peer, local, &mut tasks).await;
+    }
     drain(&mut tasks).await;
+}
+
+async fn handle(
+    socket: &Arc<Socket>,
+    resolver: &Arc<Resolver>,
+    message: &[u8],
+    peer: SocketAddr,
+    local: Local,
+    tasks: &mut JoinSet<()>,
+) {
+    // Nobody can be reached there.
+    if peer.port() == 0 || peer.ip().is_unspecified() {
+        return;
+    }
+    match resolver.accept(message, Transport::Udp, Some(local.addr())) {
+        Step::Ignore => {}
+        Step::Reply(reply) => socket.send(&reply, peer, local).await,
+        Step::Ask(pending) => {
+            let (resolver, socket) = (Arc::clone(resolver), Arc::clone(socket));
+            tasks.spawn(async move {
+                let reply = resolver.finish(*pending).await;
+                socket.send(&reply, peer, local).await;
+            });
+        }
+    }
 }

@@ -26,7 +26,7 @@ fn foreign_names_are_answered_by_the_upstream() {
         response.metadata.authoritative = true;
         vec![response]
     });
-    let dns = Dns::start("", &[&upstream.flag()]);
+    let dns = Dns::start("", &[&upstream.flag(), "--cache-size=0"]);
     for ask in [Dns::udp, Dns::tcp] {
         let reply = ask(&dns, "Www.Example.com.", RecordType::A);
         assert_eq!(answers(&reply), ["Www.Example.com. 300 IN A 192.0.2.1"]);
@@ -78,7 +78,7 @@ fn the_next_upstream_is_asked_when_one_fails() {
     drop(closed);
     let failing = Upstream::start(|query, _| vec![response(query, ResponseCode::ServFail, &[])]);
     let good = Upstream::start(|query, _| vec![response(query, ResponseCode::NoError, &[ADDRESS])]);
-    let dns = Dns::start("", &[&away, &failing.flag(), &good.flag()]);
+    let dns = Dns::start("", &[&away, &failing.flag(), &good.flag(), "--cache-size=0"]);
     assert_eq!(dns.udp("example.com.", RecordType::A).answers.len(), 1);
     assert_eq!(dns.tcp("example.com.", RecordType::A).answers.len(), 1);
 
@@ -86,6 +86,42 @@ fn the_next_upstream_is_asked_when_one_fails() {
     let dns = Dns::start("", &[&away, &failing.flag()]);
     let reply = dns.udp("example.com.", RecordType::A);
     assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
+}
+
+/// D13: an answer and a denial are asked for once, whatever the spelling; the client's own comes
+/// back (D9).
+#[test]
+fn upstream_answers_are_kept() {
+    let count = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&count);
+    let upstream = Upstream::start(move |query, _| {
+        counter.fetch_add(1, Ordering::Relaxed);
+        vec![response(query, ResponseCode::NoError, &[ADDRESS])]
+    });
+    let dns = Dns::start(ALIAS, &[&upstream.flag()]);
+    assert_eq!(dns.udp("www.example.com.", RecordType::A).answers.len(), 1);
+    let spelled = dns.tcp("WWW.example.COM.", RecordType::A);
+    assert!(
+        spelled.answers[0].name.eq_case(&Name::from_ascii("WWW.example.COM.").expect("a name"))
+    );
+    // The end of an alias is the same question.
+    assert_eq!(dns.udp("out.shop.svc.cluster.local.", RecordType::A).answers.len(), 2);
+    assert_eq!(count.load(Ordering::Relaxed), 1);
+}
+
+/// D12: an upstream that says that it cannot is not asked the same again.
+#[test]
+fn a_failure_is_asked_for_once() {
+    let count = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&count);
+    let upstream = Upstream::start(move |query, _| {
+        counter.fetch_add(1, Ordering::Relaxed);
+        vec![response(query, ResponseCode::ServFail, &[])]
+    });
+    let dns = Dns::start("", &[&upstream.flag(), "--cache-size=0"]);
+    let reply = dns.udp("example.com.", RecordType::A);
+    assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
+    assert_eq!(count.load(Ordering::Relaxed), 1);
 }
 
 /// D12: a lost datagram is sent again, even where there is one upstream only.
@@ -131,7 +167,7 @@ fn cut_answers_are_fetched_by_tcp() {
             vec![response(query, ResponseCode::NoError, &all)]
         }
     });
-    let dns = Dns::start("", &[&upstream.flag()]);
+    let dns = Dns::start("", &[&upstream.flag(), "--cache-size=0"]);
     let whole = dns.tcp("example.com.", RecordType::A);
     assert_eq!((whole.metadata.truncation, whole.answers.len()), (false, 100));
     // What fits, for clients that never come by TCP.

@@ -1,6 +1,7 @@
 //! The real `sluice-dns` on loopback: a directory of manifests behind it, a stub resolver as its
 //! upstream, and queries by UDP and TCP.
 
+mod etcd;
 mod forwarding;
 mod serving;
 mod stopping;

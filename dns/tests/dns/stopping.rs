@@ -1,12 +1,17 @@
 //! Starting wrongly, and stopping well.
 
+use std::net::{TcpStream, UdpSocket};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType;
+use nix::sys::signal::Signal;
 
-use crate::support::{Dns, Upstream, ask_udp, command, eventually, query, response};
+use crate::support::{
+    Dns, Upstream, ask_udp, command, eventually, query, read_framed, response, write_framed,
+};
 
 /// D16: a query that waits for an upstream when SIGTERM comes is answered, while the server is not
 /// ready any more; then it ends well.
@@ -38,6 +43,34 @@ fn a_stop_answers_what_is_under_way() {
     assert!(dns.wait().success());
 }
 
+/// D16: what waits in the sockets when SIGTERM comes is answered, by UDP and by TCP.
+#[test]
+fn a_stop_answers_what_has_arrived() {
+    let mut dns = Dns::start("", &["--lameduck-seconds=0"]);
+    let question = query("dns-version.cluster.local.", RecordType::TXT);
+    let bytes = question.to_vec().expect("a message");
+    let udp = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    udp.connect(dns.addr).expect("connected");
+    udp.set_read_timeout(Some(Duration::from_secs(20))).expect("set");
+    dns.signal(Signal::SIGSTOP);
+    for _ in 0..100 {
+        udp.send(&bytes).expect("sent");
+    }
+    let mut streams: Vec<_> = (0..20)
+        .map(|_| TcpStream::connect(dns.addr).expect("the kernel accepts"))
+        .inspect(|mut stream| write_framed(&mut stream, &bytes))
+        .collect();
+    dns.terminate();
+    dns.signal(Signal::SIGCONT);
+    for _ in 0..100 {
+        udp.recv(&mut [0; 512]).expect("an answer");
+    }
+    for stream in &mut streams {
+        read_framed(stream).expect("an answer");
+    }
+    assert!(dns.wait().success());
+}
+
 /// D16: in the lame duck's time new queries are still answered.
 #[test]
 fn a_lame_duck_answers_new_queries() {
@@ -53,7 +86,10 @@ fn a_lame_duck_answers_new_queries() {
 
 fn failure(flags: &[&str]) -> String {
     let directory = tempfile::TempDir::new().expect("a temporary directory");
-    let output = command(directory.path()).args(flags).output().expect("it runs");
+    let output = command(&format!("dir:{}", directory.path().display()))
+        .args(flags)
+        .output()
+        .expect("it runs");
     assert!(!output.status.success());
     String::from_utf8(output.stderr).expect("text")
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 /// Far longer than anything takes that works.
@@ -28,10 +29,10 @@ pub(crate) struct Dns {
 }
 
 /// The command with flags that keep it to loopback and away from the machine's own resolvers.
-pub(crate) fn command(manifests: &Path) -> Command {
+pub(crate) fn command(source: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sluice-dns"));
     command
-        .arg(format!("--source=dir:{}", manifests.display()))
+        .arg(format!("--source={source}"))
         // No flag here that a test may want to give.
         .args(["--resolv-conf=/dev/null", "--ready-bind-address=", "--log-level=info"])
         .args(["--health-bind-address=127.0.0.1:0"])
@@ -51,7 +52,20 @@ impl Dns {
     pub(crate) fn start_on(listen: &str, manifest: &str, flags: &[&str]) -> Self {
         let manifests = TempDir::new().expect("a temporary directory");
         write(manifests.path(), manifest);
-        let mut child = command(manifests.path())
+        let source = format!("dir:{}", manifests.path().display());
+        let mut dns = Self::launch_on(listen, &source, flags, manifests);
+        dns.wait_for_log("synced");
+        dns
+    }
+
+    /// Starts with any source, and waits until it serves.
+    pub(crate) fn launch(source: &str, flags: &[&str]) -> Self {
+        let manifests = TempDir::new().expect("a temporary directory");
+        Self::launch_on("127.0.0.1:0", source, flags, manifests)
+    }
+
+    fn launch_on(listen: &str, source: &str, flags: &[&str], manifests: TempDir) -> Self {
+        let mut child = command(source)
             .arg(format!("--listen={listen}"))
             .args(flags)
             .spawn()
@@ -73,8 +87,12 @@ impl Dns {
         if dns.addr.ip().is_unspecified() {
             dns.addr.set_ip(Ipv4Addr::LOCALHOST.into());
         }
-        dns.wait_for_log("synced");
         dns
+    }
+
+    /// Forgets the log's lines so far.
+    pub(crate) fn forget_log(&mut self) {
+        self.seen.clear();
     }
 
     /// Waits for a line of the log that holds a text, and returns the line.
@@ -99,8 +117,13 @@ impl Dns {
 
     /// Sends SIGTERM.
     pub(crate) fn terminate(&self) {
+        self.signal(Signal::SIGTERM);
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).expect("a process id");
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM)
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal)
             .expect("the process is there");
     }
 
@@ -206,7 +229,7 @@ pub(crate) fn ask_tcp(addr: SocketAddr, query: &Message) -> Message {
 }
 
 /// Writes a message with its length.
-pub(crate) fn write_framed(stream: &mut TcpStream, message: &[u8]) {
+pub(crate) fn write_framed(stream: &mut impl Write, message: &[u8]) {
     let length = u16::try_from(message.len()).expect("short enough");
     stream.write_all(&[&length.to_be_bytes()[..], message].concat()).expect("sent");
 }

@@ -29,11 +29,14 @@ pub enum Counter {
     /// A flow would have had the addresses and ports of another flow at its backend; the packet was
     /// dropped.
     DropFlowClash = 11,
+    /// A socket was connected to a service, but there was no room to remember which: it will name
+    /// the backend as its peer.
+    SockPeerLost = 12,
 }
 
 impl Counter {
     /// Elements of the map.
-    pub const COUNT: u32 = 12;
+    pub const COUNT: u32 = 13;
 
     /// Every counter with the name it has in metrics and tables.
     pub const ALL: [(Self, &'static str); Self::COUNT as usize] = [
@@ -49,5 +52,6 @@ impl Counter {
         (Self::DropConntrackFull, "drop_conntrack_full"),
         (Self::FastPathPod, "fast_path_pod"),
         (Self::DropFlowClash, "drop_flow_clash"),
+        (Self::SockPeerLost, "sock_peer_lost"),
     ];
 }

@@ -28,7 +28,7 @@ pub use service::{
     Backend, Frontend, FrontendFlags, FrontendKey, SLOTS_PER_CHUNK, Scope, ServiceName, SlotKey,
     Slots,
 };
-pub use sock::{PeerFlags, PeerKey, SockPeer};
+pub use sock::{PORTS_PER_ELEMENT, PeerFlags, PeerKey, PortMarks, SockPeer};
 
 /// Version of every shape in this crate, part of the pin directory's name.
 pub const ABI_VERSION: u32 = 1;
@@ -60,8 +60,13 @@ pub mod maps {
     pub const VIP_FILTER: &str = "VIP_FILTER";
     /// LRU hash: [`CtKey`](crate::CtKey) to [`CtEntry`](crate::CtEntry).
     pub const CONNTRACK: &str = "CONNTRACK";
-    /// Socket storage: [`SockPeer`](crate::SockPeer) of sockets connected to a service.
+    /// Hash: socket cookie (`u64`) to [`SockPeer`](crate::SockPeer), sockets connected to a service.
+    ///
+    /// Not socket storage: that costs a connection four times as much (Linux 6.18).
     pub const SOCK_PEERS: &str = "SOCK_PEERS";
+    /// Array of 1,024 times 64 bytes, a byte a port: not 0 once a socket was connected to a backend
+    /// with that port. Spares all other sockets the lookup in [`SOCK_PEERS`]. The programs write it.
+    pub const BACKEND_PORTS: &str = "BACKEND_PORTS";
     /// LRU hash: [`PeerKey`](crate::PeerKey) to [`SockPeer`](crate::SockPeer) for unconnected
     /// datagram sockets.
     pub const UDP_PEERS: &str = "UDP_PEERS";
@@ -74,7 +79,7 @@ pub mod maps {
     pub const COUNTERS: &str = "COUNTERS";
 
     /// Every map, in no particular order.
-    pub const ALL: [&str; 11] = [
+    pub const ALL: [&str; 12] = [
         FRONTENDS,
         SLOTS,
         BACKENDS,
@@ -82,6 +87,7 @@ pub mod maps {
         VIP_FILTER,
         CONNTRACK,
         SOCK_PEERS,
+        BACKEND_PORTS,
         UDP_PEERS,
         ENDPOINTS,
         NODE_STATE,
@@ -107,14 +113,25 @@ pub mod programs {
     pub const GETPEERNAME4: &str = "sluice_getpeername4";
     /// `cgroup/getpeername6`.
     pub const GETPEERNAME6: &str = "sluice_getpeername6";
+    /// `cgroup/sock_release`.
+    pub const RELEASE: &str = "sluice_release";
     /// tc ingress of a pod's host-side veth: what the pod sends.
     pub const POD_SEND: &str = "sluice_pod_send";
     /// tc egress of a pod's host-side veth: what the pod receives.
     pub const POD_RECV: &str = "sluice_pod_recv";
 
     /// The cgroup programs.
-    pub const CGROUP: [&str; 8] =
-        [CONNECT4, CONNECT6, SENDMSG4, SENDMSG6, RECVMSG4, RECVMSG6, GETPEERNAME4, GETPEERNAME6];
+    pub const CGROUP: [&str; 9] = [
+        CONNECT4,
+        CONNECT6,
+        SENDMSG4,
+        SENDMSG6,
+        RECVMSG4,
+        RECVMSG6,
+        GETPEERNAME4,
+        GETPEERNAME6,
+        RELEASE,
+    ];
     /// The tc programs.
     pub const TC: [&str; 2] = [POD_SEND, POD_RECV];
 }

@@ -25,6 +25,12 @@ pub struct SockPeer {
 
 abi!(SockPeer, size 48, align 4, fields [0 => addr: Addr, 16 => backend_addr: Addr, 32 => port: Be16, 34 => backend_port: Be16, 36 => service: u32, 40 => backend: u32, 44 => list: u32]);
 
+/// Ports in one element of [`BACKEND_PORTS`](crate::maps::BACKEND_PORTS): one cache line.
+pub const PORTS_PER_ELEMENT: u32 = 64;
+
+/// One element of [`BACKEND_PORTS`](crate::maps::BACKEND_PORTS), a byte a port.
+pub type PortMarks = [u8; PORTS_PER_ELEMENT as usize];
+
 /// Bits of [`PeerKey::flags`].
 pub struct PeerFlags;
 

@@ -85,7 +85,7 @@ pub struct Meta {
     pub created: i64,
     /// `labels`.
     pub labels: BTreeMap<String, String>,
-    /// `annotations`.
+    /// `annotations`, without kubectl's copy of the last applied configuration.
     pub annotations: BTreeMap<String, String>,
     /// Whether `deletionTimestamp` is set.
     pub deleting: bool,

@@ -16,11 +16,15 @@ use crate::view::RouteRow;
 const SETTLE: Duration = Duration::from_millis(50);
 /// After a failure of netlink itself.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long a route that the kernel refused waits for the next attempt.
+const RETRY_REFUSED: Duration = Duration::from_secs(5);
 
 /// Keeps the routes, and remembers what could not be done.
 pub(super) struct Routes {
     manager: RouteManager,
     held: Vec<HostGwRoute>,
+    /// The kernel refused something that it may accept later.
+    refused: bool,
     /// What is wrong, subject and message; each is logged once.
     problems: BTreeSet<(String, String)>,
 }
@@ -29,17 +33,21 @@ impl Routes {
     /// Opens netlink in this process's network namespace; changes nothing yet.
     pub(super) fn open() -> Result<Self, RouteError> {
         let manager = RouteManager::open()?;
-        Ok(Self { manager, held: Vec::new(), problems: BTreeSet::new() })
+        Ok(Self { manager, held: Vec::new(), refused: false, problems: BTreeSet::new() })
     }
 
     /// Resolves when the routes should be looked at again; never where the part is off.
     pub(super) async fn touched(routes: &mut Option<Self>) {
         let Some(routes) = routes else { return std::future::pending().await };
-        if let Err(error) = routes.manager.changed().await {
-            tracing::warn!("{error}; looking at the routes again in {RETRY:?}");
-            tokio::time::sleep(RETRY).await;
-        } else {
-            tokio::time::sleep(SETTLE).await;
+        let limit = if routes.refused { RETRY_REFUSED } else { Duration::MAX };
+        match tokio::time::timeout(limit, routes.manager.changed()).await {
+            Ok(Ok(())) => tokio::time::sleep(SETTLE).await,
+            Ok(Err(error)) => {
+                tracing::warn!("{error}; looking at the routes again in {RETRY:?}");
+                tokio::time::sleep(RETRY).await;
+            }
+            // Time to try again.
+            Err(_) => {}
         }
     }
 
@@ -67,6 +75,7 @@ impl Routes {
         match self.manager.reconcile(&wanted.routes).await {
             Ok(report) => self.note(&report, &mut problems),
             Err(error) => {
+                self.refused = true;
                 problems.insert(("routes".to_owned(), error.to_string()));
             }
         }
@@ -92,6 +101,7 @@ impl Routes {
         for failed in &report.failed {
             problems.insert((format!("route {}", failed.cidr), failed.error.to_string()));
         }
+        self.refused = !report.failed.is_empty();
         self.held = report.unchanged.iter().chain(&report.replaced).cloned().collect();
         self.held.sort();
     }

@@ -87,9 +87,8 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
         Err(error) => return Err(StartError::new(error.to_string(), "or set --routes false")),
     };
     let options = settings::source_options(&args.etcd)?;
-    let mut stream = Stream::open(&args.source, &options).map_err(|error| {
-        StartError::new(error.to_string(), "sluiced --help shows the kinds of --source")
-    })?;
+    let mut stream = Stream::open(&args.source, &options)
+        .map_err(|error| StartError::new(error.to_string(), error.hint()))?;
     let mut calls = control::serve(&args.paths.socket())
         .map_err(|error| StartError::new(error.to_string(), "check --run-dir"))?;
     let mut terminate = signal(SignalKind::terminate()).map_err(signal_error)?;
@@ -120,8 +119,6 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
 
     let mut collect = tokio::time::interval(COLLECT_EVERY);
     collect.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut source_away = false;
-    let mut source = agent.source.clone();
     loop {
         let retry_at = agent.reconciler.retry_at();
         tokio::select! {
@@ -139,10 +136,6 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
             () = Routes::touched(&mut agent.routes) => agent.reconcile_routes().await,
             () = sleep_until(retry_at) => {
                 agent.reconciler.retry(&mut agent.dataplane, &agent.cache);
-            }
-            Ok(()) = source.changed() => {
-                let status = source.borrow_and_update().clone();
-                log_source(&agent.args.source.to_string(), &status, &mut source_away);
             }
             _ = collect.tick() => agent.collect(),
             _ = terminate.recv() => break,
@@ -272,17 +265,5 @@ async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,
-    }
-}
-
-/// Logs that a source went away or came back, once each.
-fn log_source(url: &str, status: &SourceStatus, away: &mut bool) {
-    if !status.connected && !*away {
-        let error = status.last_error.as_deref().unwrap_or("no answer");
-        tracing::warn!("source {url} is away: {error}; the kernel keeps what it has");
-        *away = true;
-    } else if status.connected && *away {
-        tracing::info!("source {url} is back");
-        *away = false;
     }
 }

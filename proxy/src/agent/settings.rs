@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 use sluice_model::{Node, ResourceKind};
 use sluice_plan::NodeContext;
-use sluice_store::{EtcdOptions, SourceOptions};
+use sluice_store::{EtcdArgs, SourceOptions};
 
 use super::StartError;
-use crate::cli::{EtcdArgs, SluicedArgs};
+use crate::cli::SluicedArgs;
 use crate::dataplane;
 use crate::node_ports::node_port_addrs;
 
@@ -64,33 +64,9 @@ fn cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
 }
 
 pub(super) fn source_options(args: &EtcdArgs) -> Result<SourceOptions, StartError> {
-    let password = match &args.etcd_password_file {
-        None => None,
-        Some(path) => Some(
-            fs::read_to_string(path).map(|text| text.trim_end().to_owned()).map_err(|error| {
-                StartError::new(
-                    format!("--etcd-password-file {}: {error}", path.display()),
-                    "name a readable file that holds the password and nothing else",
-                )
-            })?,
-        ),
-    };
-    Ok(SourceOptions {
-        etcd: EtcdOptions {
-            prefix: args.etcd_prefix.clone(),
-            ca: args.etcd_cafile.clone(),
-            cert: args.etcd_certfile.clone(),
-            key: args.etcd_keyfile.clone(),
-            user: args.etcd_user.clone(),
-            password,
-        },
-        kinds: [
-            ResourceKind::Service,
-            ResourceKind::EndpointSlice,
-            ResourceKind::Pod,
-            ResourceKind::Node,
-        ]
-        .into(),
+    use ResourceKind::{EndpointSlice, Node, Pod, Service};
+    args.options([Service, EndpointSlice, Pod, Node]).map_err(|error| {
+        StartError::new(error.to_string(), "name a readable file that holds the password alone")
     })
 }
 
@@ -100,7 +76,10 @@ pub(super) fn map_sizes(args: &SluicedArgs) -> dataplane::MapSizes {
         slots: args.sizes.map_size_slots,
         backends: args.sizes.map_size_backends,
         conntrack: args.sizes.map_size_conntrack,
-        ..dataplane::MapSizes::default()
+        names: args.sizes.map_size_names,
+        sock_peers: args.sizes.map_size_sock_peers,
+        udp_peers: args.sizes.map_size_udp_peers,
+        endpoints: args.sizes.map_size_endpoints,
     }
 }
 

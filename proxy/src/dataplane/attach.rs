@@ -10,7 +10,7 @@ use std::{
 };
 
 use aya::programs::{
-    CgroupSockAddr, Program, ProgramError, ProgramFd, SchedClassifier, TcAttachType,
+    Program, ProgramError, ProgramFd, SchedClassifier, TcAttachType,
     tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
 };
 use rustix::net::{AddressFamily, SocketType, netdevice};
@@ -58,7 +58,7 @@ pub struct Attachment {
 }
 
 impl Dataplane {
-    /// Attaches the eight cgroup programs to the cgroup of the configuration, for it and all below.
+    /// Attaches the cgroup programs to the cgroup of the configuration, for it and all below.
     ///
     /// Programs of an agent that ran before are replaced in place: there is no moment without.
     pub fn attach_cgroup(&mut self) -> Result<(), DataplaneError> {
@@ -74,13 +74,12 @@ impl Dataplane {
                 target: path.display().to_string(),
                 source,
             };
-            let program: &CgroupSockAddr = self
-                .ebpf
-                .program(name)
-                .ok_or(DataplaneError::NoObject)?
-                .try_into()
-                .map_err(|source: ProgramError| error(source.into()))?;
-            let fd = program.fd().map_err(|source| error(source.into()))?;
+            let fd = match self.ebpf.program(name) {
+                Some(Program::CgroupSockAddr(program)) => program.fd(),
+                Some(Program::CgroupSock(program)) => program.fd(),
+                _ => return Err(DataplaneError::NoObject),
+            };
+            let fd = fd.map_err(|source| error(source.into()))?;
             let attach_type = attach_type::of_cgroup(name).ok_or(DataplaneError::NoObject)?;
             let place = Place::Cgroup(cgroup.as_fd(), id);
             links::attach(&self.dirs.links.join(name), fd_of(fd), place, attach_type)

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use sluice_abi::{CtEntry, CtFlags, CtKey, proto};
+use sluice_abi::{Addr, CtEntry, CtFlags, CtKey, proto};
 
 use super::{Dataplane, DataplaneError, view::map_error};
 
@@ -70,7 +70,7 @@ pub struct Collected {
 }
 
 /// The key of the flow's other entry.
-fn partner(key: &CtKey, entry: &CtEntry) -> CtKey {
+pub(crate) fn partner(key: &CtKey, entry: &CtEntry) -> CtKey {
     if key.flags & CtFlags::REVERSE == 0 {
         CtKey {
             src: entry.addr,
@@ -104,6 +104,20 @@ fn idle(now_ns: u64, last_seen: u64) -> Duration {
 }
 
 impl Dataplane {
+    /// Removes the flows from and to an address; says how many entries.
+    pub(super) fn forget_flows(&self, addr: Addr) -> Result<usize, DataplaneError> {
+        let map = &self.view.maps.conntrack;
+        let mut keys = Vec::new();
+        map.for_each(CtEntry::default(), |key, entry| {
+            if key.src == addr || key.dst == addr || entry.addr == addr {
+                keys.push(*key);
+            }
+        })
+        .map_err(map_error(map, "read"))?;
+        map.delete_all(&keys).map_err(|stopped| map_error(map, "delete from")(stopped.error))?;
+        Ok(keys.len())
+    }
+
     /// Removes flows that were silent for longer than their time-out. `now_ns` is the monotonic
     /// clock (`CLOCK_MONOTONIC`) in nanoseconds, which is the clock of the entries.
     ///
@@ -158,7 +172,7 @@ impl Dataplane {
 mod tests {
     use std::net::IpAddr;
 
-    use sluice_abi::{Addr, Be16};
+    use sluice_abi::Be16;
 
     use super::*;
 

@@ -26,6 +26,7 @@ pub(super) mod attach_type {
             programs::RECVMSG6 => 20,
             programs::GETPEERNAME4 => 29,
             programs::GETPEERNAME6 => 30,
+            programs::RELEASE => 34,
             _ => return None,
         })
     }

@@ -153,6 +153,7 @@ pub(super) fn load(
         let program = ebpf.program_mut(name).ok_or(DataplaneError::NoObject)?;
         let loaded = match program {
             Program::CgroupSockAddr(program) => program.load(),
+            Program::CgroupSock(program) => program.load(),
             Program::SchedClassifier(program) => program.load(),
             _ => return Err(DataplaneError::NoObject),
         };

@@ -22,6 +22,7 @@ use aya::Ebpf;
 use sluice_abi::{Addr, Counter, CtEntry, CtKey, Endpoint, NodeState};
 use sluice_plan::Tables;
 
+pub(crate) use self::conntrack::partner;
 pub use self::{
     attach::{Attachment, TcHook},
     conntrack::{Collected, Timeouts},
@@ -149,10 +150,15 @@ impl Dataplane {
         map.put(&addr, &endpoint).map_err(map_error(map, "write"))
     }
 
-    /// Says that no pod of this node has the address any more; whether one had.
+    /// Says that no pod of this node has the address any more; whether one had. Its flows go too:
+    /// another pod may get the address.
     pub fn delete_endpoint(&mut self, addr: Addr) -> Result<bool, DataplaneError> {
         let map = &self.view.maps.endpoints;
-        map.delete(&addr).map_err(map_error(map, "delete from"))
+        let existed = map.delete(&addr).map_err(map_error(map, "delete from"))?;
+        if existed {
+            self.forget_flows(addr)?;
+        }
+        Ok(existed)
     }
 
     /// The pods of this node by address, sorted.

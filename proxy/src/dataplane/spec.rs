@@ -2,8 +2,9 @@
 
 use aya::maps::MapType;
 use sluice_abi::{
-    Addr, Backend, Counter, CtEntry, CtKey, Endpoint, Frontend, FrontendKey, NodeState, PeerKey,
-    ServiceName, SlotKey, Slots, SockPeer, VIP_FILTER_WORDS, maps,
+    Addr, Backend, Counter, CtEntry, CtKey, Endpoint, Frontend, FrontendKey, NodeState,
+    PORTS_PER_ELEMENT, PeerKey, PortMarks, ServiceName, SlotKey, Slots, SockPeer, VIP_FILTER_WORDS,
+    maps,
 };
 
 /// `BPF_F_NO_PREALLOC`.
@@ -25,6 +26,8 @@ pub struct MapSizes {
     pub conntrack: u32,
     /// Conversations of unconnected datagram sockets, two elements each; the oldest give way.
     pub udp_peers: u32,
+    /// Sockets that are connected to a service. Beyond that, sockets name their backend as the peer.
+    pub sock_peers: u32,
     /// Addresses of this node's pods.
     pub endpoints: u32,
 }
@@ -39,6 +42,7 @@ impl Default for MapSizes {
             names: 16_384,
             conntrack: 524_288,
             udp_peers: 65_536,
+            sock_peers: 131_072,
             endpoints: 4_096,
         }
     }
@@ -65,6 +69,7 @@ pub(super) fn size_flag(map: &str) -> &'static str {
         maps::SERVICE_NAMES => "--map-size-names",
         maps::CONNTRACK => "--map-size-conntrack",
         maps::UDP_PEERS => "--map-size-udp-peers",
+        maps::SOCK_PEERS => "--map-size-sock-peers",
         maps::ENDPOINTS => "--map-size-endpoints",
         _ => "the map's size",
     }
@@ -100,7 +105,8 @@ pub(super) fn specs(sizes: &MapSizes) -> [Spec; maps::ALL.len()] {
         sized::<u32, ServiceName>(maps::SERVICE_NAMES, MapType::Hash, sizes.names, NO_PREALLOC),
         fixed::<u32, u64>(maps::VIP_FILTER, MapType::Array, VIP_FILTER_WORDS, 0),
         sized::<CtKey, CtEntry>(maps::CONNTRACK, MapType::LruHash, sizes.conntrack, 0),
-        fixed::<u32, SockPeer>(maps::SOCK_PEERS, MapType::SkStorage, 0, NO_PREALLOC),
+        sized::<u64, SockPeer>(maps::SOCK_PEERS, MapType::Hash, sizes.sock_peers, NO_PREALLOC),
+        fixed::<u32, PortMarks>(maps::BACKEND_PORTS, MapType::Array, 65_536 / PORTS_PER_ELEMENT, 0),
         sized::<PeerKey, SockPeer>(maps::UDP_PEERS, MapType::LruHash, sizes.udp_peers, 0),
         sized::<Addr, Endpoint>(maps::ENDPOINTS, MapType::Hash, sizes.endpoints, NO_PREALLOC),
         fixed::<u32, NodeState>(maps::NODE_STATE, MapType::Array, 1, 0),

@@ -24,6 +24,7 @@ pub(super) struct Maps {
     pub(super) names: Map<u32, ServiceName>,
     pub(super) vip_filter: Map<u32, u64>,
     pub(super) conntrack: Map<CtKey, CtEntry>,
+    pub(super) sock_peers: Map<u64, SockPeer>,
     pub(super) udp_peers: Map<PeerKey, SockPeer>,
     pub(super) endpoints: Map<Addr, Endpoint>,
     pub(super) node_state: Map<u32, NodeState>,
@@ -53,6 +54,7 @@ impl Maps {
             names: one(directory, maps::SERVICE_NAMES, read_only)?,
             vip_filter: one(directory, maps::VIP_FILTER, read_only)?,
             conntrack: one(directory, maps::CONNTRACK, read_only)?,
+            sock_peers: one(directory, maps::SOCK_PEERS, read_only)?,
             udp_peers: one(directory, maps::UDP_PEERS, read_only)?,
             endpoints: one(directory, maps::ENDPOINTS, read_only)?,
             node_state: one(directory, maps::NODE_STATE, read_only)?,
@@ -152,6 +154,16 @@ impl Pinned {
             .map_err(map_error(map, "read"))?;
         entries.sort_unstable_by_key(|(key, _)| *key);
         Ok(entries)
+    }
+
+    /// The sockets that are connected to a service, by their cookie, sorted.
+    pub fn sock_peers(&self) -> Result<Vec<(u64, SockPeer)>, DataplaneError> {
+        let map = &self.maps.sock_peers;
+        let mut peers = Vec::new();
+        map.for_each(SockPeer::default(), |key, value| peers.push((*key, *value)))
+            .map_err(map_error(map, "read"))?;
+        peers.sort_unstable_by_key(|(cookie, _)| *cookie);
+        Ok(peers)
     }
 
     /// The conversations of unconnected datagram sockets, sorted by key.

@@ -61,7 +61,9 @@ pub struct RouteManager {
     installed: BTreeMap<IpNet, (IpAddr, u32)>,
     /// CIDRs that should have a route.
     wanted: BTreeSet<IpNet>,
-    /// The last reconcile left something undone that an event may make possible.
+    /// Next hops that led nowhere at the last reconcile.
+    waiting: BTreeSet<IpAddr>,
+    /// The last reconcile left something undone that a link or an address may make possible.
     unsettled: bool,
 }
 
@@ -94,6 +96,7 @@ impl RouteManager {
             watch,
             installed: BTreeMap::new(),
             wanted: BTreeSet::new(),
+            waiting: BTreeSet::new(),
             unsettled: false,
         })
     }
@@ -109,9 +112,11 @@ impl RouteManager {
     /// what is stale, also what an earlier run of the agent left. Foreign routes are not touched.
     ///
     /// An error means that the kernel could not be asked at all; single failures are in the report.
+    /// The caller tries again after a while in both cases: not every cause shows as an event.
     pub async fn reconcile(&mut self, desired: &[HostGwRoute]) -> Result<RouteReport, RouteError> {
-        // If this is cut short, the next call of `changed` asks for another one.
+        // Stays so if this is cut short.
         self.unsettled = true;
+        self.waiting.clear();
         self.wanted = desired.iter().map(|r| r.cidr).collect();
         let mut report = RouteReport::default();
         let mut reachable = Vec::with_capacity(desired.len());
@@ -122,7 +127,10 @@ impl RouteManager {
                     interfaces.insert(route.via, interface);
                     reachable.push(route.clone());
                 }
-                Err(reason) => report.skipped.push(Skipped { node: route.node.clone(), reason }),
+                Err(reason) => {
+                    self.waiting.insert(route.via);
+                    report.skipped.push(Skipped { node: route.node.clone(), reason });
+                }
             }
         }
         let Diff { ops, conflicts, unchanged } =
@@ -147,7 +155,8 @@ impl RouteManager {
             .chain(&report.unchanged)
             .map(|r| (r.cidr, (r.via, interfaces.get(&r.via).copied().unwrap_or_default())))
             .collect();
-        self.unsettled = !report.is_complete();
+        // A conflict is over when the foreign route goes, which is an event of its own.
+        self.unsettled = !report.skipped.is_empty() || !report.failed.is_empty();
         Ok(report)
     }
 
@@ -163,7 +172,8 @@ impl RouteManager {
 
     /// Waits until something happened that calls for another [`reconcile`](Self::reconcile): a
     /// route of ours was deleted or changed by someone else, a foreign one came or went where ours
-    /// should be, a link or an address changed that matters, or events were lost.
+    /// should be or on the way to a next hop, a link or an address changed that matters, or events
+    /// were lost.
     ///
     /// Cancel-safe. Returns after the first such event; a caller that waits a moment before it
     /// reconciles handles a burst at once.
@@ -186,7 +196,10 @@ impl RouteManager {
             Event::RouteGone(route) if route.is_ours() => installed(route),
             Event::RouteSet(route) if route.is_ours() => !installed(route),
             // `ip route replace` of ours by a foreign one shows as the latter alone.
-            Event::RouteSet(route) | Event::RouteGone(route) => self.wanted.contains(&route.cidr),
+            Event::RouteSet(route) | Event::RouteGone(route) => {
+                self.wanted.contains(&route.cidr)
+                    || self.waiting.iter().any(|via| route.cidr.contains(via))
+            }
             Event::Link { index, up } => {
                 (self.unsettled && *up) || (!up && self.installed.values().any(|(_, i)| i == index))
             }

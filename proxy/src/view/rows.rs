@@ -11,6 +11,7 @@ use sluice_model::Protocol;
 use sluice_plan::Tables;
 
 use super::Row;
+use crate::dataplane::partner;
 
 /// One frontend: an address that a Service port is reached at.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
@@ -208,15 +209,7 @@ impl ConntrackRow {
             .iter()
             .filter(|(key, _)| key.flags & CtFlags::REVERSE == 0)
             .map(|(key, entry)| {
-                let answer = answers.get(&CtKey {
-                    src: entry.addr,
-                    dst: key.src,
-                    sport: entry.port,
-                    dport: key.sport,
-                    proto: key.proto,
-                    flags: CtFlags::REVERSE,
-                    reserved: 0,
-                });
+                let answer = answers.get(&partner(key, entry));
                 let flags = entry.flags | answer.map_or(0, |answer| answer.flags);
                 let last_seen = entry.last_seen.max(answer.map_or(0, |answer| answer.last_seen));
                 Self {

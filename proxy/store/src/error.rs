@@ -42,6 +42,9 @@ pub enum SourceError {
         /// The prefix as given.
         prefix: String,
     },
+    /// [`crate::SourceOptions::kinds`] is empty.
+    #[error("no kind of object is asked for")]
+    NoKinds,
     /// [`crate::Stream::open`] was called outside of a tokio runtime.
     #[error("a source needs a running tokio runtime: {0}")]
     NoRuntime(#[from] tokio::runtime::TryCurrentError),
@@ -62,6 +65,7 @@ impl SourceError {
             Self::Prefix { .. } => {
                 "the kube-apiserver's --etcd-prefix is /registry unless it was changed"
             }
+            Self::NoKinds => "name the kinds to watch",
             Self::NoRuntime(_) => "open the source inside the runtime",
         }
     }

@@ -12,6 +12,8 @@
 //! An object that cannot be understood is a [`Rejected`] that names the object, the field and the
 //! bad value; whatever was known of it before stays, and all other objects go on.
 
+#[cfg(feature = "args")]
+mod args;
 mod cache;
 mod coalesce;
 mod convert;
@@ -25,6 +27,8 @@ mod stream;
 mod url;
 mod wire;
 
+#[cfg(feature = "args")]
+pub use args::{EtcdArgs, PasswordError, parse_source};
 pub use cache::{Cache, Changes};
 pub use convert::FieldError;
 pub use decode::{DecodeError, decode_value};

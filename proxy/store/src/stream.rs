@@ -61,6 +61,9 @@ impl Stream {
     /// status says so, and it is tried again.
     pub fn open(url: &SourceUrl, options: &SourceOptions) -> Result<Self, SourceError> {
         let runtime = tokio::runtime::Handle::try_current()?;
+        if options.kinds.is_empty() {
+            return Err(SourceError::NoKinds);
+        }
         let (sender, events) = mpsc::channel(CHANNEL);
         let (status_sender, status) = watch::channel(SourceStatus::new());
         let sink = Sink { events: sender, status: status_sender };

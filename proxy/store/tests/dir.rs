@@ -1,13 +1,14 @@
 //! A directory of manifests, followed with real inotify.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sluice_model::ObjectName;
-use sluice_store::{Cache, SourceOptions, SourceUrl, Stream};
+use sluice_model::{ObjectName, ResourceKind};
+use sluice_store::{Cache, SourceError, SourceOptions, SourceUrl, Stream};
 use tempfile::TempDir;
 
 /// Long enough for the slowest machine; no test waits for it unless it fails.
@@ -23,8 +24,12 @@ struct Follower {
 
 impl Follower {
     fn new(path: &Path) -> Self {
+        Self::with(path, &SourceOptions::default())
+    }
+
+    fn with(path: &Path, options: &SourceOptions) -> Self {
         let url = SourceUrl::Dir(path.to_owned());
-        let stream = Stream::open(&url, &SourceOptions::default()).unwrap();
+        let stream = Stream::open(&url, options).unwrap();
         Self { stream, cache: Cache::new(), warned: Vec::new() }
     }
 
@@ -345,4 +350,20 @@ async fn an_appended_document_is_seen() {
     drop(file);
     follower.until("the document", |cache| port(cache, "b") == 80).await;
     assert_eq!(follower.port("a"), 80);
+}
+
+#[tokio::test]
+async fn kinds_that_are_not_asked_for_are_left_out() {
+    let (_guard, path) = temp();
+    let bad = "---\n{apiVersion: v1, kind: Pod, metadata: {name: p}, status: {podIP: x}}\n";
+    fs::write(path.join("a.yaml"), service("a", 80) + bad).unwrap();
+    let kinds = BTreeSet::from([ResourceKind::Namespace]);
+    let options = SourceOptions { kinds, ..SourceOptions::default() };
+    let mut follower = Follower::with(&path, &options);
+    follower.settle(&path, "marker").await;
+    assert_eq!(follower.names(), [""; 0]);
+    assert_eq!(follower.rejected(), [""; 0], "not even looked at");
+
+    let none = SourceOptions { kinds: BTreeSet::new(), ..SourceOptions::default() };
+    assert!(matches!(Stream::open(&SourceUrl::Dir(path), &none), Err(SourceError::NoKinds)));
 }

@@ -53,15 +53,14 @@ struct Rare {
 impl Content {
     /// The slice's endpoints with its ports.
     pub(super) fn endpoints(&self) -> impl Iterator<Item = Endpoint> {
-        let texts =
-            |texts: &[Arc<str>]| texts.iter().map(|text| text.to_string()).collect::<Vec<_>>();
+        let texts = |texts: &[Arc<str>]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
         self.endpoints.iter().map(move |entry| Endpoint {
             addr: entry.addr,
             ports: self.ports.to_vec(),
             conditions: entry.conditions,
             hostname: entry.rare.as_ref().and_then(|rare| rare.hostname.clone()),
-            node: entry.node.as_ref().map(|text| text.to_string()),
-            zone: entry.zone.as_ref().map(|text| text.to_string()),
+            node: entry.node.as_ref().map(ToString::to_string),
+            zone: entry.zone.as_ref().map(ToString::to_string),
             target: entry.target.as_ref().map(|target| ObjectRef {
                 kind: target.kind.to_string(),
                 name: ObjectName::new(&*target.namespace, &*target.name),

@@ -92,6 +92,7 @@ pub(crate) fn print(measured: &[Measured]) {
     }
     println!("\n{table}");
     println!("\nmedians over the rounds; ratios are medians of the ratios within each round");
+    println!("NAME-pod: to the pod's own address, on the node with the most services");
 }
 
 /// `41500.0` as `41,500`.

@@ -2,10 +2,11 @@
 
 use std::io::{IsTerminal as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use sluice_tests::cluster::WorkDir;
-use sluice_tests::{bin, interrupt};
+use sluice_tests::{bin, interrupt, wait_for};
 
 use crate::Plan;
 use crate::report::Measured;
@@ -46,6 +47,12 @@ pub(crate) fn run(plan: &Plan) -> Result<Vec<Measured>> {
             ));
             let variant = &variants[index % variants.len()];
             let rate = measure(plan, &nodes[variant.node], variant, it.case);
+            if rate.is_err() {
+                // Ctrl-C reaches the client, too, and its end may be seen first.
+                let _ = wait_for("Ctrl-C", Duration::from_millis(200), || {
+                    interrupt::interrupted().then_some(())
+                });
+            }
             stop_if_asked()?;
             it.rounds.push(rate.with_context(|| format!("{} {} {}", it.case, it.variant, it.n))?);
         }
@@ -95,7 +102,7 @@ fn build(plan: &Plan, dir: &WorkDir) -> Result<(Vec<Node>, Vec<Variant>)> {
             progress(&format!("sluice, {count} services"));
             let (sluice, services) = Sluice::new(count, dir, plan.cpu)?;
             let address = services[count / 2].address;
-            add(Node::Sluice(Box::new(sluice)), &names("sluice", "sluice, to the pod", address));
+            add(Node::Sluice(Box::new(sluice)), &names("sluice", "sluice-pod", address));
         }
         for name in ["nftables", "iptables"] {
             stop_if_asked()?;
@@ -109,8 +116,8 @@ fn build(plan: &Plan, dir: &WorkDir) -> Result<(Vec<Node>, Vec<Variant>)> {
             // The services stay in their order; what every cluster has comes last.
             let all = [services, rules::extras()].concat();
             let (rules, pod) = match name {
-                "nftables" => (Rules::Nftables(all), "nftables, to the pod"),
-                _ => (Rules::Iptables(all), "iptables, to the pod"),
+                "nftables" => (Rules::Nftables(all), "nftables-pod"),
+                _ => (Rules::Iptables(all), "iptables-pod"),
             };
             let plain = Plain::new(&format!("{name}-{count}"), &rules, dir, plan.cpu)?;
             add(Node::Plain(Box::new(plain)), &names(name, pod, address));

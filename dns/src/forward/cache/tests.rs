@@ -1,0 +1,155 @@
+use std::net::Ipv4Addr;
+
+use hickory_proto::op::{MessageType, OpCode, Query};
+use hickory_proto::rr::Record;
+use hickory_proto::rr::rdata::SOA;
+
+use super::*;
+use crate::wire::ClientEdns;
+
+fn name(text: &str) -> Name {
+    Name::from_ascii(text).expect("a name")
+}
+
+fn request(text: &str) -> Request {
+    Request {
+        id: 1,
+        recursion_desired: true,
+        authentic_data: false,
+        checking_disabled: false,
+        question: Query::query(name(text), RecordType::A),
+        edns: None,
+    }
+}
+
+fn key(text: &str) -> Key {
+    Key::new(&request(text), &name(text)).expect("recursion is desired")
+}
+
+fn address(owner: &str, ttl: u32) -> Record {
+    Record::from_rdata(name(owner), ttl, RData::A(Ipv4Addr::new(192, 0, 2, 1).into()))
+}
+
+fn soa(ttl: u32, minimum: u32) -> Record {
+    let zone = name("example.");
+    Record::from_rdata(
+        zone.clone(),
+        ttl,
+        RData::SOA(SOA::new(zone.clone(), zone, 1, 2, 3, 4, minimum)),
+    )
+}
+
+fn message(code: ResponseCode, answers: Vec<Record>, authorities: Vec<Record>) -> Message {
+    let mut message = Message::new(1, MessageType::Response, OpCode::Query);
+    message.metadata.response_code = code;
+    message.answers = answers;
+    message.authorities = authorities;
+    message
+}
+
+/// How long a cache keeps a message, in seconds, as seen from outside.
+fn kept(message: &Message) -> u64 {
+    let (cache, now) = (Cache::new(100), Instant::now());
+    cache.put(key("a.example."), message, now);
+    let at = |seconds| {
+        cache.get(&key("a.example."), &name("a.example."), now + Duration::from_secs(seconds))
+    };
+    (0..4000).find(|seconds| at(*seconds).is_none()).expect("an end")
+}
+
+/// D13: as long as the lowest TTL, an hour at most.
+#[test]
+fn answers_live_as_long_as_their_lowest_ttl() {
+    let answer = |ttls: &[u32]| {
+        let answers = ttls.iter().map(|ttl| address("a.example.", *ttl)).collect();
+        kept(&message(ResponseCode::NoError, answers, vec![]))
+    };
+    assert_eq!(answer(&[300, 20]), 20);
+    assert_eq!(answer(&[86400]), 3600);
+    assert_eq!(answer(&[300, 0]), 0);
+}
+
+/// D13: a denial as long as its SOA says, half an hour at most; without an SOA not at all.
+#[test]
+fn denials_live_as_long_as_their_soa_says() {
+    let denial = |code, authorities| kept(&message(code, vec![], authorities));
+    for code in [ResponseCode::NXDomain, ResponseCode::NoError] {
+        assert_eq!(denial(code, vec![soa(900, 60)]), 60);
+        assert_eq!(denial(code, vec![soa(30, 60)]), 30);
+        assert_eq!(denial(code, vec![soa(86400, 86400)]), 1800);
+        assert_eq!(denial(code, vec![]), 0);
+    }
+    // An alias whose target has no such data is a denial, too.
+    let alias = RData::CNAME(hickory_proto::rr::rdata::CNAME(name("b.example.")));
+    let alias = Record::from_rdata(name("a.example."), 600, alias);
+    assert_eq!(kept(&message(ResponseCode::NoError, vec![alias], vec![soa(900, 60)])), 60);
+}
+
+/// D13: failures shortly; what is cut short, refused or malformed not at all.
+#[test]
+fn failures_live_shortly_and_refusals_not_at_all() {
+    assert_eq!(kept(&message(ResponseCode::ServFail, vec![], vec![])), 5);
+    assert_eq!(kept(&message(ResponseCode::Refused, vec![], vec![])), 0);
+    assert_eq!(kept(&message(ResponseCode::FormErr, vec![], vec![])), 0);
+    let mut cut = message(ResponseCode::NoError, vec![address("a.example.", 60)], vec![]);
+    cut.metadata.truncation = true;
+    assert_eq!(kept(&cut), 0);
+}
+
+/// D13, D9: TTLs go down, and the owner is spelled as it was asked for.
+#[test]
+fn a_kept_answer_ages_and_takes_the_spelling_of_the_question() {
+    let (cache, now) = (Cache::new(100), Instant::now());
+    let answers = vec![address("a.example.", 60), address("other.example.", 60)];
+    cache.put(key("a.example."), &message(ResponseCode::NoError, answers, vec![]), now);
+    let spelled = name("A.eXample.");
+    let later = now + Duration::from_millis(20_900);
+    let got = cache.get(&key("A.EXAMPLE."), &spelled, later).expect("kept");
+    assert!(got.answers[0].name.eq_case(&spelled));
+    assert!(got.answers[1].name.eq_case(&name("other.example.")));
+    assert_eq!(got.answers[0].ttl, 40);
+}
+
+/// D13: another type, DO or CD is another question; without recursion nothing is kept.
+#[test]
+fn questions_that_differ_are_kept_apart() {
+    let plain = request("a.example.");
+    let name = name("a.example.");
+    let edns = |dnssec_ok| Some(ClientEdns { payload: 1232, dnssec_ok });
+    let key = |request: Request| Key::new(&request, &name);
+    let same = key(Request { id: 2, edns: edns(false), ..plain.clone() });
+    assert_eq!(key(plain.clone()), same);
+    let other_type = Query::query(name.clone(), RecordType::AAAA);
+    for other in [
+        Request { edns: edns(true), ..plain.clone() },
+        Request { checking_disabled: true, ..plain.clone() },
+        Request { question: other_type, ..plain.clone() },
+    ] {
+        assert_ne!(key(plain.clone()), key(other));
+    }
+    assert_eq!(key(Request { recursion_desired: false, ..plain }), None);
+}
+
+/// D13: bounded in memory.
+#[test]
+fn a_full_cache_makes_room() {
+    let (cache, now) = (Cache::new(640), Instant::now());
+    let answer = message(ResponseCode::NoError, vec![address("a.example.", 60)], vec![]);
+    for n in 0..5000 {
+        cache.put(key(&format!("n{n}.example.")), &answer, now);
+    }
+    assert!(cache.len() <= 640 && cache.len() > 300, "{}", cache.len());
+    let newest = "n4999.example.";
+    assert!(cache.get(&key(newest), &name(newest), now).is_some());
+    // The expired go first.
+    let later = now + Duration::from_secs(61);
+    cache.put(key("fresh.example."), &answer, later);
+    assert!(cache.get(&key("fresh.example."), &name("fresh.example."), later).is_some());
+
+    let none = Cache::new(0);
+    none.put(key("a.example."), &answer, now);
+    let large = (0..400).map(|n| address(&format!("n{n}.example."), 60)).collect();
+    cache.put(key("large.example."), &message(ResponseCode::NoError, large, vec![]), now);
+    assert!(cache.get(&key("large.example."), &name("large.example."), now).is_none());
+    assert_eq!(none.len(), 0);
+}
