@@ -38,6 +38,7 @@ mod stage;
 mod trace;
 mod warning;
 
+pub use frontends::is_foreign;
 pub use ops::{MapOp, Tables};
 pub use planner::{Plan, Planner};
 pub use trace::{Breakage, Destination, Verdict, trace};
