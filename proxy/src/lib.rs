@@ -8,6 +8,7 @@
 //! | [`control`] | the control socket: protocol, server, client |
 //! | [`ctl`] | the commands of `proxyctl` |
 //! | [`dataplane`] | the only place that talks to bpf(2) |
+//! | [`health`] | health checks and metrics over HTTP |
 //! | [`routes`] | host-gw routes to the other nodes |
 //! | [`view`] | rows that people and scripts read, from a dump of the kernel's maps |
 
@@ -17,5 +18,6 @@ pub mod clock;
 pub mod control;
 pub mod ctl;
 pub mod dataplane;
+pub mod health;
 pub mod routes;
 pub mod view;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use sluice_model::ObjectName;
-use sluice_plan::{Plan, Planner};
+use sluice_plan::{Plan, Planner, Tables};
 use sluice_store::Cache;
 
 use crate::dataplane::{ApplyError, Dataplane, DataplaneError};
@@ -16,6 +16,8 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 pub struct Reconciler {
     planner: Planner,
     failure: Option<Failure>,
+    /// Writes that the kernel refused, ever.
+    failures: u64,
 }
 
 /// A write that the kernel refused: the planner's picture of the kernel is wrong until it is read
@@ -44,7 +46,7 @@ impl Reconciler {
                 "took over what the kernel holds"
             );
         }
-        Ok(Self { planner: Planner::restore(tables), failure: None })
+        Ok(Self { planner: Planner::restore(tables), failure: None, failures: 0 })
     }
 
     /// Brings the named Services to what the cache says of them.
@@ -88,6 +90,7 @@ impl Reconciler {
     fn failed(&mut self, name: Option<&ObjectName>, error: &ApplyError) {
         let service = name.map_or_else(|| "clean-up".to_owned(), |n| format!("Service {n}"));
         tracing::error!("{service}: {error}; what was programmed stays, the rest is tried again");
+        self.failures += 1;
         let wait = self.failure.as_ref().map_or(RETRY.0, |failure| failure.wait);
         self.failure = Some(Failure {
             service,
@@ -128,6 +131,16 @@ impl Reconciler {
             }
             None => tracing::info!("the kernel holds every service again"),
         }
+    }
+
+    /// Writes that the kernel refused, ever.
+    pub fn failures(&self) -> u64 {
+        self.failures
+    }
+
+    /// What the kernel holds after all that was written.
+    pub fn tables(&self) -> &Tables {
+        self.planner.tables()
     }
 
     /// What is wrong, subject and message.
