@@ -69,8 +69,10 @@ impl Agent {
         ] {
             metrics.map_entries(map, entries);
         }
+        for (map, failures) in self.reconciler.failures() {
+            metrics.apply_failures(map, *failures);
+        }
         metrics.refresh(Figures {
-            apply_failures: self.reconciler.failures(),
             rejected: self.cache.rejected().count(),
             problems: self.problems().len(),
             endpoints: self.endpoints.served(),

@@ -1,5 +1,6 @@
 //! Services: from the cache through the planner to the kernel, with what failed tried again.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use sluice_model::ObjectName;
@@ -16,8 +17,8 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 pub struct Reconciler {
     planner: Planner,
     failure: Option<Failure>,
-    /// Writes that the kernel refused, ever.
-    failures: u64,
+    /// Writes that the kernel refused, ever, by map.
+    failures: BTreeMap<&'static str, u64>,
 }
 
 /// A write that the kernel refused: the planner's picture of the kernel is wrong until it is read
@@ -46,7 +47,7 @@ impl Reconciler {
                 "took over what the kernel holds"
             );
         }
-        Ok(Self { planner: Planner::restore(tables), failure: None, failures: 0 })
+        Ok(Self { planner: Planner::restore(tables), failure: None, failures: BTreeMap::new() })
     }
 
     /// Brings the named Services to what the cache says of them.
@@ -90,7 +91,7 @@ impl Reconciler {
     fn failed(&mut self, name: Option<&ObjectName>, error: &ApplyError) {
         let service = name.map_or_else(|| "clean-up".to_owned(), |n| format!("Service {n}"));
         tracing::error!("{service}: {error}; what was programmed stays, the rest is tried again");
-        self.failures += 1;
+        *self.failures.entry(error.map()).or_default() += 1;
         let wait = self.failure.as_ref().map_or(RETRY.0, |failure| failure.wait);
         self.failure = Some(Failure {
             service,
@@ -133,9 +134,9 @@ impl Reconciler {
         }
     }
 
-    /// Writes that the kernel refused, ever.
-    pub fn failures(&self) -> u64 {
-        self.failures
+    /// Writes that the kernel refused, ever, by map.
+    pub fn failures(&self) -> &BTreeMap<&'static str, u64> {
+        &self.failures
     }
 
     /// What the kernel holds after all that was written.

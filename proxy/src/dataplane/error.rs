@@ -149,6 +149,13 @@ pub enum ApplyError {
 }
 
 impl ApplyError {
+    /// The map that could not be written.
+    pub fn map(&self) -> &'static str {
+        match self {
+            Self::Full { map, .. } | Self::Refused { map, .. } => map,
+        }
+    }
+
     /// How many operations of the plan were done.
     pub fn done(&self) -> usize {
         match self {

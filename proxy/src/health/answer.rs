@@ -94,17 +94,18 @@ pub fn healthz(verdict: &Verdict, now: SystemTime) -> Answer {
 }
 
 /// `/livez`: whether the agent does its work, whatever is to become of the node. A source that has
-/// not answered yet is no reason to start the agent anew.
+/// not answered yet, or a write that the kernel refuses, is no reason to start the agent anew.
 pub fn livez(verdict: &Verdict, now: SystemTime) -> Answer {
+    let reason = verdict.hung_reason();
     let mut body = json!({
-        "lastUpdated": last_updated(verdict, verdict.stuck.is_none(), now),
+        "lastUpdated": last_updated(verdict, reason.is_none(), now),
         "currentTime": time(now),
     });
-    if let Some(reason) = &verdict.stuck {
+    if let Some(reason) = &reason {
         body["reason"] = json!(reason);
     }
     Answer {
-        status: status(verdict.stuck.is_none()),
+        status: status(reason.is_none()),
         content_type: JSON,
         weight: None,
         body: body.to_string(),
@@ -146,7 +147,8 @@ mod tests {
     use super::*;
 
     fn well() -> Verdict {
-        Verdict { stuck: None, programmed: true, eligible: true, updated: SystemTime::UNIX_EPOCH }
+        let updated = SystemTime::UNIX_EPOCH;
+        Verdict { hung: None, stuck: None, programmed: true, eligible: true, updated }
     }
 
     fn now() -> SystemTime {
@@ -183,13 +185,23 @@ mod tests {
 
     /// S12
     #[test]
-    fn stuck_programming_fails_both_and_says_since_when() {
-        let verdict = Verdict { stuck: Some("why".to_owned()), ..well() };
+    fn a_hung_agent_fails_both_and_says_since_when() {
+        let verdict = Verdict { hung: Some(Duration::from_secs(61)), ..well() };
         for answer in [healthz(&verdict, now()), livez(&verdict, now())] {
             assert_eq!(answer.status, 503);
             assert_eq!(body(&answer)["lastUpdated"], "1970-01-01T00:00:00Z");
-            assert_eq!(body(&answer)["reason"], "why");
+            assert_eq!(body(&answer)["reason"], "the agent's loop has not moved for 61 s");
         }
+    }
+
+    /// S12
+    #[test]
+    fn a_write_that_the_kernel_refuses_keeps_traffic_away_but_not_the_agent_down() {
+        let verdict = Verdict { stuck: Some(Duration::from_secs(61)), ..well() };
+        let answer = healthz(&verdict, now());
+        assert_eq!(answer.status, 503);
+        assert_eq!(body(&answer)["reason"], "a change has waited for the kernel for 61 s");
+        assert_eq!(livez(&verdict, now()).status, 200);
     }
 
     #[test]
@@ -217,7 +229,7 @@ mod tests {
         assert_eq!((answer.status, answer.weight), (503, Some(0)));
         assert_eq!(body(&answer)["serviceProxyHealthy"], true);
 
-        let stuck = Verdict { stuck: Some("why".to_owned()), ..well() };
+        let stuck = Verdict { stuck: Some(Duration::from_secs(61)), ..well() };
         let answer = service(&name, two, &stuck);
         assert_eq!((answer.status, answer.weight), (503, Some(2)));
         assert_eq!(body(&answer)["serviceProxyHealthy"], false);

@@ -33,7 +33,7 @@ pub struct Metrics {
     no_local: Family<Label, Gauge>,
     healthz: Family<Label<u16>, Counter>,
     livez: Family<Label<u16>, Counter>,
-    apply_failures: Counter,
+    apply_failures: Family<Label, Counter>,
     entries: Family<Label, Gauge>,
     rejected: Gauge,
     problems: Gauge,
@@ -43,8 +43,6 @@ pub struct Metrics {
 /// What the loop counts when it is asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Figures {
-    /// Batches of writes that the kernel refused, ever.
-    pub apply_failures: u64,
     /// Objects of the source that could not be understood, now.
     pub rejected: usize,
     /// Rows under Problem of `proxyctl status`, now.
@@ -68,7 +66,7 @@ impl Metrics {
             no_local: Family::default(),
             healthz: Family::default(),
             livez: Family::default(),
-            apply_failures: Counter::default(),
+            apply_failures: Family::default(),
             entries: Family::default(),
             rejected: Gauge::default(),
             problems: Gauge::default(),
@@ -121,7 +119,7 @@ impl Metrics {
         let own = registry.sub_registry_with_prefix("sluice");
         own.register(
             "apply_failures",
-            "Writes that the kernel refused; they are tried again",
+            "Writes that the kernel refused, by map; they are tried again",
             self.apply_failures.clone(),
         );
         own.register(
@@ -188,10 +186,15 @@ impl Metrics {
         self.entries.get_or_create(&[("map", map)]).set(signed(entries));
     }
 
+    /// The kernel refused so many writes to a map, ever.
+    pub fn apply_failures(&self, map: &'static str, failures: u64) {
+        // The loop alone counts these, and they never go back.
+        let counter = self.apply_failures.get_or_create(&[("map", map)]);
+        counter.inner().store(failures, Ordering::Relaxed);
+    }
+
     /// What the loop counted.
     pub fn refresh(&self, figures: Figures) {
-        // The loop alone counts these, and they never go back.
-        self.apply_failures.inner().store(figures.apply_failures, Ordering::Relaxed);
         self.rejected.set(signed(figures.rejected));
         self.problems.set(signed(figures.problems));
         self.endpoints.set(signed(figures.endpoints));

@@ -71,16 +71,22 @@ impl Health {
     ///
     /// # Errors
     ///
-    /// Where the thread or its runtime cannot be made.
+    /// Where the thread cannot be made.
     pub fn start(config: Config) -> io::Result<(Self, mpsc::Receiver<Refresh>)> {
         let shared = Arc::new(Shared::new(Instant::now(), SystemTime::now()));
         let (checks, wanted) = watch::channel(BTreeMap::new());
         let (refresh, refreshes) = mpsc::channel(1);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let state = Arc::clone(&shared);
-        std::thread::Builder::new()
-            .name("health".to_owned())
-            .spawn(move || runtime.block_on(server::run(config, state, wanted, refresh)))?;
+        std::thread::Builder::new().name("health".to_owned()).spawn(move || {
+            match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime.block_on(server::run(config, state, wanted, refresh)),
+                Err(error) => {
+                    let problem = format!("no health checks and no metrics: {error}");
+                    tracing::error!("{problem}");
+                    state.refused("health server", &problem);
+                }
+            }
+        })?;
         Ok((Self { shared, checks, no_local: BTreeMap::new() }, refreshes))
     }
 

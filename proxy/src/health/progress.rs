@@ -29,8 +29,12 @@ pub struct Progress {
 /// What the endpoints tell.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Verdict {
-    /// Why programming is stuck; `None`: it is not. This alone is what `/livez` tells.
-    pub stuck: Option<String>,
+    /// For how long the loop has not moved, if that is too long. A restart of the agent may help:
+    /// this alone is what `/livez` tells.
+    pub hung: Option<Duration>,
+    /// For how long a change has been waiting for the kernel, if that is too long: the kernel
+    /// refuses it, and will refuse it to the next agent as well.
+    pub stuck: Option<Duration>,
     /// Whether the kernel has been given services.
     pub programmed: bool,
     /// Whether the node may have new traffic: it is not about to be removed.
@@ -42,13 +46,15 @@ pub struct Verdict {
 impl Verdict {
     /// Whether services work on this node: what `serviceProxyHealthy` tells.
     pub fn healthy(&self) -> bool {
-        self.stuck.is_none() && self.programmed
+        self.hung.is_none() && self.stuck.is_none() && self.programmed
     }
 
     /// Why `/healthz` fails, if it does.
     pub fn reason(&self) -> Option<String> {
-        if let Some(stuck) = &self.stuck {
-            Some(stuck.clone())
+        if self.hung.is_some() {
+            self.hung_reason()
+        } else if let Some(waiting) = self.stuck {
+            Some(format!("a change has waited for the kernel for {} s", waiting.as_secs()))
         } else if !self.programmed {
             Some("the source has not been read yet".to_owned())
         } else if !self.eligible {
@@ -56,6 +62,11 @@ impl Verdict {
         } else {
             None
         }
+    }
+
+    /// Why `/livez` fails, if it does.
+    pub fn hung_reason(&self) -> Option<String> {
+        self.hung.map(|silent| format!("the agent's loop has not moved for {} s", silent.as_secs()))
     }
 }
 
@@ -105,18 +116,10 @@ impl Progress {
 
     /// The judgement at `now`.
     pub fn verdict(&self, now: Instant) -> Verdict {
-        let silent = now.saturating_duration_since(self.alive);
-        let stuck = match self.waiting(now) {
-            Some(waiting) if waiting > STUCK_AFTER => {
-                Some(format!("a change has waited for the kernel for {} s", waiting.as_secs()))
-            }
-            _ if silent > STUCK_AFTER => {
-                Some(format!("the agent's loop has not moved for {} s", silent.as_secs()))
-            }
-            _ => None,
-        };
+        let too_long = |time: &Duration| *time > STUCK_AFTER;
         Verdict {
-            stuck,
+            hung: Some(now.saturating_duration_since(self.alive)).filter(too_long),
+            stuck: self.waiting(now).filter(too_long),
             programmed: self.programmed,
             eligible: self.eligible,
             updated: self.updated,
@@ -149,6 +152,7 @@ mod tests {
         assert!(progress.verdict(at(start, 70)).healthy());
         let verdict = progress.verdict(at(start, 71));
         assert!(!verdict.healthy());
+        assert_eq!(verdict.hung_reason(), None, "a new agent would fare no better");
         assert_eq!(
             verdict.reason().as_deref(),
             Some("a change has waited for the kernel for 61 s")
@@ -161,12 +165,17 @@ mod tests {
 
     /// S12
     #[test]
-    fn a_loop_that_does_not_move_is_stuck_and_a_quiet_one_is_not() {
+    fn a_loop_that_does_not_move_is_hung_and_a_quiet_one_is_not() {
         let start = Instant::now();
         let mut progress = Progress::new(start, SystemTime::now());
         progress.programmed();
         assert_eq!(progress.verdict(at(start, 60)).reason(), None);
-        assert!(progress.verdict(at(start, 61)).stuck.is_some());
+        let verdict = progress.verdict(at(start, 61));
+        assert!(!verdict.healthy());
+        assert_eq!(
+            verdict.hung_reason().as_deref(),
+            Some("the agent's loop has not moved for 61 s")
+        );
         progress.alive(at(start, 61));
         assert_eq!(progress.verdict(at(start, 120)).reason(), None);
     }
@@ -194,11 +203,11 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_was_never_programmed_is_unhealthy_but_not_stuck() {
+    fn a_node_that_was_never_programmed_is_unhealthy_but_not_hung() {
         let start = Instant::now();
         let mut progress = Progress::new(start, SystemTime::now());
         let verdict = progress.verdict(start);
-        assert!(!verdict.healthy() && verdict.stuck.is_none(), "{verdict:?}");
+        assert!(!verdict.healthy() && verdict.hung.is_none(), "{verdict:?}");
         progress.programmed();
         assert!(progress.verdict(start).healthy());
     }

@@ -230,8 +230,9 @@ fn metrics_are_those_of_the_moment_they_are_asked_for() {
     // The loop is what brings the figures up to date; here it is this thread.
     let scrape = std::thread::spawn(move || ask(metrics, "GET", "/metrics"));
     let refresh = fixture.refreshes.blocking_recv().expect("a scrape asks");
-    let figures = Figures { apply_failures: 3, rejected: 4, problems: 5, endpoints: 6 };
+    let figures = Figures { rejected: 4, problems: 5, endpoints: 6 };
     fixture.health.metrics().refresh(figures);
+    fixture.health.metrics().apply_failures("SLOTS", 3);
     refresh.send(()).expect("the scrape waits");
     let (status, head, text) = scrape.join().expect("the scrape ends");
     assert_eq!(status, 200);
@@ -243,7 +244,7 @@ fn metrics_are_those_of_the_moment_they_are_asked_for() {
         "kubeproxy_sync_proxy_rules_endpoint_changes_total 1",
         "kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy=\"external\"} 1",
         "kubeproxy_proxy_healthz_total{code=\"503\"} 1",
-        "sluice_apply_failures_total 3",
+        "sluice_apply_failures_total{map=\"SLOTS\"} 3",
         "sluice_rejected_objects 4",
         "sluice_problems 5",
         "sluice_endpoints 6",
