@@ -7,6 +7,8 @@ use sluice_store::{EtcdArgs, SourceUrl, parse_source};
 
 use crate::node_ports::NodePortAddresses;
 
+use crate::health::BindAddress;
+
 /// Where a node's files are; every one may differ, so that several nodes run on one kernel.
 #[derive(Clone, Debug, Args)]
 pub struct Paths {
@@ -105,6 +107,14 @@ pub struct SluicedArgs {
     /// Sizes of the kernel's maps.
     #[command(flatten)]
     pub sizes: SizeArgs,
+
+    /// Where load balancers and kubelet ask for /healthz and /livez; empty: nowhere.
+    #[arg(long, default_value = "0.0.0.0:10256", value_parser = BindAddress::healthz, value_name = "ADDR:PORT")]
+    pub healthz_bind_address: BindAddress,
+
+    /// Where Prometheus asks for /metrics; empty: nowhere.
+    #[arg(long, default_value = "127.0.0.1:10249", value_parser = BindAddress::metrics, value_name = "ADDR:PORT")]
+    pub metrics_bind_address: BindAddress,
 
     /// Seconds after which an idle established TCP flow is forgotten (flows that are translated
     /// packet by packet only).

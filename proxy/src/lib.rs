@@ -9,6 +9,7 @@
 //! | [`ctl`] | the commands of `proxyctl` |
 //! | [`dataplane`] | the only place that talks to bpf(2) |
 //! | [`node_ports`] | which addresses NodePorts are served on |
+//! | [`health`] | health checks and metrics over HTTP |
 //! | [`routes`] | host-gw routes to the other nodes |
 //! | [`view`] | rows that people and scripts read, from a dump of the kernel's maps |
 
@@ -18,6 +19,7 @@ pub mod clock;
 pub mod control;
 pub mod ctl;
 pub mod dataplane;
+pub mod health;
 pub mod node_ports;
 pub mod routes;
 pub mod view;

@@ -47,7 +47,7 @@ pub(crate) struct Wants {
 }
 
 /// Whether the Service is somebody else's business: its labels say so, whatever their values.
-fn is_foreign(service: &Service) -> bool {
+pub fn is_foreign(service: &Service) -> bool {
     [PROXY_NAME_LABEL, HEADLESS_LABEL].iter().any(|l| service.meta.labels.contains_key(*l))
 }
 

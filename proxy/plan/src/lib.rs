@@ -45,6 +45,7 @@ mod stage;
 mod trace;
 mod warning;
 
+pub use frontends::is_foreign;
 pub use node::NodeContext;
 pub use ops::{MapOp, Tables};
 pub use planner::{Plan, Planner};

@@ -201,6 +201,17 @@ impl Endpoints {
             .unwrap_or_default()
     }
 
+    /// How many pods have their programs.
+    pub fn served(&self) -> usize {
+        self.attached.values().filter(|pod| pod.how != FAILED).count()
+    }
+
+    /// How many addresses those have.
+    pub fn addresses(&self) -> usize {
+        let served = self.attached.values().filter(|pod| pod.how != FAILED);
+        served.map(|pod| pod.record.addresses.len()).sum()
+    }
+
     /// What is wrong, subject and message.
     pub fn problems(&self) -> impl Iterator<Item = (&str, &str)> {
         self.problems.iter().map(|(subject, message)| (subject.as_str(), message.as_str()))

@@ -11,6 +11,7 @@
 //! loop, in whatever way, leaves programs, links and maps pinned in the kernel, where they go on.
 
 mod endpoints;
+mod health;
 mod lock;
 mod node_file;
 mod reconcile;

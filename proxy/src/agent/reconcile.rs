@@ -1,10 +1,10 @@
 //! Services: from the cache through the planner to the kernel, with what failed tried again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use sluice_model::ObjectName;
-use sluice_plan::{NodeContext, Plan, Planner};
+use sluice_plan::{NodeContext, Plan, Planner, Tables};
 use sluice_store::Cache;
 
 use crate::dataplane::{ApplyError, Dataplane, DataplaneError};
@@ -17,6 +17,8 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 pub struct Reconciler {
     planner: Planner,
     failure: Option<Failure>,
+    /// Writes that the kernel refused, ever, by map.
+    failures: BTreeMap<&'static str, u64>,
 }
 
 /// A write that the kernel refused: the planner's picture of the kernel is wrong until it is read
@@ -49,7 +51,7 @@ impl Reconciler {
         node.node_port_addrs.extend(tables.node_port_addrs());
         let mut planner = Planner::restore(tables);
         planner.set_node(node);
-        Ok(Self { planner, failure: None })
+        Ok(Self { planner, failure: None, failures: BTreeMap::new() })
     }
 
     /// States what the node is now; returns the Services that are to be brought in line with it.
@@ -106,6 +108,7 @@ impl Reconciler {
     fn failed(&mut self, name: Option<&ObjectName>, error: &ApplyError) {
         let service = name.map_or_else(|| "clean-up".to_owned(), |n| format!("Service {n}"));
         tracing::error!("{service}: {error}; what was programmed stays, the rest is tried again");
+        *self.failures.entry(error.map()).or_default() += 1;
         let wait = self.failure.as_ref().map_or(RETRY.0, |failure| failure.wait);
         self.failure = Some(Failure {
             service,
@@ -150,6 +153,16 @@ impl Reconciler {
             }
             None => tracing::info!("the kernel holds every service again"),
         }
+    }
+
+    /// Writes that the kernel refused, ever, by map.
+    pub fn failures(&self) -> &BTreeMap<&'static str, u64> {
+        &self.failures
+    }
+
+    /// What the kernel holds after all that was written.
+    pub fn tables(&self) -> &Tables {
+        self.planner.tables()
     }
 
     /// What is wrong, subject and message.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use inotify::{Inotify, WatchMask};
+use sluice_abi::maps;
 use sluice_store::{Cache, Event, SourceStatus, Stream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -14,11 +15,12 @@ use super::lock::NodeLock;
 use super::node_file::NodeFile;
 use super::reconcile::Reconciler;
 use super::routes::Routes;
-use super::{StartError, records, settings};
+use super::{StartError, health, records, settings};
 use crate::cli::SluicedArgs;
 use crate::clock;
 use crate::control;
 use crate::dataplane::{self, Dataplane};
+use crate::health::Health;
 
 /// How often idle flows are looked for.
 const COLLECT_EVERY: Duration = Duration::from_secs(10);
@@ -36,6 +38,8 @@ pub(super) struct Agent {
     pub(super) routes: Option<Routes>,
     pub(super) source: watch::Receiver<SourceStatus>,
     pub(super) notices: Vec<String>,
+    pub(super) kernel: dataplane::Kernel,
+    pub(super) health: Health,
     node_file: Option<NodeFile>,
     timeouts: dataplane::Timeouts,
     _lock: NodeLock,
@@ -63,6 +67,10 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
     };
     // These errors say themselves what to do.
     let start_error = |error: dataplane::DataplaneError| StartError::new(error.to_string(), "");
+    let kernel = dataplane::probe().map_err(|lacks| start_error(lacks.into()))?;
+    for fallback in &kernel.fallbacks {
+        tracing::warn!("kernel {}: {fallback}", kernel.release);
+    }
     let mut dataplane = Dataplane::open(config).map_err(start_error)?;
     let notices: Vec<String> = dataplane.notices().iter().map(ToString::to_string).collect();
     for notice in &notices {
@@ -91,6 +99,7 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
         .map_err(|error| StartError::new(error.to_string(), error.hint()))?;
     let mut calls = control::serve(&args.paths.socket())
         .map_err(|error| StartError::new(error.to_string(), "check --run-dir"))?;
+    let (health, mut refreshes) = health::start(&args, stream.status(), &reconciler)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(signal_error)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(signal_error)?;
 
@@ -105,6 +114,8 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
         routes,
         source: stream.status(),
         notices,
+        kernel,
+        health,
         node_file: None,
         timeouts: dataplane::Timeouts {
             tcp_established: Duration::from_secs(args.conntrack_tcp_timeout_established),
@@ -135,7 +146,12 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
             Some(_) = record_events.next() => agent.sync_endpoints(),
             () = Routes::touched(&mut agent.routes) => agent.reconcile_routes().await,
             () = sleep_until(retry_at) => {
-                agent.reconciler.retry(&mut agent.dataplane, &agent.cache);
+                agent.retry();
+            }
+            Some(done) = refreshes.recv() => {
+                agent.refresh_figures();
+                // A scrape that waited for too long wants no answer.
+                let _ = done.send(());
             }
             _ = collect.tick() => agent.collect(),
             _ = terminate.recv() => break,
@@ -148,19 +164,19 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
 
 impl Agent {
     async fn ingest(&mut self, events: Vec<Event>) {
+        let begun = self.health.begin(&events);
         let was_synced = self.cache.synced();
-        let changes = self.cache.ingest(events);
+        let mut changes = self.cache.ingest(events);
         for rejected in &changes.rejected {
             tracing::warn!("{rejected}");
         }
-        let mut services = changes.services;
         if changes.nodes.contains(&self.node)
             && let Some(node) = self.cache.node(&self.node)
         {
             let context = settings::node_context(&self.args, &self.node, Some(node));
-            services.extend(self.reconciler.node(context));
+            changes.services.extend(self.reconciler.node(context));
         }
-        self.reconciler.services(&mut self.dataplane, &self.cache, &services);
+        self.reconciler.services(&mut self.dataplane, &self.cache, &changes.services);
         if changes.synced {
             // Only now is it known what is in no source any more.
             self.reconciler.prune(&mut self.dataplane);
@@ -172,6 +188,7 @@ impl Agent {
                 );
             }
         }
+        self.note_progress(begun, &changes);
         if self.cache.synced() && (changes.synced || !changes.nodes.is_empty()) {
             self.write_node_file();
             self.reconcile_routes().await;
@@ -231,9 +248,15 @@ impl Agent {
     }
 
     fn collect(&mut self) {
+        self.health.alive();
         match self.dataplane.conntrack_gc(clock::monotonic_nanos(), &self.timeouts) {
-            Ok(collected) if collected.removed == 0 => {}
-            Ok(collected) => tracing::debug!(entries = collected.removed, "forgot idle flows"),
+            Ok(collected) => {
+                let left = collected.seen.saturating_sub(collected.removed);
+                self.health.metrics().map_entries(maps::CONNTRACK, left);
+                if collected.removed > 0 {
+                    tracing::debug!(entries = collected.removed, "forgot idle flows");
+                }
+            }
             Err(error) => tracing::warn!("collecting idle flows: {error}"),
         }
     }

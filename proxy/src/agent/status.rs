@@ -9,6 +9,7 @@ use super::run::Agent;
 use crate::clock;
 use crate::control::{Answer, Reply, Request};
 use crate::dataplane::DataplaneError;
+use crate::health::BindAddress;
 use crate::view::{
     AgentStatus, BackendRow, ConntrackRow, EndpointRow, PartStatus, ProblemRow, ServiceRow,
     SourceView, Status,
@@ -79,16 +80,21 @@ impl Agent {
 
     fn parts(&self) -> Vec<PartStatus> {
         let part = |name: &str, on, note: String| PartStatus { name: name.to_owned(), on, note };
+        let listener = |name, address: BindAddress| {
+            part(name, address.0.is_some(), address.0.map(|a| a.to_string()).unwrap_or_default())
+        };
         let cgroup = self.cgroup.as_ref().map(|path| path.display().to_string());
         vec![
             part("Socket balancing", self.cgroup.is_some(), cgroup.unwrap_or_default()),
-            part("Pod programs", self.args.pod_programs, String::new()),
+            part("Pod programs", self.args.pod_programs, self.kernel.pod_hook().to_owned()),
             part("Fast path", self.args.pod_programs && self.args.fast_path, String::new()),
             part("Routes", self.args.routes, "host-gw".to_owned()),
+            listener("Health checks", self.args.healthz_bind_address),
+            listener("Metrics", self.args.metrics_bind_address),
         ]
     }
 
-    fn problems(&self) -> Vec<ProblemRow> {
+    pub(super) fn problems(&self) -> Vec<ProblemRow> {
         let row = |subject: &str, message: &str| ProblemRow {
             subject: subject.to_owned(),
             message: message.to_owned(),
@@ -97,6 +103,7 @@ impl Agent {
         rows.extend(self.cache.rejected().map(rejected_row));
         rows.extend(self.endpoints.problems().map(|(s, m)| row(s, m)));
         rows.extend(self.routes.iter().flat_map(Routes::problems).map(|(s, m)| row(s, m)));
+        rows.extend(self.health.problems().iter().map(|(s, m)| row(s, m)));
         rows.extend(self.notices.iter().map(|notice| row("map size", notice)));
         rows
     }

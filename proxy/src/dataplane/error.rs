@@ -5,6 +5,8 @@ use std::{io, path::PathBuf};
 use aya::{EbpfError, maps::MapError, programs::ProgramError};
 use sluice_plan::MapOp;
 
+use super::probe::KernelLacks;
+
 /// The dataplane cannot be opened, attached or read.
 #[derive(Debug, thiserror::Error)]
 pub enum DataplaneError {
@@ -13,6 +15,9 @@ pub enum DataplaneError {
         "this binary was built without eBPF programs; run `cargo xtask setup` and build it again"
     )]
     NoObject,
+    /// The kernel lacks what the programs cannot do without.
+    #[error("{0}")]
+    Kernel(#[from] KernelLacks),
     /// The pin directory is on another file system.
     #[error("{path} is not on a BPF file system; run `mount -t bpf bpf /sys/fs/bpf`")]
     NotBpfFs {
@@ -144,6 +149,13 @@ pub enum ApplyError {
 }
 
 impl ApplyError {
+    /// The map that could not be written.
+    pub fn map(&self) -> &'static str {
+        match self {
+            Self::Full { map, .. } | Self::Refused { map, .. } => map,
+        }
+    }
+
     /// How many operations of the plan were done.
     pub fn done(&self) -> usize {
         match self {

@@ -12,6 +12,7 @@ mod error;
 mod links;
 mod load;
 mod map;
+mod probe;
 mod spec;
 mod sys;
 mod view;
@@ -28,6 +29,7 @@ pub use self::{
     conntrack::{Collected, Timeouts},
     error::{ApplyError, DataplaneError},
     load::object,
+    probe::{Kernel, KernelLacks, probe},
     spec::MapSizes,
     view::Pinned,
 };
