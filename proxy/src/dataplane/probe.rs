@@ -6,9 +6,8 @@
 
 use std::path::Path;
 
-use aya::maps::MapType;
 use aya::programs::{ProgramError, ProgramType, SchedClassifier, TcAttachType};
-use aya::sys::{BpfHelper, SyscallError, is_helper_supported, is_map_supported};
+use aya::sys::{BpfHelper, SyscallError, is_helper_supported};
 
 /// The oldest kernel that has everything that is needed; older ones with what is needed taken back
 /// are not turned away.
@@ -82,12 +81,8 @@ pub fn probe() -> Result<Kernel, KernelLacks> {
     let tc = ProgramType::SchedClassifier;
     let found = [
         (
-            needed("socket storage (BPF_MAP_TYPE_SK_STORAGE)", "5.2"),
-            is_map_supported(MapType::SkStorage).ok(),
-        ),
-        (
-            needed("bpf_sk_storage_get in cgroup/connect programs", "5.3"),
-            helper(sock_addr, BpfHelper::BPF_FUNC_sk_storage_get),
+            needed("bpf_get_socket_cookie in cgroup/sock_release programs", "5.9"),
+            helper(ProgramType::CgroupSock, BpfHelper::BPF_FUNC_get_socket_cookie),
         ),
         (
             needed("bpf_set_retval in cgroup/connect programs", "5.18"),
