@@ -20,7 +20,7 @@ use crate::report::Measured;
 struct Cli {
     /// Which benches to run: service. All of them where none is named
     names: Vec<String>,
-    /// Fewer and shorter rounds: to see that it works, not to quote
+    /// Fewer rounds: to see that it works, not to quote
     #[arg(long)]
     quick: bool,
     /// Write the medians to this file, too
@@ -83,8 +83,8 @@ fn run(cli: Cli) -> Result<()> {
     interrupt::take_over()?;
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let plan = Plan {
-        rounds: cli.rounds.unwrap_or(if cli.quick { 3 } else { 7 }).max(1),
-        millis: cli.millis.unwrap_or(if cli.quick { 300 } else { 1000 }).max(10),
+        rounds: cli.rounds.unwrap_or(if cli.quick { 3 } else { 25 }).max(1),
+        millis: cli.millis.unwrap_or(300).max(10),
         services: cli.services,
         only: cli.only,
         cpu: cli.cpu.unwrap_or(cpus - 1),

@@ -65,9 +65,17 @@ pub(crate) fn print(measured: &[Measured]) {
         "highest",
         "x direct",
         "x nftables",
+        "x fewest",
     ]);
     let find = |case: &str, variant: &str, n: usize| {
         measured.iter().find(|it| it.case == case && it.variant == variant && it.n == n)
+    };
+    // What more services cost: the same variant with the fewest of them.
+    let fewest = |of: &Measured| {
+        measured
+            .iter()
+            .filter(|it| it.case == of.case && it.variant == of.variant && it.n > 0 && it.n < of.n)
+            .min_by_key(|it| it.n)
     };
     let times = |ratio: Option<f64>| ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}"));
     for it in measured {
@@ -83,15 +91,17 @@ pub(crate) fn print(measured: &[Measured]) {
             figure(it.rounds.iter().copied().fold(0.0, f64::max)),
             times(direct),
             times(nftables),
+            times(fewest(it).map(|few| ratio(it, few))),
         ]);
     }
-    for column in 2..8 {
+    for column in 2..9 {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(comfy_table::CellAlignment::Right);
         }
     }
     println!("\n{table}");
     println!("\nmedians over the rounds; ratios are medians of the ratios within each round");
+    println!("x fewest: to the same variant with the fewest services");
     println!("NAME-pod: to the pod's own address, on the node with the most services");
 }
 
