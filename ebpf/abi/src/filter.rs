@@ -2,9 +2,8 @@
 //!
 //! Most packets of a pod are not for a service address (a socket's packets go straight to the
 //! backend). One load from a bitmap of one bit an address spares them the lookup in the frontends
-//! map, at about a tenth of its cost. A bit that is set says "look"; a bit that is clear says "not a
-//! service". The agent sets a bit before it writes a frontend, and clears it once no frontend's
-//! address maps to it.
+//! map. A bit that is set says "look"; a bit that is clear says "not a service". The agent sets a
+//! bit before it writes a frontend, and clears it once no frontend's address maps to it.
 
 use crate::Addr;
 
