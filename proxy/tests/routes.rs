@@ -130,9 +130,14 @@ struct Monitor {
 
 impl Monitor {
     /// Returns once it listens: a route that is set again and again shows up.
+    /// One that stays silent ends by itself, and another takes its place.
     fn start(ns: &Ns) -> Self {
-        let mut child = Command::new("ip")
-            .args(["-n", &ns.name, "monitor", "route"])
+        (0..5).find_map(|_| Self::try_start(ns)).expect("ip monitor shows routes")
+    }
+
+    fn try_start(ns: &Ns) -> Option<Self> {
+        let mut child = Command::new("timeout")
+            .args(["10", "ip", "-n", &ns.name, "monitor", "route"])
             .stdout(Stdio::piped())
             .spawn()
             .expect("ip monitor");
@@ -145,24 +150,30 @@ impl Monitor {
                     ns.ip("route replace blackhole 203.0.113.1/32");
                 }
             });
-            monitor.until("203.0.113.1");
+            let seen = monitor.find("203.0.113.1");
             listening.store(true, Ordering::Relaxed);
-        });
-        monitor
+            seen.is_ok()
+        })
+        .then_some(monitor)
     }
 
     /// All lines up to one that has `text` in it.
     fn until(&mut self, text: &str) -> String {
+        self.find(text).unwrap_or_else(|seen| panic!("ip monitor ended without {text}: {seen}"))
+    }
+
+    /// The same, or what was seen instead.
+    fn find(&mut self, text: &str) -> Result<String, String> {
         let mut seen = String::new();
         for line in &mut self.lines {
             let line = line.expect("a line");
             seen += &line;
             seen.push('\n');
             if line.contains(text) {
-                return seen;
+                return Ok(seen);
             }
         }
-        panic!("ip monitor ended without {text}: {seen}");
+        Err(seen)
     }
 }
 
