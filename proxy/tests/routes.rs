@@ -129,32 +129,30 @@ struct Monitor {
 }
 
 impl Monitor {
-    /// Returns once it listens: a route that is set again and again shows up.
-    /// One that stays silent ends by itself, and another takes its place.
+    /// Returns once it listens: a route that comes and goes shows up. Setting one that is there
+    /// would not do, for what changes nothing is not told.
     fn start(ns: &Ns) -> Self {
-        (0..5).find_map(|_| Self::try_start(ns)).expect("ip monitor shows routes")
-    }
-
-    fn try_start(ns: &Ns) -> Option<Self> {
         let mut child = Command::new("timeout")
-            .args(["10", "ip", "-n", &ns.name, "monitor", "route"])
+            .args([&PATIENCE.as_secs().to_string(), "ip", "-n", &ns.name, "monitor", "route"])
             .stdout(Stdio::piped())
             .spawn()
             .expect("ip monitor");
         let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         let mut monitor = Self { child, lines };
         let listening = AtomicBool::new(false);
-        thread::scope(|scope| {
+        let seen = thread::scope(|scope| {
             scope.spawn(|| {
                 while !listening.load(Ordering::Relaxed) {
-                    ns.ip("route replace blackhole 203.0.113.1/32");
+                    ns.ip("route add blackhole 203.0.113.1/32");
+                    ns.ip("route del blackhole 203.0.113.1/32");
                 }
             });
             let seen = monitor.find("203.0.113.1");
             listening.store(true, Ordering::Relaxed);
-            seen.is_ok()
-        })
-        .then_some(monitor)
+            seen
+        });
+        seen.unwrap_or_else(|seen| panic!("ip monitor shows no routes: {seen}"));
+        monitor
     }
 
     /// All lines up to one that has `text` in it.
