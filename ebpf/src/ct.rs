@@ -191,6 +191,10 @@ pub fn create(forward: &CtKey, pick: &Pick, now: u64) -> Result<(), Refused> {
         service: pick.frontend.service,
         backend: pick.number,
         list: pick.frontend.list,
+        nat_addr: Addr([0; 4]),
+        nat_port: Be16::new(0),
+        reserved: 0,
+        reserved2: 0,
     };
     match CONNTRACK.insert(&reverse, &entry, u64::from(BPF_NOEXIST)) {
         Ok(()) => {}

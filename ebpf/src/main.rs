@@ -7,8 +7,11 @@
 //! | `sluice_recvmsg4`, `6` | cgroup | shows the service as the sender of the answer |
 //! | `sluice_getpeername4`, `6` | cgroup | shows the service as the peer |
 //! | `sluice_release` | cgroup | forgets what a socket was connected to |
+//! | `sluice_post_bind4`, `6` | cgroup | keeps processes off NodePorts |
 //! | `sluice_pod_send` | tc, ingress of a pod's host side | services per packet; fast path |
 //! | `sluice_pod_recv` | tc, egress of a pod's host side | translates answers back |
+//! | `sluice_uplink_in` | tc, ingress of an uplink | services for clients outside |
+//! | `sluice_uplink_out` | tc, egress of an uplink | translates answers back; masquerade |
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -87,6 +90,26 @@ pub fn sluice_getpeername6(context: SockAddrContext) -> i32 {
 pub fn sluice_release(context: SockContext) -> i32 {
     sock::release(&context);
     sock::PROCEED
+}
+
+#[cgroup_sock(post_bind4)]
+pub fn sluice_post_bind4(_context: SockContext) -> i32 {
+    sock::PROCEED
+}
+
+#[cgroup_sock(post_bind6)]
+pub fn sluice_post_bind6(_context: SockContext) -> i32 {
+    sock::PROCEED
+}
+
+#[classifier]
+pub fn sluice_uplink_in(_context: TcContext) -> i32 {
+    PASS
+}
+
+#[classifier]
+pub fn sluice_uplink_out(_context: TcContext) -> i32 {
+    PASS
 }
 
 #[classifier]

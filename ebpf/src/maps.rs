@@ -6,12 +6,13 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
     macros::btf_map,
 };
 use sluice_abi::{
-    Addr, Backend, Counter, CtEntry, CtKey, Endpoint, Frontend, FrontendKey, NodeState,
-    PORTS_PER_ELEMENT, PeerKey, PortMarks, ServiceName, SlotKey, Slots, SockPeer, VIP_FILTER_WORDS,
+    Addr, Affinity, AffinityKey, Backend, Counter, CtEntry, CtKey, Endpoint, FragmentKey,
+    FragmentPorts, Frontend, FrontendKey, NodeAddrs, NodePortKey, NodeState, PORTS_PER_ELEMENT,
+    PeerKey, PortMarks, ServiceName, SlotKey, Slots, SockPeer, SourceRange, VIP_FILTER_WORDS,
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -49,6 +50,24 @@ pub static ENDPOINTS: HashMap<Addr, Endpoint, 4096, NO_PREALLOC> = HashMap::new(
 
 #[btf_map]
 pub static NODE_STATE: Array<NodeState, 1> = Array::new();
+
+#[btf_map]
+pub static AFFINITY: LruHashMap<AffinityKey, Affinity, 65536> = LruHashMap::new();
+
+#[btf_map]
+pub static SOURCE_RANGES: LpmTrie<SourceRange, u32, 16384> = LpmTrie::new();
+
+#[btf_map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, 8192> = LruHashMap::new();
+
+#[btf_map]
+pub static NODE_PORTS: HashMap<NodePortKey, u32, 8192, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+pub static NODE_ADDRS: Array<NodeAddrs, 1> = Array::new();
+
+#[btf_map]
+pub static NON_MASQUERADE: LpmTrie<Addr, u32, 1024> = LpmTrie::new();
 
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { Counter::COUNT as usize }> = PerCpuArray::new();

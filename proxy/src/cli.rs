@@ -161,6 +161,12 @@ pub struct SizeArgs {
     /// Addresses of this node's pods.
     #[arg(long, default_value_t = 4_096, value_name = "N")]
     pub map_size_endpoints: u32,
+    /// Clients of Services with session affinity.
+    #[arg(long, default_value_t = 65_536, value_name = "N")]
+    pub map_size_affinity: u32,
+    /// Ranges of clients that Services admit (loadBalancerSourceRanges), for each Service port.
+    #[arg(long, default_value_t = 16_384, value_name = "N")]
+    pub map_size_source_ranges: u32,
 }
 
 /// Flags of `proxyctl`.

@@ -48,6 +48,8 @@ pub const SMALL: MapSizes = MapSizes {
     udp_peers: 4096,
     sock_peers: 4096,
     endpoints: 256,
+    affinity: 1024,
+    source_ranges: 1024,
 };
 
 /// A dataplane with pins of its own, and services in it.

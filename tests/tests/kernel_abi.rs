@@ -3,8 +3,9 @@
 use std::mem::offset_of;
 
 use sluice_abi::{
-    Addr, Backend, CtEntry, CtKey, Endpoint, Frontend, FrontendKey, NodeState, PeerKey, PortMarks,
-    ServiceName, SlotKey, Slots, SockPeer, maps,
+    Addr, Affinity, AffinityKey, Backend, CidrKey, CtEntry, CtKey, Endpoint, FragmentKey,
+    FragmentPorts, Frontend, FrontendKey, NodeAddrs, NodePortKey, NodeState, PeerKey, PortMarks,
+    ServiceName, SlotKey, Slots, SockPeer, SourceRangeKey, maps,
 };
 use sluice_tests::btf::{self, MapDefinition};
 
@@ -30,6 +31,9 @@ macro_rules! expected {
 fn expected(map: &str) -> (Expected, Expected) {
     let number = || Expected { size: 4, members: Vec::new() };
     let wide_number = || Expected { size: 8, members: Vec::new() };
+    // The programs' library has the length and the rest of such a key.
+    let prefix =
+        |size: usize| Expected { size: size as u32, members: vec![("prefix_len", 0), ("data", 4)] };
     let sock_peer =
         || expected!(SockPeer: addr, backend_addr, port, backend_port, service, backend, list);
     match map {
@@ -43,7 +47,8 @@ fn expected(map: &str) -> (Expected, Expected) {
         maps::VIP_FILTER | maps::COUNTERS => (number(), wide_number()),
         maps::CONNTRACK => (
             expected!(CtKey: src, dst, sport, dport, proto, flags, reserved),
-            expected!(CtEntry: last_seen, addr, port, flags, service, backend, list),
+            expected!(CtEntry: last_seen, addr, port, flags, service, backend, list, nat_addr,
+                nat_port, reserved, reserved2),
         ),
         maps::SOCK_PEERS => (wide_number(), sock_peer()),
         maps::BACKEND_PORTS => {
@@ -57,6 +62,18 @@ fn expected(map: &str) -> (Expected, Expected) {
             expected!(Endpoint: ifindex, id, mac, host_mac, flags),
         ),
         maps::NODE_STATE => (number(), expected!(NodeState: ct_used, flags, netns)),
+        maps::AFFINITY => (
+            expected!(AffinityKey: client, service, flags),
+            expected!(Affinity: last_used, backend, list),
+        ),
+        maps::SOURCE_RANGES => (prefix(size_of::<SourceRangeKey>()), number()),
+        maps::NON_MASQUERADE => (prefix(size_of::<CidrKey>()), number()),
+        maps::FRAGMENTS => (
+            expected!(FragmentKey: src, dst, id, proto, reserved),
+            expected!(FragmentPorts: sport, dport),
+        ),
+        maps::NODE_PORTS => (expected!(NodePortKey: port, proto, reserved), number()),
+        maps::NODE_ADDRS => (number(), expected!(NodeAddrs: v4, v6, port_min, port_max, flags)),
         other => panic!("the object has a map that this test does not know: {other}"),
     }
 }
@@ -110,6 +127,8 @@ fn sizes_in_the_object_are_the_defaults_of_the_agent() {
         (maps::UDP_PEERS, sizes.udp_peers),
         (maps::SOCK_PEERS, sizes.sock_peers),
         (maps::ENDPOINTS, sizes.endpoints),
+        (maps::AFFINITY, sizes.affinity),
+        (maps::SOURCE_RANGES, sizes.source_ranges),
     ] {
         assert_eq!(definitions[name].max_entries, size, "{name}");
     }

@@ -4,7 +4,8 @@ use std::fs;
 
 use anyhow::{Context, Result};
 use sluice_abi::{
-    Addr, Backend, Be16, Endpoint, Frontend, FrontendKey, ServiceName, SlotKey, Slots, maps, proto,
+    ABI_VERSION, Addr, Backend, Be16, Endpoint, Frontend, FrontendKey, ServiceName, SlotKey, Slots,
+    maps, proto,
 };
 use sluice_plan::{MapOp, Tables};
 use sluice_proxy::dataplane::{
@@ -135,8 +136,8 @@ fn pinned_maps_keep_their_contents_and_sizes() -> Result<()> {
 #[test]
 fn a_pinned_map_of_another_shape_is_refused() -> Result<()> {
     let root = BpfRoot::new("shape")?;
-    let pin = root.path().join("v1/maps").join(maps::BACKENDS);
-    fs::create_dir_all(root.path().join("v1/maps"))?;
+    let pin = root.path().join(format!("v{ABI_VERSION}/maps")).join(maps::BACKENDS);
+    fs::create_dir_all(root.path().join(format!("v{ABI_VERSION}/maps")))?;
     // Without preallocation, with the right key, and with a value of 8 bytes.
     let foreign = aya::maps::HashMap::<aya::maps::MapData, u32, u64>::create(SMALL.backends, 1)?;
     foreign.pin(&pin)?;
@@ -201,7 +202,7 @@ fn endpoints_are_put_changed_and_deleted() -> Result<()> {
 
 /// The pins of pods' links.
 fn pod_pins(lab: &Lab) -> Result<Vec<String>> {
-    let mut names: Vec<String> = fs::read_dir(lab.root().join("v1/links"))?
+    let mut names: Vec<String> = fs::read_dir(lab.root().join(format!("v{ABI_VERSION}/links")))?
         .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
         .collect::<Result<_>>()?;
     names.sort();

@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use sluice_abi::{Counter, maps, proto};
+use sluice_abi::{ABI_VERSION, Counter, maps, programs, proto};
 use sluice_tests::{
     kernel::{Lab, isolated},
     netns::NetNs,
@@ -502,14 +502,15 @@ fn programs_outlive_the_agent_and_are_replaced_in_place() -> Result<()> {
         let (listener, backend) = listen("127.0.0.1:0")?;
         lab.service(VIP, proto::TCP, &[&backend])?;
         let links = || -> Result<Vec<String>> {
-            let mut names: Vec<_> = std::fs::read_dir(lab.root().join("v1/links"))?
-                .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
-                .collect::<Result<_>>()?;
+            let mut names: Vec<_> =
+                std::fs::read_dir(lab.root().join(format!("v{ABI_VERSION}/links")))?
+                    .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+                    .collect::<Result<_>>()?;
             names.sort();
             Ok(names)
         };
         let before = links()?;
-        assert_eq!(before.len(), 9, "{before:?}");
+        assert_eq!(before.len(), programs::CGROUP.len(), "{before:?}");
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| -> Result<()> {
             let client = scope.spawn(|| -> Result<u32> {

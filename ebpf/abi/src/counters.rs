@@ -32,11 +32,41 @@ pub enum Counter {
     /// A socket was connected to a service, but there was no room to remember which: it will name
     /// the backend as its peer.
     SockPeerLost = 12,
+    /// A packet to a service without backends, or to a port that a ClusterIP does not have, was
+    /// answered with a TCP reset or an ICMP error.
+    PacketReject = 13,
+    /// A client outside `loadBalancerSourceRanges` was dropped.
+    DropSourceRange = 14,
+    /// A packet to a service with `externalTrafficPolicy: Local` and no backend on this node was
+    /// dropped.
+    DropNoLocal = 15,
+    /// A flow got a port of the node for its source.
+    SnatCreated = 16,
+    /// A port was in use by a flow or a socket, and another was tried.
+    SnatRetry = 17,
+    /// No port was free for a flow; the packet was dropped.
+    DropSnatExhausted = 18,
+    /// A packet from outside was sent on to a backend.
+    UplinkForward = 19,
+    /// A packet to a client outside was translated back.
+    UplinkReverse = 20,
+    /// A packet left by an uplink without crossing the host's stack.
+    FastPathUplink = 21,
+    /// A packet that was translated had no route; it was dropped.
+    DropNoRoute = 22,
+    /// A fragment came before the first one of its datagram, or long after; it was dropped.
+    FragmentUnknown = 23,
+    /// An ICMP error was translated, with the header that it quotes.
+    IcmpTranslated = 24,
+    /// A flow of a pod that leaves the cluster got the node's address.
+    Masqueraded = 25,
+    /// A process was refused a port that is a NodePort.
+    BindRefused = 26,
 }
 
 impl Counter {
     /// Elements of the map.
-    pub const COUNT: u32 = 13;
+    pub const COUNT: u32 = 27;
 
     /// Every counter with the name it has in metrics and tables.
     pub const ALL: [(Self, &'static str); Self::COUNT as usize] = [
@@ -53,5 +83,19 @@ impl Counter {
         (Self::FastPathPod, "fast_path_pod"),
         (Self::DropFlowClash, "drop_flow_clash"),
         (Self::SockPeerLost, "sock_peer_lost"),
+        (Self::PacketReject, "packet_reject"),
+        (Self::DropSourceRange, "drop_source_range"),
+        (Self::DropNoLocal, "drop_no_local"),
+        (Self::SnatCreated, "snat_created"),
+        (Self::SnatRetry, "snat_retry"),
+        (Self::DropSnatExhausted, "drop_snat_exhausted"),
+        (Self::UplinkForward, "uplink_forward"),
+        (Self::UplinkReverse, "uplink_reverse"),
+        (Self::FastPathUplink, "fast_path_uplink"),
+        (Self::DropNoRoute, "drop_no_route"),
+        (Self::FragmentUnknown, "fragment_unknown"),
+        (Self::IcmpTranslated, "icmp_translated"),
+        (Self::Masqueraded, "masqueraded"),
+        (Self::BindRefused, "bind_refused"),
     ];
 }

@@ -1,8 +1,9 @@
 //! Connection tracking of flows that are translated packet by packet.
 //!
 //! A translated flow has two entries, made and removed together: the forward one, keyed by what the
-//! client sends, says which backend the flow has; the reverse one, keyed by what the backend sends,
-//! says which service address its packets must seem to come from. Flows of sockets that the cgroup
+//! client sends, says which backend the flow has, and which address the client has there; the reverse
+//! one, keyed by what the backend sends, says which service address its packets must seem to come
+//! from, and who the client is. Flows of sockets that the cgroup
 //! programs connected straight to a backend have none: no packet of theirs needs translation.
 
 use crate::{Addr, Be16, abi};
@@ -21,6 +22,18 @@ impl CtFlags {
     pub const RST: u16 = 1 << 2;
     /// In an entry: the backend has answered.
     pub const REPLIED: u16 = 1 << 3;
+    /// In an entry: the client has another address and port at the backend. They are
+    /// [`CtEntry::nat_addr`] and [`CtEntry::nat_port`] of the forward entry; the reverse entry has
+    /// the client's own there.
+    pub const SNAT: u16 = 1 << 4;
+    /// In an entry: the client is outside; what it is answered leaves by an uplink.
+    pub const EXTERNAL: u16 = 1 << 5;
+    /// In an entry: the client is a pod that left the cluster, or a socket of the node that would
+    /// have met another flow's port. There is no service and no backend: `service`, `backend` and
+    /// `list` are 0, and the destination stays.
+    pub const MASQUERADE: u16 = 1 << 6;
+    /// In an entry: client and backend are the same pod; it sees the service as its client.
+    pub const HAIRPIN: u16 = 1 << 7;
 }
 
 /// A packet's addresses and ports, as they stand in the packet that is looked up.
@@ -66,6 +79,15 @@ pub struct CtEntry {
     /// Number of the backend list that the backend was last found in. While the frontend still
     /// names this list, the backend need not be looked for again.
     pub list: u32,
+    /// With [`CtFlags::SNAT`], forward: the client's address at the backend, written into the
+    /// source. Reverse: the client's own, written into the destination. Else zero.
+    pub nat_addr: Addr,
+    /// The port that goes with it.
+    pub nat_port: Be16,
+    /// Zero.
+    pub reserved: u16,
+    /// Zero.
+    pub reserved2: u32,
 }
 
-abi!(CtEntry, size 40, align 8, fields [0 => last_seen: u64, 8 => addr: Addr, 24 => port: Be16, 26 => flags: u16, 28 => service: u32, 32 => backend: u32, 36 => list: u32]);
+abi!(CtEntry, size 64, align 8, fields [0 => last_seen: u64, 8 => addr: Addr, 24 => port: Be16, 26 => flags: u16, 28 => service: u32, 32 => backend: u32, 36 => list: u32, 40 => nat_addr: Addr, 56 => nat_port: Be16, 58 => reserved: u16, 60 => reserved2: u32]);

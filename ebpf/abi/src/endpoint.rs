@@ -1,6 +1,6 @@
 //! The node's own pods, and the node itself.
 
-use crate::abi;
+use crate::{Addr, Be16, abi};
 
 /// A pod of this node, by one of its addresses.
 #[repr(C)]
@@ -40,3 +40,42 @@ impl NodeState {
 }
 
 abi!(NodeState, size 16, align 8, fields [0 => ct_used: u32, 4 => flags: u32, 8 => netns: u64]);
+
+/// What the programs need to translate sources, read only where they do.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct NodeAddrs {
+    /// The node's own IPv4 address, that clients get where theirs must not be seen; zero: none.
+    pub v4: Addr,
+    /// The same for IPv6.
+    pub v6: Addr,
+    /// First port of the range for sources, in the host's byte order.
+    pub port_min: u16,
+    /// Last port of the range, in the host's byte order.
+    pub port_max: u16,
+    /// [`NodeAddrs::MASQUERADE`] and others.
+    pub flags: u32,
+}
+
+impl NodeAddrs {
+    /// Pods that leave the cluster get the node's address.
+    pub const MASQUERADE: u32 = 1 << 0;
+    /// Clients outside get it also where the backend is on this node (`--masquerade-all`).
+    pub const SNAT_ALWAYS: u32 = 1 << 1;
+}
+
+abi!(NodeAddrs, size 40, align 4, fields [0 => v4: Addr, 16 => v6: Addr, 32 => port_min: u16, 34 => port_max: u16, 36 => flags: u32]);
+
+/// A port that the node serves for Services: no process may bind it.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct NodePortKey {
+    /// The port.
+    pub port: Be16,
+    /// IP protocol number, see [`crate::proto`].
+    pub proto: u8,
+    /// Zero.
+    pub reserved: u8,
+}
+
+abi!(NodePortKey, size 4, align 2, fields [0 => port: Be16, 2 => proto: u8, 3 => reserved: u8]);

@@ -12,26 +12,32 @@
 #![no_std]
 
 mod addr;
+mod affinity;
 mod counters;
 mod ct;
 mod endpoint;
 mod filter;
+mod fragment;
+mod prefix;
 mod service;
 mod sock;
 
 pub use addr::{Addr, Be16};
+pub use affinity::{Affinity, AffinityKey};
 pub use counters::Counter;
 pub use ct::{CtEntry, CtFlags, CtKey};
-pub use endpoint::{Endpoint, NodeState};
+pub use endpoint::{Endpoint, NodeAddrs, NodePortKey, NodeState};
 pub use filter::{VIP_FILTER_BITS, VIP_FILTER_WORDS, vip_filter_bit};
+pub use fragment::{FragmentKey, FragmentPorts};
+pub use prefix::{CidrKey, SourceRange, SourceRangeKey};
 pub use service::{
-    Backend, Frontend, FrontendFlags, FrontendKey, SLOTS_PER_CHUNK, Scope, ServiceName, SlotKey,
-    Slots,
+    Backend, BackendFlags, Frontend, FrontendFlags, FrontendKey, SLOTS_PER_CHUNK, Scope,
+    ServiceName, SlotKey, Slots,
 };
 pub use sock::{PORTS_PER_ELEMENT, PeerFlags, PeerKey, PortMarks, SockPeer};
 
 /// Version of every shape in this crate, part of the pin directory's name.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// IP protocol numbers that the programs know ([IANA]).
 ///
@@ -75,11 +81,25 @@ pub mod maps {
     pub const ENDPOINTS: &str = "ENDPOINTS";
     /// Array with one element: [`NodeState`](crate::NodeState).
     pub const NODE_STATE: &str = "NODE_STATE";
+    /// LRU hash: [`AffinityKey`](crate::AffinityKey) to [`Affinity`](crate::Affinity). The programs
+    /// write it.
+    pub const AFFINITY: &str = "AFFINITY";
+    /// Longest-prefix trie: [`SourceRangeKey`](crate::SourceRangeKey) to `u32` (1).
+    pub const SOURCE_RANGES: &str = "SOURCE_RANGES";
+    /// LRU hash: [`FragmentKey`](crate::FragmentKey) to [`FragmentPorts`](crate::FragmentPorts). The
+    /// programs write it.
+    pub const FRAGMENTS: &str = "FRAGMENTS";
+    /// Hash: [`NodePortKey`](crate::NodePortKey) to the number of the service port (`u32`).
+    pub const NODE_PORTS: &str = "NODE_PORTS";
+    /// Array with one element: [`NodeAddrs`](crate::NodeAddrs).
+    pub const NODE_ADDRS: &str = "NODE_ADDRS";
+    /// Longest-prefix trie: [`CidrKey`](crate::CidrKey) to `u32` (1).
+    pub const NON_MASQUERADE: &str = "NON_MASQUERADE";
     /// Per-CPU array of `u64`, indexed by [`Counter`](crate::Counter).
     pub const COUNTERS: &str = "COUNTERS";
 
     /// Every map, in no particular order.
-    pub const ALL: [&str; 12] = [
+    pub const ALL: [&str; 18] = [
         FRONTENDS,
         SLOTS,
         BACKENDS,
@@ -91,6 +111,12 @@ pub mod maps {
         UDP_PEERS,
         ENDPOINTS,
         NODE_STATE,
+        AFFINITY,
+        SOURCE_RANGES,
+        FRAGMENTS,
+        NODE_PORTS,
+        NODE_ADDRS,
+        NON_MASQUERADE,
         COUNTERS,
     ];
 }
@@ -120,8 +146,17 @@ pub mod programs {
     /// tc egress of a pod's host-side veth: what the pod receives.
     pub const POD_RECV: &str = "sluice_pod_recv";
 
+    /// `cgroup/post_bind4`.
+    pub const POST_BIND4: &str = "sluice_post_bind4";
+    /// `cgroup/post_bind6`.
+    pub const POST_BIND6: &str = "sluice_post_bind6";
+    /// tc ingress of an uplink: what comes from outside the node.
+    pub const UPLINK_IN: &str = "sluice_uplink_in";
+    /// tc egress of an uplink: what leaves the node.
+    pub const UPLINK_OUT: &str = "sluice_uplink_out";
+
     /// The cgroup programs.
-    pub const CGROUP: [&str; 9] = [
+    pub const CGROUP: [&str; 11] = [
         CONNECT4,
         CONNECT6,
         SENDMSG4,
@@ -131,9 +166,11 @@ pub mod programs {
         GETPEERNAME4,
         GETPEERNAME6,
         RELEASE,
+        POST_BIND4,
+        POST_BIND6,
     ];
     /// The tc programs.
-    pub const TC: [&str; 2] = [POD_SEND, POD_RECV];
+    pub const TC: [&str; 4] = [POD_SEND, POD_RECV, UPLINK_IN, UPLINK_OUT];
 }
 
 /// Asserts at compile time that a type has the size and alignment given and (by adding up the sizes

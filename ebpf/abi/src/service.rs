@@ -43,6 +43,29 @@ impl FrontendFlags {
     pub const EXTERNAL_IP: u32 = 1 << 2;
     /// A load balancer's ingress address.
     pub const LOAD_BALANCER: u32 = 1 << 3;
+    /// Of a frontend of scope [`Scope::Internal`]: clients outside have one of their own at the same
+    /// address, of scope [`Scope::External`]. Without this bit the one serves both.
+    pub const EXTERNAL_DIFFERS: u32 = 1 << 4;
+    /// `externalTrafficPolicy: Local`: the list has backends of this node alone, and clients keep
+    /// their address. Where it is empty, packets are dropped, not rejected: the load balancer is to
+    /// look elsewhere.
+    pub const LOCAL_ONLY: u32 = 1 << 5;
+    /// Only clients in [`SOURCE_RANGES`](crate::maps::SOURCE_RANGES) may come.
+    pub const SOURCE_RANGES: u32 = 1 << 6;
+    /// Stands for every port and protocol of a ClusterIP that has no frontend of its own: its key
+    /// has port 0 and protocol 0, its count is 0.
+    pub const ANY_PORT: u32 = 1 << 7;
+    /// A port of the node that a pod asked for (`hostPort`).
+    pub const HOST_PORT: u32 = 1 << 8;
+}
+
+/// Bits of [`Backend::flags`].
+pub struct BackendFlags;
+
+impl BackendFlags {
+    /// The endpoint is on this node, so that its answers come by here whatever address they are to:
+    /// clients outside need no SNAT.
+    pub const LOCAL: u8 = 1 << 0;
 }
 
 /// What a frontend leads to. One write of this value switches a service from one list of backends
@@ -100,7 +123,7 @@ pub struct Backend {
     pub port: Be16,
     /// IP protocol number, see [`crate::proto`].
     pub proto: u8,
-    /// Reserved, 0.
+    /// Bits of [`BackendFlags`].
     pub flags: u8,
 }
 

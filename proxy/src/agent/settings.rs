@@ -80,6 +80,8 @@ pub(super) fn map_sizes(args: &SluicedArgs) -> dataplane::MapSizes {
         sock_peers: args.sizes.map_size_sock_peers,
         udp_peers: args.sizes.map_size_udp_peers,
         endpoints: args.sizes.map_size_endpoints,
+        affinity: args.sizes.map_size_affinity,
+        source_ranges: args.sizes.map_size_source_ranges,
     }
 }
 

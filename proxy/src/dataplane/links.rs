@@ -27,6 +27,8 @@ pub(super) mod attach_type {
             programs::GETPEERNAME4 => 29,
             programs::GETPEERNAME6 => 30,
             programs::RELEASE => 34,
+            programs::POST_BIND4 => 12,
+            programs::POST_BIND6 => 13,
             _ => return None,
         })
     }

@@ -2,8 +2,9 @@
 
 use aya::maps::MapType;
 use sluice_abi::{
-    Addr, Backend, Counter, CtEntry, CtKey, Endpoint, Frontend, FrontendKey, NodeState,
-    PORTS_PER_ELEMENT, PeerKey, PortMarks, ServiceName, SlotKey, Slots, SockPeer, VIP_FILTER_WORDS,
+    Addr, Affinity, AffinityKey, Backend, CidrKey, Counter, CtEntry, CtKey, Endpoint, FragmentKey,
+    FragmentPorts, Frontend, FrontendKey, NodeAddrs, NodePortKey, NodeState, PORTS_PER_ELEMENT,
+    PeerKey, PortMarks, ServiceName, SlotKey, Slots, SockPeer, SourceRangeKey, VIP_FILTER_WORDS,
     maps,
 };
 
@@ -30,6 +31,10 @@ pub struct MapSizes {
     pub sock_peers: u32,
     /// Addresses of this node's pods.
     pub endpoints: u32,
+    /// Clients of services with session affinity; the oldest give way.
+    pub affinity: u32,
+    /// Ranges of clients that services admit (`loadBalancerSourceRanges`), for each service port.
+    pub source_ranges: u32,
 }
 
 impl Default for MapSizes {
@@ -44,6 +49,8 @@ impl Default for MapSizes {
             udp_peers: 65_536,
             sock_peers: 131_072,
             endpoints: 4_096,
+            affinity: 65_536,
+            source_ranges: 16_384,
         }
     }
 }
@@ -71,6 +78,8 @@ pub(super) fn size_flag(map: &str) -> &'static str {
         maps::UDP_PEERS => "--map-size-udp-peers",
         maps::SOCK_PEERS => "--map-size-sock-peers",
         maps::ENDPOINTS => "--map-size-endpoints",
+        maps::AFFINITY => "--map-size-affinity",
+        maps::SOURCE_RANGES => "--map-size-source-ranges",
         _ => "the map's size",
     }
 }
@@ -110,6 +119,18 @@ pub(super) fn specs(sizes: &MapSizes) -> [Spec; maps::ALL.len()] {
         sized::<PeerKey, SockPeer>(maps::UDP_PEERS, MapType::LruHash, sizes.udp_peers, 0),
         sized::<Addr, Endpoint>(maps::ENDPOINTS, MapType::Hash, sizes.endpoints, NO_PREALLOC),
         fixed::<u32, NodeState>(maps::NODE_STATE, MapType::Array, 1, 0),
+        sized::<AffinityKey, Affinity>(maps::AFFINITY, MapType::LruHash, sizes.affinity, 0),
+        sized::<SourceRangeKey, u32>(
+            maps::SOURCE_RANGES,
+            MapType::LpmTrie,
+            sizes.source_ranges,
+            NO_PREALLOC,
+        ),
+        fixed::<FragmentKey, FragmentPorts>(maps::FRAGMENTS, MapType::LruHash, 8_192, 0),
+        // Node ports are 2,768 numbers by default, of up to three protocols.
+        fixed::<NodePortKey, u32>(maps::NODE_PORTS, MapType::Hash, 8_192, NO_PREALLOC),
+        fixed::<u32, NodeAddrs>(maps::NODE_ADDRS, MapType::Array, 1, 0),
+        fixed::<CidrKey, u32>(maps::NON_MASQUERADE, MapType::LpmTrie, 1_024, NO_PREALLOC),
         fixed::<u32, u64>(maps::COUNTERS, MapType::PerCpuArray, Counter::COUNT, 0),
     ]
 }

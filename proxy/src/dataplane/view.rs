@@ -3,8 +3,9 @@
 use std::{io, path::Path};
 
 use sluice_abi::{
-    Addr, Backend, Counter, CtEntry, CtKey, Endpoint, Frontend, FrontendKey, NodeState, PeerKey,
-    ServiceName, SlotKey, Slots, SockPeer, maps,
+    Addr, Affinity, AffinityKey, Backend, CidrKey, Counter, CtEntry, CtKey, Endpoint, Frontend,
+    FrontendKey, NodeAddrs, NodePortKey, NodeState, PeerKey, ServiceName, SlotKey, Slots, SockPeer,
+    SourceRangeKey, maps,
 };
 use sluice_plan::Tables;
 
@@ -28,6 +29,11 @@ pub(super) struct Maps {
     pub(super) udp_peers: Map<PeerKey, SockPeer>,
     pub(super) endpoints: Map<Addr, Endpoint>,
     pub(super) node_state: Map<u32, NodeState>,
+    pub(super) affinity: Map<AffinityKey, Affinity>,
+    pub(super) source_ranges: Map<SourceRangeKey, u32>,
+    pub(super) node_ports: Map<NodePortKey, u32>,
+    pub(super) node_addrs: Map<u32, NodeAddrs>,
+    pub(super) non_masquerade: Map<CidrKey, u32>,
     pub(super) counters: Map<u32, u64>,
 }
 
@@ -58,6 +64,11 @@ impl Maps {
             udp_peers: one(directory, maps::UDP_PEERS, read_only)?,
             endpoints: one(directory, maps::ENDPOINTS, read_only)?,
             node_state: one(directory, maps::NODE_STATE, read_only)?,
+            affinity: one(directory, maps::AFFINITY, read_only)?,
+            source_ranges: one(directory, maps::SOURCE_RANGES, read_only)?,
+            node_ports: one(directory, maps::NODE_PORTS, read_only)?,
+            node_addrs: one(directory, maps::NODE_ADDRS, read_only)?,
+            non_masquerade: one(directory, maps::NON_MASQUERADE, read_only)?,
             counters: one(directory, maps::COUNTERS, read_only)?,
         })
     }
