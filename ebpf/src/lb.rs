@@ -3,8 +3,12 @@
 use core::ptr;
 
 use aya_ebpf::helpers::bpf_get_prandom_u32;
-use sluice_abi::{Addr, Backend, Frontend, FrontendKey, SLOTS_PER_CHUNK, SlotKey, vip_filter_bit};
+use sluice_abi::{
+    Addr, Backend, BackendFlags, Be16, Frontend, FrontendFlags, FrontendKey, SLOTS_PER_CHUNK, SlotKey,
+    vip_filter_bit,
+};
 
+use crate::node;
 use crate::maps::{BACKENDS, FRONTENDS, SLOTS, VIP_FILTER};
 
 /// How often a choice is made anew when the list was switched meanwhile.
@@ -33,6 +37,7 @@ pub fn frontend(key: &FrontendKey) -> Option<Frontend> {
 }
 
 /// A backend that was chosen.
+#[repr(C)]
 pub struct Pick {
     /// The frontend it was chosen for.
     pub frontend: Frontend,
@@ -40,6 +45,37 @@ pub struct Pick {
     pub number: u32,
     /// Its address and port.
     pub backend: Backend,
+}
+
+impl Pick {
+    /// No backend of no service.
+    #[inline(always)]
+    pub fn none() -> Self {
+        let zero = node::zero();
+        Self {
+            frontend: Frontend {
+                service: zero,
+                list: zero,
+                count: zero,
+                flags: zero,
+                affinity_secs: zero,
+            },
+            number: zero,
+            backend: Backend { addr: node::no_addr(), port: Be16::new(0), proto: 0, flags: 0 },
+        }
+    }
+
+    /// Whether the tables say that it is on this node.
+    #[inline(always)]
+    pub const fn is_local(&self) -> bool {
+        self.backend.flags & BackendFlags::LOCAL != 0
+    }
+
+    /// Whether it is to see the client's own address in any case.
+    #[inline(always)]
+    pub const fn keeps_client(&self) -> bool {
+        self.frontend.flags & FrontendFlags::LOCAL_ONLY != 0
+    }
 }
 
 /// What [`select`] found.
