@@ -194,6 +194,30 @@ impl Pinned {
         Ok(state.unwrap_or_default())
     }
 
+    /// The node's addresses and what goes with them.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
+    pub fn node_addrs(&self) -> Result<NodeAddrs, DataplaneError> {
+        let map = &self.maps.node_addrs;
+        let addrs = map.get(&0, NodeAddrs::default()).map_err(map_error(map, "read"))?;
+        Ok(addrs.unwrap_or_default())
+    }
+
+    /// The addresses that pods reach with their own, sorted.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
+    pub fn non_masquerade(&self) -> Result<Vec<CidrKey>, DataplaneError> {
+        let map = &self.maps.non_masquerade;
+        let mut ranges = Vec::new();
+        map.for_each(0, |key, _| ranges.push(*key)).map_err(map_error(map, "read"))?;
+        ranges.sort_unstable();
+        Ok(ranges)
+    }
+
     /// The counters, summed over all CPUs.
     pub fn counters(&self) -> Result<Vec<(Counter, u64)>, DataplaneError> {
         let map = &self.maps.counters;
