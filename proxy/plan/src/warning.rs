@@ -48,12 +48,12 @@ pub enum Problem {
         /// Name of the port that is programmed.
         first: String,
     },
-    /// `loadBalancerSourceRanges` keep some clients away from the address, which this version does
-    /// not check; the address is not served here, so that connections go on to the load balancer,
-    /// which does.
-    SourceRanges {
-        /// The ingress address.
-        addr: IpAddr,
+    /// A range of clients that cannot be read; it admits nobody.
+    BadSourceRange {
+        /// What stands there.
+        text: String,
+        /// Whether no range is left, so that nobody at all is admitted.
+        nobody: bool,
     },
 }
 
@@ -70,11 +70,14 @@ impl fmt::Display for Problem {
                     "{name:?} is the name of spec.ports[{first}] already; the port is skipped"
                 )
             }
-            Self::SourceRanges { addr } => write!(
-                f,
-                "{addr} has spec.loadBalancerSourceRanges, which are not checked here; connections \
-                 to it go to the load balancer"
-            ),
+            Self::BadSourceRange { text, nobody } => {
+                write!(f, "{text:?} is not a CIDR and admits no client")?;
+                if *nobody {
+                    f.write_str("; no other is left, so nobody is admitted")
+                } else {
+                    Ok(())
+                }
+            }
             Self::DuplicatePort { port, protocol, first } => {
                 write!(f, "{port}/{protocol} is taken by the port {first:?}; the port is skipped")
             }
