@@ -17,7 +17,7 @@ use sluice_abi::{
 
 use crate::{
     counters::count,
-    lb::{self, Choice, Pick},
+    lb::{self, Choice, Client, Pick},
     maps::{BACKEND_PORTS, SOCK_PEERS, UDP_PEERS},
     node,
 };
@@ -109,13 +109,23 @@ impl<const V6: bool> Sock<'_, V6> {
         unsafe { bpf_get_socket_cookie(self.0.as_ptr()) }
     }
 
+    /// Cookie of the socket's network namespace: stands for the pod, or for the node.
+    #[inline(always)]
+    fn netns(&self) -> u64 {
+        // SAFETY: the context is what the helper expects.
+        unsafe { bpf_get_netns_cookie(self.0.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn client(&self) -> Client {
+        Client::namespace(self.netns())
+    }
+
     /// Whether the address is none for services, whatever frontends there are: that of a pod's own
     /// loopback. NodePorts are served on the node's.
     #[inline(always)]
     fn is_private(&self, addr: &Addr) -> bool {
-        // SAFETY: the context is what the helper expects.
-        addr.is_loopback()
-            && unsafe { bpf_get_netns_cookie(self.0.as_ptr()) } != node::state().netns
+        addr.is_loopback() && self.netns() != node::state().netns
     }
 
     /// Forgets the service that the socket was connected to.
@@ -189,7 +199,7 @@ pub fn connect<const V6: bool>(context: &SockAddrContext) -> i32 {
     }
     let port = sock.port();
     let key = FrontendKey { addr, port, proto, scope: Scope::Internal as u8 };
-    match lb::select(&key) {
+    match lb::select_by(&key, || sock.client()) {
         Choice::NotService => {
             sock.forget(proto);
             PROCEED
@@ -236,7 +246,7 @@ pub fn sendmsg<const V6: bool>(context: &SockAddrContext) -> i32 {
             peer.list = frontend.list;
             (peer, moved)
         }
-        _ => match lb::select(&frontend_key) {
+        _ => match lb::select_by(&frontend_key, || sock.client()) {
             Choice::NotService => return PROCEED,
             Choice::Empty => return refuse(Counter::SockRejected),
             Choice::Missing => return refuse(Counter::BackendMissing),
