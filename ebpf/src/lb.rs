@@ -2,13 +2,16 @@
 
 use core::ptr;
 
-use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
+use aya_ebpf::{
+    btf_maps::lpm_trie::Key,
+    helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
+};
 use sluice_abi::{
-    Addr, Affinity, AffinityKey, Backend, Frontend, FrontendKey, SLOTS_PER_CHUNK, SlotKey,
-    vip_filter_bit,
+    Addr, Affinity, AffinityKey, Backend, Be16, Frontend, FrontendFlags, FrontendKey,
+    SLOTS_PER_CHUNK, Scope, SlotKey, SourceRange, vip_filter_bit,
 };
 
-use crate::maps::{AFFINITY, BACKENDS, FRONTENDS, SLOTS, VIP_FILTER};
+use crate::maps::{AFFINITY, BACKENDS, FRONTENDS, SLOTS, SOURCE_RANGES, VIP_FILTER};
 
 /// How often a choice is made anew when the list was switched meanwhile.
 const ATTEMPTS: u32 = 3;
@@ -33,6 +36,24 @@ pub fn frontend(key: &FrontendKey) -> Option<Frontend> {
     // SAFETY: the value is copied at once. It may be another frontend's if the element was reused
     // meanwhile; `select` looks twice, `contains` only ever says no wrongly.
     unsafe { FRONTENDS.get(key).copied() }
+}
+
+/// Whether what is no frontend at this address is rejected: it is a ClusterIP, and has no such port.
+#[inline(always)]
+pub fn rejects_other_ports(addr: &Addr) -> bool {
+    let addr = Addr([addr.0[0], addr.0[1], addr.0[2], addr.0[3]]);
+    let key = FrontendKey { addr, port: Be16::new(0), proto: 0, scope: Scope::Internal as u8 };
+    frontend(&key).is_some_and(|found| found.flags & FrontendFlags::ANY_PORT != 0)
+}
+
+/// Whether the frontend, which has [`FrontendFlags::SOURCE_RANGES`], admits the client.
+#[inline(always)]
+pub fn admits(frontend: &Frontend, client: &Addr) -> bool {
+    let addr = Addr([client.0[0], client.0[1], client.0[2], client.0[3]]);
+    let bits = 8 * size_of::<SourceRange>() as u32;
+    let key = Key::new(bits, SourceRange { service: frontend.service, addr });
+    // SAFETY: the value is not read.
+    unsafe { SOURCE_RANGES.get(&key).is_some() }
 }
 
 /// A backend that was chosen.
