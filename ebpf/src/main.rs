@@ -93,13 +93,13 @@ pub fn sluice_release(context: SockContext) -> i32 {
 }
 
 #[cgroup_sock(post_bind4)]
-pub fn sluice_post_bind4(_context: SockContext) -> i32 {
-    sock::PROCEED
+pub fn sluice_post_bind4(context: SockContext) -> i32 {
+    sock::post_bind(&context)
 }
 
 #[cgroup_sock(post_bind6)]
-pub fn sluice_post_bind6(_context: SockContext) -> i32 {
-    sock::PROCEED
+pub fn sluice_post_bind6(context: SockContext) -> i32 {
+    sock::post_bind(&context)
 }
 
 #[classifier]

@@ -2,9 +2,9 @@
 
 use core::ptr;
 
-use sluice_abi::NodeState;
+use sluice_abi::{Addr, NodePortKey, NodeState};
 
-use crate::maps::NODE_STATE;
+use crate::maps::{NODE_ADDRS, NODE_PORTS, NODE_STATE};
 
 /// The node's state.
 #[inline(always)]
@@ -28,4 +28,20 @@ pub fn conntrack_is_used() {
             ptr::write_volatile(used, 1);
         }
     }
+}
+
+/// The address that processes of the node have for clients and servers of that family.
+#[inline(always)]
+pub fn own_address(v4: bool) -> Addr {
+    let Some(addrs) = NODE_ADDRS.get_ptr(0) else { return Addr([0; 4]) };
+    // SAFETY: element 0 of an array exists as long as the map. The agent writes it whole, and what
+    // is read while it does is compared only.
+    unsafe { if v4 { (*addrs).v4 } else { (*addrs).v6 } }
+}
+
+/// Whether a Service has this port on the node.
+#[inline(always)]
+pub fn is_node_port(key: &NodePortKey) -> bool {
+    // SAFETY: the value is not read.
+    unsafe { NODE_PORTS.get(key).is_some() }
 }

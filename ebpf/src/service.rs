@@ -10,7 +10,7 @@ use sluice_abi::{Counter, FrontendKey, Scope, proto};
 use crate::{
     counters::count,
     ct::{self, Refused, Side},
-    lb::{self, Choice},
+    lb::{self, Choice, Client},
     nat, node,
     packet::Packet,
     parse::{self, Ip, Transport, tcp},
@@ -87,7 +87,7 @@ pub fn to_backend<const V6: bool, P: Packet>(packet: P, ip: &mut Ip) -> Outcome 
 #[inline(always)]
 fn open(frontend: &FrontendKey, key: &sluice_abi::CtKey, now: u64) -> Result<(), Counter> {
     for _ in 0..ATTEMPTS {
-        let pick = match lb::select(frontend) {
+        let pick = match lb::select(frontend, &Client::address(&key.src)) {
             Choice::Picked(pick) => pick,
             Choice::Missing => return Err(Counter::BackendMissing),
             Choice::NotService | Choice::Empty => return Err(Counter::DropNoBackend),

@@ -17,6 +17,9 @@ pub struct Record {
     /// Container and interface.
     #[serde(flatten)]
     pub key: EndpointRef,
+    /// Path of the pod's network namespace; empty in records of plugins that did not say.
+    #[serde(default)]
+    pub netns: PathBuf,
     /// Name of the host-side veth.
     pub host_interface: String,
     /// Hardware address of the pod's interface, `aa:bb:cc:dd:ee:ff`.

@@ -15,6 +15,7 @@ use super::lock::NodeLock;
 use super::node_file::NodeFile;
 use super::reconcile::Reconciler;
 use super::routes::Routes;
+use super::wake::Wakes;
 use super::{StartError, health, records, settings};
 use crate::cli::SluicedArgs;
 use crate::clock;
@@ -36,6 +37,7 @@ pub(super) struct Agent {
     pub(super) reconciler: Reconciler,
     pub(super) endpoints: Endpoints,
     pub(super) routes: Option<Routes>,
+    pub(super) wakes: Wakes,
     pub(super) source: watch::Receiver<SourceStatus>,
     pub(super) notices: Vec<String>,
     pub(super) kernel: dataplane::Kernel,
@@ -94,6 +96,9 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
         Ok(routes) => routes,
         Err(error) => return Err(StartError::new(error.to_string(), "or set --routes false")),
     };
+    let wakes =
+        Wakes::start(records::directory(&args.state_dir), args.reset_deleted_endpoint_connections)
+            .map_err(|error| StartError::new(format!("cannot start a thread: {error}"), ""))?;
     let options = settings::source_options(&args.etcd)?;
     let mut stream = Stream::open(&args.source, &options)
         .map_err(|error| StartError::new(error.to_string(), error.hint()))?;
@@ -112,6 +117,7 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
         reconciler,
         endpoints,
         routes,
+        wakes,
         source: stream.status(),
         notices,
         kernel,
@@ -132,6 +138,7 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
     collect.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let retry_at = agent.reconciler.retry_at();
+        let wake_at = agent.wakes.due();
         tokio::select! {
             batch = stream.next_batch() => match batch {
                 Some(events) => agent.ingest(events).await,
@@ -148,6 +155,7 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
             () = sleep_until(retry_at) => {
                 agent.retry();
             }
+            () = sleep_until(wake_at) => agent.wake(),
             Some(done) = refreshes.recv() => {
                 agent.refresh_figures();
                 // A scrape that waited for too long wants no answer.
@@ -187,6 +195,9 @@ impl Agent {
                     "in sync with the source"
                 );
             }
+        }
+        if changes.synced || !changes.services.is_empty() {
+            self.wakes.changed(Instant::now());
         }
         self.note_progress(begun, &changes);
         if self.cache.synced() && (changes.synced || !changes.nodes.is_empty()) {
@@ -236,6 +247,7 @@ impl Agent {
         if let Err(error) = self.endpoints.sync(&mut self.dataplane) {
             tracing::error!("pods of this node: {error}");
         }
+        self.wakes.changed(Instant::now());
     }
 
     async fn reconcile_routes(&mut self) {

@@ -11,8 +11,8 @@ use crate::control::{Answer, Reply, Request};
 use crate::dataplane::DataplaneError;
 use crate::health::BindAddress;
 use crate::view::{
-    AgentStatus, BackendRow, ConntrackRow, EndpointRow, PartStatus, ProblemRow, ServiceRow,
-    SourceView, Status,
+    AffinityRow, AgentStatus, BackendRow, ConntrackRow, EndpointRow, PartStatus, ProblemRow,
+    ServiceRow, SourceView, Status,
 };
 
 impl Agent {
@@ -27,6 +27,7 @@ impl Agent {
                 self.dataplane.tables().map(|tables| Reply::Backends(BackendRow::all(&tables)))
             }
             Request::ConntrackList => self.conntrack(),
+            Request::AffinityList => self.affinity(),
             Request::EndpointList => self.dataplane.endpoints().map(|endpoints| {
                 let rows = EndpointRow::all(&endpoints, |addr, _| self.endpoints.note(addr));
                 Reply::Endpoints(rows)
@@ -61,6 +62,14 @@ impl Agent {
         Ok(Reply::Conntrack(ConntrackRow::all(&entries, &tables, clock::monotonic_nanos())))
     }
 
+    fn affinity(&self) -> Result<Reply, DataplaneError> {
+        let tables = self.dataplane.tables()?;
+        let view = self.dataplane.view();
+        let node = view.node_state()?.netns;
+        let rows = AffinityRow::all(&view.affinity()?, &tables, node, clock::monotonic_nanos());
+        Ok(Reply::Affinity(rows))
+    }
+
     fn status(&self) -> Result<Status, DataplaneError> {
         let status = Status {
             agent: Some(AgentStatus {
@@ -86,6 +95,7 @@ impl Agent {
         let cgroup = self.cgroup.as_ref().map(|path| path.display().to_string());
         vec![
             part("Socket balancing", self.cgroup.is_some(), cgroup.unwrap_or_default()),
+            part("Socket waking", true, self.wakes.note()),
             part("Pod programs", self.args.pod_programs, self.kernel.pod_hook().to_owned()),
             part("Fast path", self.args.pod_programs && self.args.fast_path, String::new()),
             part("Routes", self.args.routes, "host-gw".to_owned()),
@@ -104,6 +114,7 @@ impl Agent {
         rows.extend(self.endpoints.problems().map(|(s, m)| row(s, m)));
         rows.extend(self.routes.iter().flat_map(Routes::problems).map(|(s, m)| row(s, m)));
         rows.extend(self.health.problems().iter().map(|(s, m)| row(s, m)));
+        rows.extend(self.wakes.problem().map(|problem| row("sockets", &problem)));
         rows.extend(self.notices.iter().map(|notice| row("map size", notice)));
         rows
     }

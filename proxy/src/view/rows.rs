@@ -91,7 +91,7 @@ pub struct EndpointRow {
     pub number: u32,
 }
 
-fn socket(addr: Addr, port: Be16) -> SocketAddr {
+pub(super) fn socket(addr: Addr, port: Be16) -> SocketAddr {
     SocketAddr::new(addr.to_ip(), port.get())
 }
 
@@ -111,7 +111,7 @@ fn kind(flags: u32) -> &'static str {
     .map_or("", |(_, name)| name)
 }
 
-fn service_label(tables: &Tables, number: u32) -> String {
+pub(super) fn service_label(tables: &Tables, number: u32) -> String {
     let Some(name) = tables.names.get(&number) else { return format!("#{number}") };
     match name.parts() {
         (namespace, name, "") => format!("{namespace}/{name}"),
