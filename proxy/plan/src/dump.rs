@@ -246,6 +246,7 @@ impl fmt::Display for Traits<'_> {
             (FrontendFlags::NODE_PORT, "node-port"),
             (FrontendFlags::EXTERNAL_IP, "external-ip"),
             (FrontendFlags::LOAD_BALANCER, "load-balancer"),
+            (FrontendFlags::HOST_PORT, "host-port"),
         ] {
             if rest & flag != 0 {
                 write!(f, " {word}")?;

@@ -32,6 +32,7 @@ mod dump;
 mod endpoints;
 mod filter;
 mod frontends;
+mod host_ports;
 mod ids;
 mod lists;
 mod mirror;
@@ -46,6 +47,7 @@ mod trace;
 mod warning;
 
 pub use frontends::is_foreign;
+pub use host_ports::{HostPort, PodPorts};
 pub use node::NodeContext;
 pub use ops::{MapOp, Tables};
 pub use planner::{Plan, Planner};
