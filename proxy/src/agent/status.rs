@@ -36,6 +36,7 @@ impl Agent {
                 if let Err(error) = self.endpoints.sync(&mut self.dataplane) {
                     return Answer::error(error.to_string(), "see sluiced's log");
                 }
+                self.sync_host_ports();
                 return match self.endpoints.check(&key) {
                     Ok(()) => Answer::done(),
                     Err(error) => Answer::error(error, "see sluiced's log"),
@@ -43,7 +44,9 @@ impl Agent {
             }
             Request::EndpointDel(key) => {
                 self.endpoints.leave(key);
-                return match self.endpoints.sync(&mut self.dataplane) {
+                let synced = self.endpoints.sync(&mut self.dataplane);
+                self.sync_host_ports();
+                return match synced {
                     Ok(()) => Answer::done(),
                     Err(error) => Answer::error(error.to_string(), "see sluiced's log"),
                 };
@@ -102,6 +105,7 @@ impl Agent {
         let mut rows: Vec<_> = self.reconciler.problems().map(|(s, m)| row(&s, &m)).collect();
         rows.extend(self.cache.rejected().map(rejected_row));
         rows.extend(self.endpoints.problems().map(|(s, m)| row(s, m)));
+        rows.extend(self.port_problems.iter().map(|(s, m)| row(s, m)));
         rows.extend(self.routes.iter().flat_map(Routes::problems).map(|(s, m)| row(s, m)));
         rows.extend(self.health.problems().iter().map(|(s, m)| row(s, m)));
         rows.extend(self.notices.iter().map(|notice| row("map size", notice)));
