@@ -10,7 +10,7 @@ use sluice_abi::{CtEntry, CtKey};
 
 use crate::{
     DROP, PASS,
-    ct::{self, Client, Created},
+    ct::{self, Created, Origin},
     fastpath::{self, Route, Way},
     lb::Pick,
     nat::{self, Rewrite},
@@ -105,16 +105,16 @@ macro_rules! codes {
 }
 
 codes!(Created: Yes, Full, Clash; NoPort);
-codes!(Client: Pod, Outside; Masked);
+codes!(Origin: Pod, Outside; Masked);
 codes!(Chosen: NotService, Kept, Backend, Empty, NoLocal, NotAdmitted; Missing);
 codes!(Decision: Leave, Translate, Shortcut, Direct; Drop);
 codes!(Place: PodToPod, PodFast, Pod, AtPod, FromOutside; ToOutside);
 codes!(Route: Found, TooBig; None);
 
-global!(create4 = sluice_create4(packet: packet (), ip: shared Ip, transport: shared Transport, pick: shared Pick, client: number Client) -> Created, else Created::Full,
-    ct::create::<false, _>(packet, ip, transport, pick, client));
-global!(create6 = sluice_create6(packet: packet (), ip: shared Ip, transport: shared Transport, pick: shared Pick, client: number Client) -> Created, else Created::Full,
-    ct::create::<true, _>(packet, ip, transport, pick, client));
+global!(create4 = sluice_create4(packet: packet (), ip: shared Ip, transport: shared Transport, pick: shared Pick, origin: number Origin) -> Created, else Created::Full,
+    ct::create::<false, _>(packet, ip, transport, pick, origin));
+global!(create6 = sluice_create6(packet: packet (), ip: shared Ip, transport: shared Transport, pick: shared Pick, origin: number Origin) -> Created, else Created::Full,
+    ct::create::<true, _>(packet, ip, transport, pick, origin));
 
 /// [`ct::create`].
 #[inline(always)]
@@ -123,12 +123,12 @@ pub fn create<const V6: bool>(
     ip: &Ip,
     transport: &Transport,
     pick: &Pick,
-    client: Client,
+    origin: Origin,
 ) -> Created {
     if V6 {
-        create6(packet, ip, transport, pick, client)
+        create6(packet, ip, transport, pick, origin)
     } else {
-        create4(packet, ip, transport, pick, client)
+        create4(packet, ip, transport, pick, origin)
     }
 }
 
@@ -150,13 +150,22 @@ pub fn supersede(ip: &Ip, transport: &Transport) -> bool {
     supersede_once(ip, transport)
 }
 
-global!(choose_once = sluice_choose(ip: shared Ip, transport: shared Transport, client: number Client, pick: changed Pick) -> Chosen, else Chosen::Missing,
-    service::choose(ip, transport, client, pick));
+global!(choose_once = sluice_choose(ip: shared Ip, transport: shared Transport, origin: number Origin, pick: changed Pick) -> Chosen, else Chosen::Missing,
+    service::choose(ip, transport, origin, pick));
 
 /// [`service::choose`].
 #[inline(always)]
-pub fn choose(ip: &Ip, transport: &Transport, client: Client, pick: &mut Pick) -> Chosen {
-    choose_once(ip, transport, client, pick)
+pub fn choose(ip: &Ip, transport: &Transport, origin: Origin, pick: &mut Pick) -> Chosen {
+    choose_once(ip, transport, origin, pick)
+}
+
+global!(select_once = sluice_select(ip: shared Ip, transport: shared Transport, pick: changed Pick) -> Chosen, else Chosen::Missing,
+    service::select(ip, transport, pick));
+
+/// [`service::select`].
+#[inline(always)]
+pub fn select(ip: &Ip, transport: &Transport, pick: &mut Pick) -> Chosen {
+    select_once(ip, transport, pick)
 }
 
 global!(answer_once = sluice_answer(ip: shared Ip, transport: shared Transport, place: number Place, to: changed Rewrite) -> Decision, else Decision::Leave,

@@ -50,7 +50,7 @@ pub enum Created {
 /// Who begins a flow.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
-pub enum Client {
+pub enum Origin {
     /// A pod of this node that asks a service.
     Pod,
     /// Somebody outside the node who asks a service.
@@ -188,9 +188,7 @@ const fn is_closed(flags: u16) -> bool {
 #[inline(always)]
 pub fn has_ended(forward: &CtKey, entry: &CtEntry) -> bool {
     match find(&answers(forward, entry)) {
-        Some(reverse) if belongs(forward, entry, reverse) => {
-            is_closed(entry.flags | reverse.flags)
-        }
+        Some(reverse) if belongs(forward, entry, reverse) => is_closed(entry.flags | reverse.flags),
         // Evicted, or another flow's: answers could not find the client any more.
         _ => true,
     }
@@ -270,14 +268,14 @@ pub fn claim(reverse: &CtKey, entry: &CtEntry, now: u64) -> Created {
 /// Whether the client gets an address and port of the node: where the answers would else not come
 /// by here, or where it is asked for.
 #[inline(always)]
-fn is_masked(client: Client, pick: &Pick, node: &NodeAddrs, own: &Addr) -> bool {
-    match client {
-        Client::Pod => false,
-        Client::Masked => true,
+fn is_masked(origin: Origin, pick: &Pick, node: &NodeAddrs, own: &Addr) -> bool {
+    match origin {
+        Origin::Pod => false,
+        Origin::Masked => true,
         // A process of the node: its answers leave by an uplink, and its packets would be refused
         // if they came from outside with the node's own address.
-        Client::Outside if pick.backend.addr == *own => false,
-        Client::Outside => {
+        Origin::Outside if pick.backend.addr == *own => false,
+        Origin::Outside => {
             let local = pick.is_local() || fastpath::is_endpoint(&pick.backend.addr);
             !local || (node.flags & NodeAddrs::SNAT_ALWAYS != 0 && !pick.keeps_client())
         }
@@ -295,7 +293,7 @@ pub fn create<const V6: bool, P: Packet>(
     ip: &Ip,
     transport: &Transport,
     pick: &Pick,
-    client: Client,
+    origin: Origin,
 ) -> Created {
     let Some(node) = node::addrs() else { return Created::Full };
     let own = if V6 { &node.v6 } else { &node.v4 };
@@ -306,15 +304,15 @@ pub fn create<const V6: bool, P: Packet>(
     // SAFETY: `prepare` has written them whole.
     let (key, entry) = unsafe { (key.assume_init_mut(), entry.assume_init_mut()) };
     entry.last_seen = now;
-    entry.flags = match client {
-        Client::Pod => 0,
-        Client::Outside => CtFlags::EXTERNAL,
-        Client::Masked => CtFlags::MASQUERADE,
+    entry.flags = match origin {
+        Origin::Pod => 0,
+        Origin::Outside => CtFlags::EXTERNAL,
+        Origin::Masked => CtFlags::MASQUERADE,
     };
-    let mut masked = is_masked(client, pick, node, own);
+    let mut masked = is_masked(origin, pick, node, own);
     if !masked {
         // A pod that asks itself would drop what seems to come from itself.
-        if client == Client::Pod && pick.backend.addr == ip.src {
+        if origin == Origin::Pod && pick.backend.addr == ip.src {
             entry.flags |= CtFlags::HAIRPIN | CtFlags::SNAT;
             entry.nat_addr = copy(&ip.src);
             entry.nat_port = transport.sport;
@@ -323,7 +321,7 @@ pub fn create<const V6: bool, P: Packet>(
         let done = calls::claim(key, entry, now);
         // Another service's flow of the same client to the same backend.
         masked = done == Created::Clash
-            && client == Client::Outside
+            && origin == Origin::Outside
             && !pick.keeps_client()
             && pick.backend.addr != *own;
         if done != Created::Yes && !masked {

@@ -40,7 +40,7 @@ use aya_ebpf::{
 use sluice_abi::NodeState;
 
 use crate::{
-    ct::Client,
+    ct::Origin,
     nat::Rewrite,
     packet::Skb,
     service::{Decision, Place},
@@ -101,13 +101,13 @@ pub fn sluice_release(context: SockContext) -> i32 {
 }
 
 #[cgroup_sock(post_bind4)]
-pub fn sluice_post_bind4(_context: SockContext) -> i32 {
-    sock::PROCEED
+pub fn sluice_post_bind4(context: SockContext) -> i32 {
+    sock::post_bind(&context)
 }
 
 #[cgroup_sock(post_bind6)]
-pub fn sluice_post_bind6(_context: SockContext) -> i32 {
-    sock::PROCEED
+pub fn sluice_post_bind6(context: SockContext) -> i32 {
+    sock::post_bind(&context)
 }
 
 #[classifier]
@@ -162,8 +162,7 @@ fn pod_send<const V6: bool>(packet: Skb) -> i32 {
                 decision = calls::answer(&ip, &transport, place, &mut to);
             }
             if decision == Decision::Leave && may_be_service {
-                decision =
-                    service::request::<V6>(packet, &ip, &transport, Client::Pod, &mut to);
+                decision = service::request::<V6>(packet, &ip, &transport, Origin::Pod, &mut to);
             }
             if decision == Decision::Drop {
                 return DROP;

@@ -32,7 +32,9 @@ impl Rewrite {
         Self {
             src: copy(&ip.src),
             dst: copy(&ip.dst),
-            sport: transport.sport, dport: transport.dport }
+            sport: transport.sport,
+            dport: transport.dport,
+        }
     }
 }
 

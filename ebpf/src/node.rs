@@ -2,9 +2,9 @@
 
 use core::{arch::asm, ptr};
 
-use sluice_abi::{Addr, NodeAddrs, NodeState};
+use sluice_abi::{Addr, NodeAddrs, NodePortKey, NodeState};
 
-use crate::maps::{NODE_ADDRS, NODE_STATE};
+use crate::maps::{NODE_ADDRS, NODE_PORTS, NODE_STATE};
 
 /// The node's state.
 #[inline(always)]
@@ -70,4 +70,20 @@ pub fn no_addr() -> Addr {
 #[inline(always)]
 pub const fn copy(addr: &Addr) -> Addr {
     Addr([addr.0[0], addr.0[1], addr.0[2], addr.0[3]])
+}
+
+/// The address that processes of the node have for clients and servers of that family.
+#[inline(always)]
+pub fn own_address(v4: bool) -> Addr {
+    let Some(addrs) = NODE_ADDRS.get_ptr(0) else { return Addr([0; 4]) };
+    // SAFETY: element 0 of an array exists as long as the map. The agent writes it whole, and what
+    // is read while it does is compared only.
+    unsafe { if v4 { (*addrs).v4 } else { (*addrs).v6 } }
+}
+
+/// Whether a Service has this port on the node.
+#[inline(always)]
+pub fn is_node_port(key: &NodePortKey) -> bool {
+    // SAFETY: the value is not read.
+    unsafe { NODE_PORTS.get(key).is_some() }
 }

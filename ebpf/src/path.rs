@@ -30,7 +30,8 @@ pub fn take<const V6: bool>(
     let past_stack = matches!(decision, Decision::Direct | Decision::Shortcut);
     let fast = node::state().flags & NodeState::FAST_PATH != 0;
     // With no hop left, the stack answers with an ICMP error.
-    let endpoint = if (fast || past_stack) && ip.hops > 1 { fastpath::endpoint(&to.dst) } else { None };
+    let endpoint =
+        if (fast || past_stack) && ip.hops > 1 { fastpath::endpoint(&to.dst) } else { None };
     let mut way = Way::none();
     if past_stack && endpoint.is_none() {
         let route = if ip.hops > 1 {

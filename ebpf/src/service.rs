@@ -6,15 +6,13 @@
 //!
 //! Known limit: fragments pass untranslated (see [`crate::parse::transport`]).
 
-use aya_ebpf::btf_maps::lpm_trie::Key;
-use sluice_abi::{Addr, Counter, CtFlags, FrontendFlags, FrontendKey, Scope, SourceRange, SourceRangeKey, proto};
+use sluice_abi::{Counter, CtFlags, FrontendFlags, FrontendKey, Scope, proto};
 
 use crate::{
     calls,
     counters::count,
-    ct::{self, Client, Created, Side},
+    ct::{self, Created, Origin, Side},
     lb::{self, Choice, Pick},
-    maps::SOURCE_RANGES,
     nat::Rewrite,
     node,
     packet::Skb,
@@ -68,18 +66,10 @@ fn dropped(reason: Counter) -> Decision {
     Decision::Drop
 }
 
-/// Whether a service that names its clients admits this one.
+/// Looks for the service that is asked, and whether the flow has a backend already. Else the pick
+/// says which frontend to choose one of, and under which scope (as its number).
 #[inline(always)]
-fn admits(service: u32, client: &Addr) -> bool {
-    let key = SourceRangeKey { prefix_len: 8 * size_of::<SourceRange>() as u32, service, addr: node::copy(client) };
-    // SAFETY: the same fields, without padding, and no alignment is asked for.
-    let key: &Key<SourceRange> = unsafe { &*(&raw const key).cast() };
-    SOURCE_RANGES.get(key).is_some()
-}
-
-/// Looks for the service that is asked, and for a backend unless the flow has one.
-#[inline(always)]
-pub fn choose(ip: &Ip, transport: &Transport, client: Client, pick: &mut Pick) -> Chosen {
+pub fn choose(ip: &Ip, transport: &Transport, origin: Origin, pick: &mut Pick) -> Chosen {
     let mut frontend_key = FrontendKey {
         addr: node::copy(&ip.dst),
         port: transport.dport,
@@ -87,7 +77,7 @@ pub fn choose(ip: &Ip, transport: &Transport, client: Client, pick: &mut Pick) -
         scope: Scope::Internal as u8,
     };
     let Some(mut frontend) = lb::frontend(&frontend_key) else { return Chosen::NotService };
-    if client == Client::Outside && frontend.flags & FrontendFlags::EXTERNAL_DIFFERS != 0 {
+    if origin == Origin::Outside && frontend.flags & FrontendFlags::EXTERNAL_DIFFERS != 0 {
         frontend_key.scope = Scope::External as u8;
         match lb::frontend(&frontend_key) {
             Some(external) => frontend = external,
@@ -95,7 +85,7 @@ pub fn choose(ip: &Ip, transport: &Transport, client: Client, pick: &mut Pick) -
             None => frontend_key.scope = Scope::Internal as u8,
         }
     }
-    if frontend.flags & FrontendFlags::SOURCE_RANGES != 0 && !admits(frontend.service, &ip.src) {
+    if frontend.flags & FrontendFlags::SOURCE_RANGES != 0 && !lb::admits(&frontend, &ip.src) {
         return Chosen::NotAdmitted;
     }
     let key = ct::key(ip, transport, Side::Client);
@@ -107,14 +97,33 @@ pub fn choose(ip: &Ip, transport: &Transport, client: Client, pick: &mut Pick) -
         }
         ct::forget_answers(&key, entry);
     }
-    match lb::select(&frontend_key) {
+    pick.frontend = frontend;
+    pick.number = u32::from(frontend_key.scope);
+    Chosen::Backend
+}
+
+/// Chooses the backend, after [`choose`] has said that the flow is to get one.
+#[inline(always)]
+pub fn select(ip: &Ip, transport: &Transport, pick: &mut Pick) -> Chosen {
+    let key = FrontendKey {
+        addr: node::copy(&ip.dst),
+        port: transport.dport,
+        proto: transport.proto,
+        scope: pick.number as u8,
+    };
+    match lb::select(&key, &lb::Client::address(&ip.src)) {
         Choice::Picked(found) => {
-            *pick = found;
+            pick.frontend = found.frontend;
+            pick.number = found.number;
+            pick.backend.addr = node::copy(&found.backend.addr);
+            pick.backend.port = found.backend.port;
+            pick.backend.proto = found.backend.proto;
+            pick.backend.flags = found.backend.flags;
             Chosen::Backend
         }
         Choice::Missing => Chosen::Missing,
         Choice::NotService | Choice::Empty => {
-            if frontend.flags & FrontendFlags::LOCAL_ONLY != 0 {
+            if pick.keeps_client() {
                 Chosen::NoLocal
             } else {
                 Chosen::Empty
@@ -129,14 +138,18 @@ pub fn request<const V6: bool>(
     packet: Skb,
     ip: &Ip,
     transport: &Transport,
-    client: Client,
+    origin: Origin,
     to: &mut Rewrite,
 ) -> Decision {
     if transport.may_open() {
         let mut pick = Pick::none();
         let mut created = Created::Clash;
         for _ in 0..ATTEMPTS {
-            match calls::choose(ip, transport, client, &mut pick) {
+            let mut chosen = calls::choose(ip, transport, origin, &mut pick);
+            if chosen == Chosen::Backend {
+                chosen = calls::select(ip, transport, &mut pick);
+            }
+            match chosen {
                 Chosen::NotService => return Decision::Leave,
                 Chosen::Kept => {
                     created = Created::Yes;
@@ -148,7 +161,7 @@ pub fn request<const V6: bool>(
                 Chosen::NotAdmitted => return dropped(Counter::DropSourceRange),
                 Chosen::Missing => return dropped(Counter::BackendMissing),
             }
-            created = calls::create::<V6>(packet, ip, transport, &pick, client);
+            created = calls::create::<V6>(packet, ip, transport, &pick, origin);
             if created == Created::Yes {
                 node::conntrack_is_used();
                 count(Counter::FlowCreated);
@@ -169,7 +182,7 @@ pub fn request<const V6: bool>(
     ct::note(entry, Side::Client, transport.tcp, ct::now());
     to.dst = node::copy(&entry.addr);
     to.dport = entry.port;
-    count(if client == Client::Outside { Counter::UplinkForward } else { Counter::PacketForward });
+    count(if origin == Origin::Outside { Counter::UplinkForward } else { Counter::PacketForward });
     if entry.flags & CtFlags::SNAT == 0 {
         return Decision::Translate;
     }
@@ -222,9 +235,7 @@ pub fn answer(ip: &Ip, transport: &Transport, place: Place, to: &mut Rewrite) ->
         Place::PodFast if flags & CtFlags::EXTERNAL != 0 => {
             (Decision::Shortcut, Counter::UplinkReverse)
         }
-        Place::PodToPod | Place::AtPod if !masked => {
-            (Decision::Translate, Counter::PacketReverse)
-        }
+        Place::PodToPod | Place::AtPod if !masked => (Decision::Translate, Counter::PacketReverse),
         Place::ToOutside if !masked && flags & CtFlags::EXTERNAL != 0 => {
             (Decision::Translate, Counter::UplinkReverse)
         }

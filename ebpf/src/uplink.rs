@@ -7,7 +7,7 @@ use sluice_abi::{Addr, CidrKey, Counter, CtFlags, NodeAddrs, NodeState};
 use crate::{
     DROP, PASS, calls,
     counters::count,
-    ct::{self, Client, Created, Side},
+    ct::{self, Created, Origin, Side},
     fastpath,
     lb::{self, Pick},
     maps::NON_MASQUERADE,
@@ -35,8 +35,7 @@ pub fn incoming<const V6: bool>(packet: Skb) -> i32 {
     let mut decision = Decision::Leave;
     // The host's own addresses for itself are served to nobody else.
     if lb::may_be_service(&ip.dst) && !ip.dst.is_loopback() {
-        decision =
-            service::request::<V6>(packet, &ip, &transport, Client::Outside, &mut to);
+        decision = service::request::<V6>(packet, &ip, &transport, Origin::Outside, &mut to);
     }
     if decision == Decision::Leave && state.ct_used != 0 && node::is_own::<V6>(&ip.dst) {
         decision = calls::answer(&ip, &transport, Place::FromOutside, &mut to);
@@ -60,9 +59,7 @@ pub fn incoming<const V6: bool>(packet: Skb) -> i32 {
                 } else if fast && fastpath::is_endpoint(&ip.dst) && ip.hops > 1 {
                     decision = calls::answer(&ip, &transport, Place::AtPod, &mut to);
                     if decision != Decision::Leave {
-                        return calls::take::<V6>(
-                            packet, &mut ip, &mut transport, &to, decision,
-                        );
+                        return calls::take::<V6>(packet, &mut ip, &mut transport, &to, decision);
                     }
                 }
             }
@@ -133,10 +130,7 @@ fn translated<const V6: bool>(
 /// Whether the address is reached with a pod's own.
 #[inline(always)]
 fn knows_pods(addr: &Addr) -> bool {
-    let key = CidrKey {
-        prefix_len: 8 * size_of::<Addr>() as u32,
-        addr: node::copy(addr),
-    };
+    let key = CidrKey { prefix_len: 8 * size_of::<Addr>() as u32, addr: node::copy(addr) };
     // SAFETY: the same fields, without padding, and no alignment is asked for.
     let key: &Key<Addr> = unsafe { &*(&raw const key).cast() };
     NON_MASQUERADE.get(key).is_some()
@@ -205,5 +199,5 @@ fn begin<const V6: bool>(packet: Skb, ip: &Ip, transport: &Transport) -> Created
     pick.backend.addr = node::copy(&ip.dst);
     pick.backend.port = transport.dport;
     pick.backend.proto = transport.proto;
-    calls::create::<V6>(packet, ip, transport, &pick, Client::Masked)
+    calls::create::<V6>(packet, ip, transport, &pick, Origin::Masked)
 }

@@ -280,9 +280,8 @@ impl Dataplane {
     /// Removes the pins of links whose interface is gone, and says which interfaces those were.
     pub fn detach_gone(&mut self) -> Result<Vec<u32>, DataplaneError> {
         let mut gone = Vec::new();
-        let of_any = |name: &str| {
-            Role::Pod.ifindex_of(name).or_else(|| Role::Uplink.ifindex_of(name))
-        };
+        let of_any =
+            |name: &str| Role::Pod.ifindex_of(name).or_else(|| Role::Uplink.ifindex_of(name));
         for (ifindex, path) in self.pins(of_any)? {
             let looked_at = |source| DataplaneError::File {
                 action: "look at the link",

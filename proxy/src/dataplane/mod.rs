@@ -23,7 +23,6 @@ use aya::Ebpf;
 use sluice_abi::{Addr, CidrKey, Counter, CtEntry, CtKey, Endpoint, NodeAddrs, NodeState};
 use sluice_plan::Tables;
 
-pub(crate) use self::conntrack::partner;
 pub use self::{
     attach::{Attachment, TcHook},
     conntrack::{Collected, Timeouts},
@@ -31,8 +30,9 @@ pub use self::{
     load::object,
     probe::{Kernel, KernelLacks, probe},
     spec::MapSizes,
-    view::Pinned,
+    view::{Pinned, SocketKind},
 };
+pub(crate) use self::{conntrack::partner, sys::netns_cookie};
 use self::{
     load::PinDirs,
     view::{Maps, map_error},
