@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 use sluice_store::{EtcdArgs, SourceUrl, parse_source};
 
 use crate::node_ports::NodePortAddresses;
 
 use crate::health::BindAddress;
+use crate::uplinks::{PortRange, Uplinks};
 
 /// Where a node's files are; every one may differ, so that several nodes run on one kernel.
 #[derive(Clone, Debug, Args)]
@@ -96,6 +98,38 @@ pub struct SluicedArgs {
         value_name = "CIDR|WORD,..."
     )]
     pub nodeport_addresses: Vec<NodePortAddresses>,
+
+    /// The interfaces by which clients outside reach Services, and pods leave the cluster: "auto"
+    /// (those with a default route, and those that hold an InternalIP of the Node object), names, or
+    /// nothing for none.
+    #[arg(long, default_value = "auto", value_name = "auto|NAME,...")]
+    pub uplinks: Uplinks,
+
+    /// Ports of the node's address that stand for the ports of clients where their address must not
+    /// be seen. Keep clear of NodePorts.
+    #[arg(long, default_value = "32768-65535", value_name = "FIRST-LAST")]
+    pub snat_port_range: PortRange,
+
+    /// Give pods that leave the cluster the node's address (pods that sluice-cni made; those of
+    /// another plugin are that plugin's business).
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub masquerade: bool,
+
+    /// Give clients outside the node's address also where the endpoint is on this node, except under
+    /// externalTrafficPolicy: Local.
+    #[arg(long, default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1,
+          default_missing_value = "true", value_name = "BOOL")]
+    pub masquerade_all: bool,
+
+    /// Ranges that pods reach with their own addresses; those of --cluster-cidr (else the pod CIDRs
+    /// of all nodes) and the nodes' addresses where it is not given. Link-local and multicast
+    /// addresses are always among them.
+    #[arg(long, value_delimiter = ',', value_name = "CIDR,...")]
+    pub non_masquerade_cidrs: Vec<IpNet>,
+
+    /// Ranges of all pods of the cluster.
+    #[arg(long, value_delimiter = ',', value_name = "CIDR,...")]
+    pub cluster_cidr: Vec<IpNet>,
 
     /// Serve the spec.externalIPs of Services; false where their authors are not trusted with it.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]

@@ -23,5 +23,6 @@ pub mod dataplane;
 pub mod health;
 pub mod node_ports;
 pub mod routes;
+pub mod uplinks;
 pub mod view;
 pub mod wake;

@@ -23,6 +23,7 @@ mod routes;
 mod run;
 mod settings;
 mod status;
+mod uplinks;
 mod wake;
 
 pub use endpoints::Endpoints;

@@ -16,6 +16,7 @@ use super::lock::NodeLock;
 use super::node_file::NodeFile;
 use super::reconcile::Reconciler;
 use super::routes::Routes;
+use super::uplinks::UplinkPart;
 use super::wake::Wakes;
 use super::{StartError, health, host_ports, records, settings};
 use crate::cli::SluicedArgs;
@@ -40,6 +41,7 @@ pub(super) struct Agent {
     /// Ports of the node that pods ask for and cannot get, subject and message.
     pub(super) port_problems: BTreeMap<String, String>,
     pub(super) routes: Option<Routes>,
+    pub(super) uplinks: UplinkPart,
     pub(super) wakes: Wakes,
     pub(super) source: watch::Receiver<SourceStatus>,
     pub(super) notices: Vec<String>,
@@ -108,6 +110,8 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
     let wakes =
         Wakes::start(records::directory(&args.state_dir), args.reset_deleted_endpoint_connections)
             .map_err(|error| StartError::new(format!("cannot start a thread: {error}"), ""))?;
+    let uplinks = UplinkPart::open(&args)
+        .map_err(|error| StartError::new(error.to_string(), "or set --uplinks ''"))?;
     let options = settings::source_options(&args.etcd)?;
     let mut stream = Stream::open(&args.source, &options)
         .map_err(|error| StartError::new(error.to_string(), error.hint()))?;
@@ -127,6 +131,7 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
         endpoints,
         port_problems,
         routes,
+        uplinks,
         wakes,
         source: stream.status(),
         notices,
@@ -144,6 +149,8 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
     };
     tracing::info!(node = agent.node, source = %agent.args.source, "sluiced is up");
 
+    // What an agent before this one served goes on; a first one need not wait for the source.
+    agent.reconcile_uplinks().await;
     let mut collect = tokio::time::interval(COLLECT_EVERY);
     collect.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -162,6 +169,7 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
             }
             Some(_) = record_events.next() => agent.sync_endpoints(),
             () = Routes::touched(&mut agent.routes) => agent.reconcile_routes().await,
+            () = agent.uplinks.touched() => agent.reconcile_uplinks().await,
             () = sleep_until(retry_at) => {
                 agent.retry();
             }
@@ -214,6 +222,7 @@ impl Agent {
         if self.cache.synced() && (changes.synced || !changes.nodes.is_empty()) {
             self.write_node_file();
             self.reconcile_routes().await;
+            self.reconcile_uplinks().await;
         }
     }
 
@@ -287,6 +296,12 @@ impl Agent {
         {
             routes.reconcile(&self.node, self.cache.nodes()).await;
         }
+    }
+
+    async fn reconcile_uplinks(&mut self) {
+        let nodes: Option<Vec<_>> = self.cache.synced().then(|| self.cache.nodes().collect());
+        let nodes = nodes.as_deref();
+        self.uplinks.reconcile(&mut self.dataplane, &self.args, &self.node, nodes).await;
     }
 
     fn collect(&mut self) {

@@ -11,7 +11,7 @@ pub mod diff;
 pub mod forwarding;
 mod kernel;
 mod manager;
-mod watch;
+pub(crate) mod watch;
 
 pub use desired::{Desired, HostGwRoute, SkipReason, Skipped, desired};
 pub use diff::{Conflict, Diff, KernelRoute, RouteOp, diff};
