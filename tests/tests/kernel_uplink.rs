@@ -63,7 +63,8 @@ impl Bench {
     fn new(label: &str, fast_path: bool) -> Result<Self> {
         let netns = NetNs::new(label)?;
         netns.sysctls(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")])?;
-        netns.ip("link add eth0 type dummy\n\
+        netns.ip("link add eth0 type veth peer name peer0\n\
+             link set peer0 up\n\
              link set eth0 up\n\
              addr add 172.31.0.11/24 dev eth0\n\
              addr add fd00:172:31::11/64 dev eth0 nodad\n\
