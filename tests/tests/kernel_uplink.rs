@@ -242,14 +242,18 @@ fn a_client_outside_reaches_a_pod_of_another_node_through_this_one() -> Result<(
 /// Checksums of every kind of packet survive a change of both addresses and both ports.
 #[test]
 fn checksums_stay_right_when_everything_changes() -> Result<()> {
-    let Family { client, vip, node, remote, .. } = FAMILIES[0];
-    for len in 0..40 {
+    for Family { vip, node, remote, .. } in FAMILIES {
         let mut bench = Bench::new("lengths", false)?;
         bench.service(vip, &[remote])?;
-        for mut request in requests(client, vip) {
-            request.payload = (0..len * 37).map(|n| (n * 7 + len) as u8).collect();
-            let forward = request.clone().from(&at(node, PORT)).to(remote);
-            bench.forwarded(&request, &routed(forward));
+        for len in 0..20_u16 {
+            let port = 41_000 + len;
+            bench.node(port, port, 0)?;
+            let client = if vip.starts_with('[') { "2001:db8:2::5" } else { "192.0.2.5" };
+            for mut request in requests(&at(client, 3 * port % 65_521), vip) {
+                request.payload = (0..len * 67).map(|n| (n * 7 + len) as u8).collect();
+                let forward = request.clone().from(&at(node, port)).to(remote);
+                bench.forwarded(&request, &routed(forward));
+            }
         }
     }
     Ok(())
