@@ -91,24 +91,25 @@ fn age_affinities(lab: &Lab, secs: u64) -> Result<()> {
 #[test]
 fn client_keeps_its_backend_until_the_backend_goes() -> Result<()> {
     attached("affinity", |lab| {
-        for (vip, local) in [(VIP, "127.0.0.1:0"), (VIP6, "[::1]:0")] {
-            let all = listeners(local, 8)?;
-            let all = names(&all);
+        let v4 = listeners("127.0.0.1:0", 8)?;
+        let v6 = listeners("[::1]:0", 8)?;
+        for (vip, all) in [(VIP, &v4), (VIP6, &v6)] {
+            let all = names(all);
             lab.service(vip, proto::TCP, &all[..7])?;
             sticky(lab, vip, proto::TCP, 10_800)?;
-            let first = backends_of(lab, vip, 30)?;
+            let first = backends_of(lab, vip, 12)?;
             ensure!(first.len() == 1, "{vip}: {first:?}");
             // Joined by another.
             lab.service(vip, proto::TCP, &all)?;
-            ensure!(backends_of(lab, vip, 30)? == first, "{vip}: {first:?}");
+            ensure!(backends_of(lab, vip, 12)? == first, "{vip}: {first:?}");
             // Its own goes, and comes back.
             let rest: Vec<&str> =
                 all.iter().copied().filter(|name| !first.contains(*name)).collect();
             lab.service(vip, proto::TCP, &rest)?;
-            let second = backends_of(lab, vip, 30)?;
+            let second = backends_of(lab, vip, 12)?;
             ensure!(second.len() == 1 && second != first, "{vip}: {first:?}, then {second:?}");
             lab.service(vip, proto::TCP, &all)?;
-            ensure!(backends_of(lab, vip, 30)? == second, "{vip}: {second:?}");
+            ensure!(backends_of(lab, vip, 12)? == second, "{vip}: {second:?}");
         }
         // One client, two families.
         let both = |lab: &Lab| -> Result<_> { Ok((backend_of(lab, VIP)?, backend_of(lab, VIP6)?)) };
@@ -386,7 +387,8 @@ fn source_ranges_leave_pods_to_their_packets() -> Result<()> {
             admit(lab, VIP, proto, &[("0.0.0.0", 0)])?;
         }
         let pod = NetNs::new("ranges-pod")?;
-        pod.ip("link add out type dummy\naddr add 10.244.1.5/32 dev out\nlink set out up\nroute add default dev out")?;
+        pod.ip("link add out type veth peer name far\nlink set far up\nlink set out up\n\
+             addr add 10.244.1.5/32 dev out\nroute add default dev out")?;
         pod.run(|| -> Result<()> {
             let socket = UdpSocket::bind("0.0.0.0:0")?;
             socket.connect(VIP)?;
