@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use sluice_tests::netns::NetNs;
 use sluice_tests::process::{Launch, Process};
 use sluice_tests::shop::{Shop, WEB_V4, WEB_V6, web_service};
 use sluice_tests::wait::{wait_for, wait_ok};
-use sluice_tests::{Result, bin};
+use sluice_tests::{Result, bin, pod};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -245,5 +246,48 @@ fn a_client_keeps_its_backend_across_a_restart_of_the_agent() -> Result<()> {
         rows.all(|row| row["backends"].as_array().is_some_and(|backends| backends.len() == 2))
     })?;
     assert_eq!(ask(&shop)?, second);
+    Ok(())
+}
+
+/// S36: a network namespace of the node that is no pod of ours keeps working: its processes reach Services like those
+/// of the node, pods by their addresses, and what they serve on their own loopback, on whatever port.
+#[test]
+fn other_network_namespaces_of_the_node_keep_working() -> Result<()> {
+    let shop = Shop::open()?;
+    let node = shop.cluster.node(0);
+    let testapp = bin("testapp")?;
+    let other = NetNs::new("other")?;
+    other.veth("eth0", node.netns(), "other0")?;
+    node.netns().ip("addr add 10.200.0.1/24 dev other0")?;
+    other
+        .ip("link set lo up\naddr add 10.200.0.2/24 dev eth0\nroute add default via 10.200.0.1")?;
+    let local = web_service().with_endpoints(&[&shop.web[0]]);
+    let node_port = sluice_tests::manifests::Service::new("shop", "outside")
+        .kind("NodePort")
+        .cluster_ip("10.96.0.30")
+        .tcp("http", 80, 8080)
+        .node_port(30_080);
+    shop.cluster.apply("web", &local)?;
+    shop.cluster.apply("outside", &node_port.with_endpoints(&[&shop.web[0]]))?;
+    shop.cluster.wait_served(0, "127.0.0.1:30080")?;
+
+    let hooked = || node.launch(&testapp).netns(&other);
+    let unhooked = || other.launch(&testapp);
+    wait_ok("the service from the other namespace", LIMIT, || {
+        let answer = pod::get(hooked(), WEB_V4)?;
+        ensure!(answer.pod == "web-0", "{answer:?}");
+        Ok(())
+    })?;
+    assert_eq!(pod::udp(hooked(), WEB_V4.parse()?)?.pod, "web-0");
+    let own = format!("{}:8080", shop.web[0].ipv4()?);
+    assert_eq!(pod::get(hooked(), &own)?.pod, "web-0");
+    assert_eq!(pod::get(unhooked(), &own)?.pod, "web-0");
+
+    // Its loopback is its own, though the node has a NodePort there.
+    let launch = hooked().env("POD_NAME", "other").args(["serve", "--port", "30080"]);
+    let mut server = node.spawn("other-server", &launch)?;
+    server.wait_for_log("listening", LIMIT)?;
+    assert_eq!(pod::get(hooked(), "127.0.0.1:30080")?.pod, "other");
+    assert_eq!(node.get("127.0.0.1:30080")?.pod, "web-0");
     Ok(())
 }

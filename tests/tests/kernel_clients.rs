@@ -21,6 +21,7 @@ use sluice_tests::{
     netns::NetNs,
     packet::{Packet, tcp},
 };
+use socket2::{Domain, Protocol, Socket, Type};
 
 const VIP: &str = "10.96.0.10:80";
 const VIP6: &str = "[fd00:96::10]:80";
@@ -452,6 +453,40 @@ fn broken_tables_refuse_with_the_kernels_own_error() -> Result<()> {
         ];
         assert_eq!(refused, [Some(ECONNREFUSED); 3]);
         assert_eq!(lab.count(Counter::BackendMissing), 3);
+        Ok(())
+    })
+}
+
+/// S36: a socket that the kernel itself makes and connects (here the subflow of an MPTCP connection)
+/// reaches a backend like any other, and leaves nothing behind.
+#[test]
+fn sockets_of_the_kernel_reach_services() -> Result<()> {
+    const IPPROTO_MPTCP: i32 = 262;
+    attached("kernel-sockets", |lab| {
+        for (vip, local, domain) in
+            [(VIP, "127.0.0.1:0", Domain::IPV4), (VIP6, "[::1]:0", Domain::IPV6)]
+        {
+            let all = listeners(local, 1)?;
+            lab.service(vip, proto::TCP, &names(&all))?;
+            for _ in 0..20 {
+                let socket = Socket::new(domain, Type::STREAM, Some(Protocol::from(IPPROTO_MPTCP)))
+                    .context("CONFIG_MPTCP")?;
+                socket.connect(&vip.parse::<SocketAddr>()?.into())?;
+                let (mut served, _) = all[0].0.accept()?;
+                io::Write::write_all(&mut TcpStream::from(socket), b"hello")?;
+                let mut got = [0; 5];
+                io::Read::read_exact(&mut served, &mut got)?;
+                assert_eq!(&got, b"hello");
+            }
+            lab.service(vip, proto::TCP, &[])?;
+            let socket = Socket::new(domain, Type::STREAM, Some(Protocol::from(IPPROTO_MPTCP)))?;
+            assert_eq!(
+                errno(socket.connect(&vip.parse::<SocketAddr>()?.into())),
+                Some(ECONNREFUSED)
+            );
+        }
+        assert_eq!(lab.count(Counter::SockConnect), 40);
+        assert_eq!(lab.dataplane.view().sock_peers(SocketKind::Stream)?, vec![]);
         Ok(())
     })
 }
