@@ -173,6 +173,9 @@ pub struct SizeArgs {
     /// Ranges of clients that Services admit (loadBalancerSourceRanges), for each Service port.
     #[arg(long, default_value_t = 16_384, value_name = "N")]
     pub map_size_source_ranges: u32,
+    /// Ports of the node that Services are served at, for each protocol.
+    #[arg(long, default_value_t = 16_384, value_name = "N")]
+    pub map_size_node_ports: u32,
 }
 
 /// Flags of `proxyctl`.

@@ -51,6 +51,7 @@ pub const SMALL: MapSizes = MapSizes {
     endpoints: 256,
     affinity: 1024,
     source_ranges: 1024,
+    node_ports: 1024,
 };
 
 /// A dataplane with pins of its own, and services in it.

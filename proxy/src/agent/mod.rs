@@ -13,6 +13,8 @@
 
 mod endpoints;
 mod health;
+mod host_ports;
+mod leaks;
 mod lock;
 mod node_file;
 mod reconcile;

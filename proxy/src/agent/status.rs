@@ -37,6 +37,7 @@ impl Agent {
                 if let Err(error) = self.endpoints.sync(&mut self.dataplane) {
                     return Answer::error(error.to_string(), "see sluiced's log");
                 }
+                self.sync_host_ports();
                 return match self.endpoints.check(&key) {
                     Ok(()) => Answer::done(),
                     Err(error) => Answer::error(error, "see sluiced's log"),
@@ -44,7 +45,9 @@ impl Agent {
             }
             Request::EndpointDel(key) => {
                 self.endpoints.leave(key);
-                return match self.endpoints.sync(&mut self.dataplane) {
+                let synced = self.endpoints.sync(&mut self.dataplane);
+                self.sync_host_ports();
+                return match synced {
                     Ok(()) => Answer::done(),
                     Err(error) => Answer::error(error.to_string(), "see sluiced's log"),
                 };
@@ -112,6 +115,7 @@ impl Agent {
         let mut rows: Vec<_> = self.reconciler.problems().map(|(s, m)| row(&s, &m)).collect();
         rows.extend(self.cache.rejected().map(rejected_row));
         rows.extend(self.endpoints.problems().map(|(s, m)| row(s, m)));
+        rows.extend(self.port_problems.iter().map(|(s, m)| row(s, m)));
         rows.extend(self.routes.iter().flat_map(Routes::problems).map(|(s, m)| row(s, m)));
         rows.extend(self.health.problems().iter().map(|(s, m)| row(s, m)));
         rows.extend(self.wakes.problem().map(|problem| row("sockets", &problem)));

@@ -36,6 +36,8 @@ pub struct MapSizes {
     pub affinity: u32,
     /// Ranges of clients that services admit (`loadBalancerSourceRanges`), for each service port.
     pub source_ranges: u32,
+    /// Ports of the node that Services are served at, for each protocol.
+    pub node_ports: u32,
 }
 
 impl Default for MapSizes {
@@ -52,6 +54,8 @@ impl Default for MapSizes {
             endpoints: 4_096,
             affinity: 65_536,
             source_ranges: 16_384,
+            // 2,768 numbers in Kubernetes' default range, of up to three protocols.
+            node_ports: 16_384,
         }
     }
 }
@@ -81,6 +85,7 @@ pub(super) fn size_flag(map: &str) -> &'static str {
         maps::ENDPOINTS => "--map-size-endpoints",
         maps::AFFINITY => "--map-size-affinity",
         maps::SOURCE_RANGES => "--map-size-source-ranges",
+        maps::NODE_PORTS => "--map-size-node-ports",
         _ => "the map's size",
     }
 }
@@ -129,8 +134,7 @@ pub(super) fn specs(sizes: &MapSizes) -> [Spec; maps::ALL.len()] {
             NO_PREALLOC,
         ),
         fixed::<FragmentKey, FragmentPorts>(maps::FRAGMENTS, MapType::LruHash, 8_192, 0),
-        // Node ports are 2,768 numbers by default, of up to three protocols.
-        fixed::<NodePortKey, u32>(maps::NODE_PORTS, MapType::Hash, 8_192, NO_PREALLOC),
+        sized::<NodePortKey, u32>(maps::NODE_PORTS, MapType::Hash, sizes.node_ports, NO_PREALLOC),
         fixed::<u32, NodeAddrs>(maps::NODE_ADDRS, MapType::Array, 1, 0),
         fixed::<CidrKey, u32>(maps::NON_MASQUERADE, MapType::LpmTrie, 1_024, NO_PREALLOC),
         fixed::<u32, u64>(maps::COUNTERS, MapType::PerCpuArray, Counter::COUNT, 0),

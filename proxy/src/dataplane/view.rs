@@ -127,6 +127,7 @@ impl Pinned {
     /// The service tables.
     pub fn tables(&self) -> Result<Tables, DataplaneError> {
         let Maps { frontends, slots, backends, names, vip_filter, .. } = &self.maps;
+        let Maps { source_ranges, node_ports, .. } = &self.maps;
         let mut tables = Tables::default();
         frontends
             .for_each(Frontend::default(), |key, value| {
@@ -155,6 +156,16 @@ impl Pinned {
                 }
             })
             .map_err(map_error(vip_filter, "read"))?;
+        source_ranges
+            .for_each(0, |key, _| {
+                tables.source_ranges.insert(*key);
+            })
+            .map_err(map_error(source_ranges, "read"))?;
+        node_ports
+            .for_each(0, |key, service| {
+                tables.node_ports.insert(*key, *service);
+            })
+            .map_err(map_error(node_ports, "read"))?;
         Ok(tables)
     }
 
