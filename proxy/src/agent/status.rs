@@ -102,6 +102,7 @@ impl Agent {
             part("Pod programs", self.args.pod_programs, self.kernel.pod_hook().to_owned()),
             part("Fast path", self.args.pod_programs && self.args.fast_path, String::new()),
             part("Routes", self.args.routes, "host-gw".to_owned()),
+            part("Service ranges", self.service_ranges.is_on(), self.service_ranges.text()),
             listener("Health checks", self.args.healthz_bind_address),
             listener("Metrics", self.args.metrics_bind_address),
         ]
@@ -117,6 +118,7 @@ impl Agent {
         rows.extend(self.endpoints.problems().map(|(s, m)| row(s, m)));
         rows.extend(self.port_problems.iter().map(|(s, m)| row(s, m)));
         rows.extend(self.routes.iter().flat_map(Routes::problems).map(|(s, m)| row(s, m)));
+        rows.extend(self.service_ranges.problems().map(|(s, m)| row(s, m)));
         rows.extend(self.health.problems().iter().map(|(s, m)| row(s, m)));
         rows.extend(self.wakes.problem().map(|problem| row("sockets", &problem)));
         rows.extend(self.notices.iter().map(|notice| row("map size", notice)));
