@@ -151,5 +151,6 @@ fn portmap_works_after_it_where_there_is_no_agent() {
     let to = format!("--to-destination {}:80", addresses(&result)[0]);
     assert!(rules.contains(&to), "{rules}");
     chain.del(&result);
+    node.call("DEL", "client", &client).success();
     node.assert_clean();
 }
