@@ -299,8 +299,8 @@ impl Agent {
     fn collect(&mut self) {
         self.health.alive();
         self.endpoints.heal();
-        // An interface may have got an address.
-        self.sync_host_ports();
+        // An interface may have gone, or got an address.
+        self.sync_endpoints();
         match self.dataplane.conntrack_gc(clock::monotonic_nanos(), &self.timeouts) {
             Ok(collected) => {
                 let left = collected.seen.saturating_sub(collected.removed);

@@ -1,5 +1,6 @@
-//! `cargo xtask bench`: Sluice beside what else carries a connection to a pod, on this machine, now.
+//! `cargo xtask bench`: Sluice beside what else carries a connection to a pod or wires one, on this machine, now.
 
+mod cni;
 mod report;
 mod rules;
 mod service;
@@ -10,16 +11,17 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
+use serde_json::{Value, json};
 use sluice_tests::interrupt;
 
 use crate::report::Measured;
 use crate::service::Way;
 
-/// Measures Sluice against direct routing, nftables and iptables.
+/// Measures Sluice against direct routing, nftables and iptables, and its plugin against the reference.
 #[derive(Parser)]
 #[command(name = "bench")]
 struct Cli {
-    /// Which benches to run: service, nodeport. All of them where none is named
+    /// Which benches to run: service, nodeport, cni. All of them where none is named
     names: Vec<String>,
     /// Fewer rounds: to see that it works, not to quote
     #[arg(long)]
@@ -36,7 +38,8 @@ struct Cli {
     /// Numbers of services
     #[arg(long, value_delimiter = ',', default_value = "10,1000,10000")]
     services: Vec<usize>,
-    /// Only these variants: sluice, direct, nftables, iptables, loopback
+    /// Only these variants: of service sluice, direct, nftables, iptables, loopback; of cni sluice,
+    /// sluice-alone, ptp
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// The CPU that client and server share; the last one where none is named
@@ -53,9 +56,10 @@ struct Plan {
     cpu: usize,
 }
 
-const BENCHES: [&str; 2] = ["service", "nodeport"];
+const BENCHES: [&str; 3] = ["service", "nodeport", "cni"];
 
-const VARIANTS: [&str; 5] = ["sluice", "direct", "nftables", "iptables", "loopback"];
+const VARIANTS: [&str; 7] =
+    ["sluice", "direct", "nftables", "iptables", "loopback", "sluice-alone", "ptp"];
 
 fn main() -> ExitCode {
     match run(Cli::parse()) {
@@ -93,21 +97,28 @@ fn run(cli: Cli) -> Result<()> {
         cpu: cli.cpu.unwrap_or(cpus - 1),
     };
     println!("{}", report::machine());
-    println!(
-        "{} rounds of {} ms each, variants interleaved; client and server share CPU {}\n",
-        plan.rounds, plan.millis, plan.cpu
-    );
-    let mut measured: Vec<Measured> = Vec::new();
+    let wanted = |name: &str| cli.names.is_empty() || cli.names.iter().any(|it| it == name);
+    let mut results: Vec<Value> = Vec::new();
     for (name, way) in [("service", Way::ClusterIp), ("nodeport", Way::NodePort)] {
-        if cli.names.is_empty() || cli.names.iter().any(|it| it == name) {
-            let figures = service::run(&plan, way)?;
-            println!("{name}");
-            report::print(&figures);
-            measured.extend(figures);
+        if wanted(name) {
+            println!(
+                "{name}: {} rounds of {} ms each, variants interleaved; client and server share CPU {}\n",
+                plan.rounds, plan.millis, plan.cpu
+            );
+            let measured: Vec<Measured> = service::run(&plan, way)?;
+            report::print(&measured);
+            results.extend(report::json(&measured));
         }
     }
+    if wanted("cni") {
+        println!(
+            "cni: {} rounds, variants interleaved, calls one by one and 30 at once",
+            plan.rounds
+        );
+        results.extend(cni::run(&plan)?);
+    }
     if let Some(path) = cli.json {
-        let json = serde_json::to_string_pretty(&report::json(&measured))?;
+        let json = serde_json::to_string_pretty(&json!({ "results": results }))?;
         std::fs::write(&path, json + "\n").with_context(|| path.display().to_string())?;
         println!("\nwritten to {}", path.display());
     }

@@ -238,7 +238,7 @@ fn measure(
     text.trim().parse().with_context(|| format!("figure of the client: {text}"))
 }
 
-fn stop_if_asked() -> Result<()> {
+pub(crate) fn stop_if_asked() -> Result<()> {
     if interrupt::interrupted() {
         bail!("interrupted");
     }
@@ -246,7 +246,7 @@ fn stop_if_asked() -> Result<()> {
 }
 
 /// One line that is overwritten, on a terminal only.
-fn progress(text: &str) {
+pub(crate) fn progress(text: &str) {
     let mut terminal = std::io::stderr();
     if terminal.is_terminal() {
         let _ = write!(terminal, "\r\x1b[K{text}");
