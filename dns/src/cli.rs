@@ -35,6 +35,10 @@ pub struct Args {
     #[arg(long, value_name = "FILE", default_value = "/etc/resolv.conf")]
     pub resolv_conf: PathBuf,
 
+    /// How many threads answer by UDP [default: one for each CPU that the process may use]
+    #[arg(long, value_name = "COUNT", value_parser = workers)]
+    pub workers: Option<usize>,
+
     /// How many answers of upstreams to keep; 0 for none
     #[arg(long, value_name = "ENTRIES", default_value_t = 10_000)]
     pub cache_size: usize,
@@ -95,6 +99,13 @@ impl Args {
 
 fn listen(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "expected ADDR:PORT, such as 10.0.0.10:53 or [fd00::a]:53".to_owned())
+}
+
+fn workers(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count) if (1..=1024).contains(&count) => Ok(count),
+        _ => Err("expected a number from 1 to 1024".to_owned()),
+    }
 }
 
 /// An address with a port, or without one for port 53.

@@ -12,10 +12,12 @@
 
 pub mod answer;
 pub mod cli;
+pub mod fast;
 pub mod feed;
 #[cfg(test)]
 mod fixture;
 pub mod forward;
+pub mod metrics;
 pub mod probes;
 pub mod resolver;
 pub mod server;

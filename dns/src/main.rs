@@ -15,7 +15,7 @@ use sluice_dns::feed;
 use sluice_dns::forward::{Forwarder, resolv_conf};
 use sluice_dns::probes::{self, Health};
 use sluice_dns::resolver::Resolver;
-use sluice_dns::server::{Server, Sockets};
+use sluice_dns::server::{self, Server, Sockets};
 use sluice_store::Stream;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -103,8 +103,9 @@ async fn serve(args: &Args, domain: Domain, sockets: Vec<Sockets>) -> Result<()>
 fn bind(args: &Args) -> Result<Vec<Sockets>> {
     let (addrs, default) = args.listen();
     let mut sockets = Vec::new();
+    let workers = args.workers.unwrap_or_else(server::default_workers);
     for addr in addrs {
-        match Sockets::bind(addr) {
+        match Sockets::bind(addr, workers) {
             Ok(bound) => sockets.push(bound),
             Err(error) if default && addr.is_ipv6() && no_ipv6(&error.source) => {
                 tracing::warn!("no IPv6 here: {error}");
