@@ -11,7 +11,7 @@
 //! 3.6.2, RFC 8020).
 
 pub(crate) mod cluster;
-mod reverse;
+pub(crate) mod reverse;
 
 use std::net::IpAddr;
 
@@ -248,7 +248,7 @@ impl Domain {
 }
 
 /// An A or AAAA record's data.
-fn address(addr: IpAddr) -> RData {
+pub(crate) fn address(addr: IpAddr) -> RData {
     match addr {
         IpAddr::V4(addr) => RData::A(addr.into()),
         IpAddr::V6(addr) => RData::AAAA(addr.into()),

@@ -197,7 +197,7 @@ struct Group {
 pub struct Forwarder {
     /// The longest domain first.
     groups: Vec<Group>,
-    policy: Policy,
+    options: ForwardOptions,
     cache: Cache,
     gate: Gate,
     metrics: Arc<Metrics>,
@@ -220,15 +220,16 @@ impl Forwarder {
             upstreams: upstreams.into_iter().map(Upstream::new).collect(),
             next: AtomicUsize::new(0),
         };
-        let stubs = options.stubs.into_iter().map(|stub| group(stub.domain, stub.upstreams));
+        let stubs = options.stubs.iter().cloned();
+        let stubs = stubs.map(|stub| group(stub.domain, stub.upstreams));
         let mut groups: Vec<Group> =
-            stubs.chain([group(Name::root(), options.upstreams)]).collect();
+            stubs.chain([group(Name::root(), options.upstreams.clone())]).collect();
         groups.retain(|group| !group.upstreams.is_empty());
         groups.sort_by_key(|group| std::cmp::Reverse(group.domain.iter().len()));
         Self {
             groups,
-            policy: options.policy,
             cache: Cache::new(options.cache),
+            options,
             gate: Gate::new(MAX_IN_FLIGHT, MAX_WAITING),
             metrics,
         }
@@ -237,6 +238,11 @@ impl Forwarder {
     /// Where it counts.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
+    }
+
+    /// What it was made from.
+    pub fn options(&self) -> &ForwardOptions {
+        &self.options
     }
 
     /// Whether there is no upstream at all.
@@ -379,7 +385,7 @@ impl Forwarder {
     /// alone gets a second try, marked as such, since a datagram may be lost.
     fn order<'g>(&self, group: &'g Group) -> Vec<(&'g Arc<Upstream>, bool)> {
         let count = group.upstreams.len();
-        let first = match self.policy {
+        let first = match self.options.policy {
             Policy::Sequential => 0,
             Policy::RoundRobin => group.next.fetch_add(1, Ordering::Relaxed) % count,
             Policy::Random => {

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use crate::answer::{Answer, Domain, Outcome};
 use crate::fast::{self, Buffer, Query};
 use crate::forward::Forwarder;
+use crate::local::Local;
 use crate::metrics::{Answered, Event, Metrics, Proto, Shard};
 use crate::wire::{self, Incoming, Request, Transport};
 use crate::zone::Snapshot;
@@ -72,6 +73,8 @@ pub struct Pending {
     /// The answer where none of a search path exists.
     denial: Option<Answer>,
     size: usize,
+    /// What the question's name stands for.
+    rewritten: Option<Name>,
 }
 
 /// What of the configuration decides about answers. It is replaced as a whole.
@@ -84,6 +87,8 @@ pub struct Settings {
     /// Whether a pod's search path is followed here, and where it goes on after the cluster's
     /// domains: the search list of the node, which its pods have inherited.
     pub autopath: Option<Vec<Name>>,
+    /// Names of the configuration itself.
+    pub local: Local,
     /// Whether every query is logged.
     pub log: bool,
 }
@@ -91,7 +96,7 @@ pub struct Settings {
 impl Settings {
     /// The settings that have nothing but a domain and upstreams.
     pub fn new(domain: Domain, forwarder: Forwarder) -> Self {
-        Self { domain, forwarder: Arc::new(forwarder), autopath: None, log: false }
+        Self { domain, forwarder: Arc::new(forwarder), autopath: None, local: Local::default(), log: false }
     }
 }
 
@@ -185,9 +190,13 @@ impl Resolver {
         };
         let State { settings, zone } = &**self.state.load();
         let question = &request.question;
+        let rewritten = settings.local.rewrite(question.name()).cloned();
+        let (name, kind) = (rewritten.as_ref().unwrap_or(question.name()), question.query_type());
         let outcome = if question.query_class() == DNSClass::IN {
-            let (name, kind) = (question.name(), question.query_type());
-            settings.domain.answer(zone, name, kind, client.local)
+            match settings.local.answer(name, kind) {
+                Some(answer) => Outcome::Answer(answer),
+                None => settings.domain.answer(zone, name, kind, client.local),
+            }
         } else {
             Outcome::Answer(Answer::code(ResponseCode::Refused))
         };
@@ -198,6 +207,7 @@ impl Resolver {
             targets: Vec::new(),
             denial: None,
             size: message.len(),
+            rewritten,
             request,
         };
         match outcome {
@@ -223,7 +233,7 @@ impl Resolver {
                 pending.look_up(shard)
             }
             Outcome::Forward => {
-                pending.targets = vec![pending.request.question.name().clone()];
+                pending.targets = vec![pending.name().clone()];
                 pending.look_up(shard)
             }
         }
@@ -279,7 +289,7 @@ impl Zone {
         shard: &Shard,
     ) -> Option<usize> {
         let State { settings, zone } = &**self.state;
-        if settings.log {
+        if settings.log || settings.local.has(query.name()) {
             return None;
         }
         let recursion = !settings.forwarder.is_empty();
@@ -401,7 +411,25 @@ impl Pending {
         Step::Reply(self.reply(&Answer::code(ResponseCode::ServFail), shard))
     }
 
+    /// The name that is looked up: the question's, or what that stands for.
+    fn name(&self) -> &Name {
+        self.rewritten.as_ref().unwrap_or(self.request.question.name())
+    }
+
     fn reply(&self, answer: &Answer, shard: &Shard) -> Vec<u8> {
+        let mut restored;
+        let answer = match &self.rewritten {
+            None => answer,
+            Some(name) => {
+                restored = answer.clone();
+                for record in &mut restored.answers {
+                    if record.name == *name {
+                        record.name.clone_from(self.request.question.name());
+                    }
+                }
+                &restored
+            }
+        };
         let available = !self.settings.forwarder.is_empty();
         let reply = wire::write(&self.request, self.client.transport, answer, available);
         let question = &self.request.question;

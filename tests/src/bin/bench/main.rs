@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: Sluice beside what else carries a connection to a pod, on this machine, now.
 
+mod dns;
 mod report;
 mod rules;
 mod service;
@@ -18,7 +19,7 @@ use crate::report::Measured;
 #[derive(Parser)]
 #[command(name = "bench")]
 struct Cli {
-    /// Which benches to run: service. All of them where none is named
+    /// Which benches to run: service, dns. All of them where none is named
     names: Vec<String>,
     /// Fewer rounds: to see that it works, not to quote
     #[arg(long)]
@@ -32,13 +33,14 @@ struct Cli {
     /// Milliseconds of one measurement
     #[arg(long)]
     millis: Option<u64>,
-    /// Numbers of services
-    #[arg(long, value_delimiter = ',', default_value = "10,1000,10000")]
+    /// Numbers of services [default: 10,1000,10000 for service, 1000,100000 for dns]
+    #[arg(long, value_delimiter = ',')]
     services: Vec<usize>,
-    /// Only these variants: sluice, direct, nftables, iptables, loopback
+    /// Only these variants: sluice, direct, nftables, iptables, loopback; sluice, knot, unbound
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// The CPU that client and server share; the last one where none is named
+    /// The CPU that client and server share, or the server's in the bench dns; the last one where none
+    /// is named
     #[arg(long)]
     cpu: Option<usize>,
 }
@@ -52,7 +54,9 @@ struct Plan {
     cpu: usize,
 }
 
-const VARIANTS: [&str; 5] = ["sluice", "direct", "nftables", "iptables", "loopback"];
+const VARIANTS: [&str; 7] =
+    ["sluice", "direct", "nftables", "iptables", "loopback", "knot", "unbound"];
+const BENCHES: [&str; 2] = ["service", "dns"];
 
 fn main() -> ExitCode {
     match run(Cli::parse()) {
@@ -66,8 +70,8 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<()> {
     for name in &cli.names {
-        if name != "service" {
-            bail!("no bench {name}; there is: service");
+        if !BENCHES.contains(&name.as_str()) {
+            bail!("no bench {name}; there are: {}", BENCHES.join(", "));
         }
     }
     for variant in &cli.only {
@@ -75,8 +79,8 @@ fn run(cli: Cli) -> Result<()> {
             bail!("no variant {variant}; there are: {}", VARIANTS.join(", "));
         }
     }
-    if cli.services.iter().any(|count| !(1..=60_000).contains(count)) {
-        bail!("--services takes numbers from 1 to 60000");
+    if cli.services.iter().any(|count| !(1..=100_000).contains(count)) {
+        bail!("--services takes numbers from 1 to 100000");
     }
     sluice_tests::require_root()?;
     // From here on Ctrl-C ends the run in order, and everything is removed.
@@ -90,12 +94,27 @@ fn run(cli: Cli) -> Result<()> {
         cpu: cli.cpu.unwrap_or(cpus - 1),
     };
     println!("{}", report::machine());
-    println!(
-        "{} rounds of {} ms each, variants interleaved; client and server share CPU {}\n",
-        plan.rounds, plan.millis, plan.cpu
-    );
-    let measured: Vec<Measured> = service::run(&plan)?;
-    report::print(&measured);
+    let wanted = |name: &str| cli.names.is_empty() || cli.names.iter().any(|it| it == name);
+    let mut measured: Vec<Measured> = Vec::new();
+    if wanted("service") {
+        println!(
+            "{} rounds of {} ms each, variants interleaved; client and server share CPU {}\n",
+            plan.rounds, plan.millis, plan.cpu
+        );
+        let services = service::run(&plan)?;
+        report::print(&services);
+        measured.extend(services);
+    }
+    if wanted("dns") {
+        let seconds = plan.millis.div_ceil(1000).max(1);
+        println!(
+            "{} rounds of {seconds} s each, servers interleaved on CPU {}, dnsperf on another\n",
+            plan.rounds, plan.cpu
+        );
+        let answers = dns::run(&plan)?;
+        dns::print(&answers);
+        measured.extend(answers);
+    }
     if let Some(path) = cli.json {
         let json = serde_json::to_string_pretty(&report::json(&measured))?;
         std::fs::write(&path, json + "\n").with_context(|| path.display().to_string())?;

@@ -36,6 +36,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Vec<Measured>> {
             case,
             variant: variant.name.clone(),
             n: variant.n,
+            unit: "1/s",
             rounds: Vec::new(),
         }));
     }
@@ -88,8 +89,9 @@ fn build(plan: &Plan, dir: &WorkDir) -> Result<(Vec<Node>, Vec<Variant>)> {
         add(Node::Plain(Box::new(plain)), &names);
     }
     // To the pod's own address on a node with all services: what a node pays for packets that are no service's.
-    let largest = plan.services.iter().copied().max();
-    for &count in &plan.services {
+    let counts = if plan.services.is_empty() { &[10, 1_000, 10_000][..] } else { &plan.services };
+    let largest = counts.iter().copied().max();
+    for &count in counts {
         let also_pod = largest == Some(count);
         let names = |name: &'static str, pod: &'static str, address| {
             let mut names = vec![(name, count, Some(address))];
