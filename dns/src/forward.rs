@@ -36,6 +36,9 @@ pub use exchange::ExchangeError;
 const ATTEMPT: Duration = Duration::from_secs(2);
 /// How long all attempts together may take: a stub resolver asks again after five seconds.
 const TOTAL: Duration = Duration::from_millis(4800);
+/// How long a client waits for the upstreams where there is an answer that has run out (RFC 8767
+/// section 5 recommends this).
+const STALE_PATIENCE: Duration = Duration::from_millis(1800);
 /// How often in a row an upstream must fail to be tried last, as in CoreDNS.
 const MAX_FAILS: u64 = 2;
 /// How often an upstream that failed is probed, as in CoreDNS.
@@ -57,6 +60,9 @@ pub enum ForwardError {
     /// No turn came in time.
     #[error("{MAX_IN_FLIGHT} queries are under way, and none of them ended in time")]
     Busy,
+    /// No upstream answers, or none in the time that a client should wait for what is stale.
+    #[error("no upstream answers")]
+    AllDown,
     /// The query cannot be written.
     #[error("the query cannot be encoded: {0}")]
     Encode(#[source] hickory_proto::ProtoError),
@@ -148,6 +154,7 @@ impl Upstream {
         self.fails.load(Ordering::Relaxed) >= MAX_FAILS
     }
 
+    /// Counts an answer, to a query or a probe.
     fn answered(&self) {
         if self.fails.swap(0, Ordering::Relaxed) >= MAX_FAILS {
             tracing::info!(upstream = %self.addr, "an upstream answers again");
@@ -287,15 +294,22 @@ impl Forwarder {
         name: &Name,
         transport: Transport,
     ) -> Result<Message, ForwardError> {
-        let result = self.ask_upstreams(request, name, transport).await;
-        let Some(key) = Key::new(request, name) else { return result };
+        let asked = self.ask_upstreams(request, name, transport);
+        let Some(key) = Key::new(request, name) else { return asked.await };
+        let stale = self.cache.stale(&key, name, Instant::now());
+        let result = match &stale {
+            None => asked.await,
+            // Probing finds out when one of them answers again; no client need wait for that.
+            Some(_) if self.all_down(name) => Err(ForwardError::AllDown),
+            Some(_) => timeout(STALE_PATIENCE, asked).await.unwrap_or(Err(ForwardError::AllDown)),
+        };
         let failed = match &result {
             Ok(message) => message.metadata.response_code == ResponseCode::ServFail,
             Err(_) => true,
         };
         if failed {
             self.cache.not_refreshed(&key);
-            if let Some(stale) = self.cache.stale(&key, name, Instant::now()) {
+            if let Some(stale) = stale {
                 self.metrics.shared().event(Event::CacheStale);
                 return Ok(stale);
             }
@@ -313,8 +327,7 @@ impl Forwarder {
         name: &Name,
         transport: Transport,
     ) -> Result<Message, ForwardError> {
-        let group = self.groups.iter().find(|group| group.domain.zone_of(name));
-        let group = group.ok_or(ForwardError::NoUpstream)?;
+        let group = self.group(name).ok_or(ForwardError::NoUpstream)?;
         let deadline = Instant::now() + TOTAL;
         let turn = timeout_at(deadline, self.gate.enter()).await;
         let _turn = match turn {
@@ -379,6 +392,15 @@ impl Forwarder {
             (Some(message), _) => Ok(message),
             (None, failure) => Err(failure.unwrap_or(ForwardError::NoUpstream)),
         }
+    }
+
+    fn group(&self, name: &Name) -> Option<&Group> {
+        self.groups.iter().find(|group| group.domain.zone_of(name))
+    }
+
+    /// Whether no upstream for a name answers at the moment.
+    fn all_down(&self, name: &Name) -> bool {
+        self.group(name).is_none_or(|group| group.upstreams.iter().all(|it| it.down()))
     }
 
     /// The upstreams in the order to try them: as the policy says, those that answer first. One
