@@ -108,7 +108,10 @@ impl Imported {
         let words: Vec<&str> = directive.words.iter().map(String::as_str).collect();
         match words[..] {
             // Done without being told.
-            ["errors" | "ready" | "loop" | "reload" | "loadbalance" | "minimal" | "bufsize", ..] => {}
+            [
+                "errors" | "ready" | "loop" | "reload" | "loadbalance" | "minimal" | "bufsize",
+                ..,
+            ] => {}
             ["health", ..] => self.health(directive),
             ["prometheus", addr] if addr != ":9153" => {
                 self.flags.push(format!("--metrics-bind-address={addr}"));
@@ -202,7 +205,8 @@ impl Imported {
                     self.file.policy = Some(policy.to_owned());
                 }
                 // A bound that this server has anyway, and its own way to probe.
-                ["max_concurrent" | "health_check" | "max_fails" | "prefer_udp" | "expire", ..] => {}
+                ["max_concurrent" | "health_check" | "max_fails" | "prefer_udp" | "expire", ..] => {
+                }
                 _ => self.leave_out("forward", option),
             }
         }

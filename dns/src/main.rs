@@ -15,8 +15,8 @@ use sluice_dns::config::{self, File};
 use sluice_dns::metrics::Metrics;
 use sluice_dns::probes::{self, Health};
 use sluice_dns::resolver::{Resolver, Settings};
-use sluice_dns::{corefile, feed};
 use sluice_dns::server::{self, Server, Sockets};
+use sluice_dns::{corefile, feed};
 use sluice_store::Stream;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -43,11 +43,8 @@ fn main() -> ExitCode {
 /// Prints the configuration that a Corefile stands for, and what of it is left out as comments.
 fn import(args: &ImportArgs) -> ExitCode {
     let stdin = args.file.as_os_str() == "-";
-    let text = if stdin {
-        io::read_to_string(io::stdin())
-    } else {
-        std::fs::read_to_string(&args.file)
-    };
+    let text =
+        if stdin { io::read_to_string(io::stdin()) } else { std::fs::read_to_string(&args.file) };
     let imported = text.map_err(anyhow::Error::from).and_then(|text| {
         let imported = corefile::import(&text)?;
         Ok(imported.render()?)

@@ -96,7 +96,13 @@ pub struct Settings {
 impl Settings {
     /// The settings that have nothing but a domain and upstreams.
     pub fn new(domain: Domain, forwarder: Forwarder) -> Self {
-        Self { domain, forwarder: Arc::new(forwarder), autopath: None, local: Local::default(), log: false }
+        Self {
+            domain,
+            forwarder: Arc::new(forwarder),
+            autopath: None,
+            local: Local::default(),
+            log: false,
+        }
     }
 }
 
@@ -157,13 +163,15 @@ impl Resolver {
     /// Puts a new zone in place of the old one. Questions under way keep what they began with.
     pub fn set_zone(&self, zone: Snapshot) {
         let zone = Arc::new(zone);
-        self.state.rcu(|old| State { zone: Arc::clone(&zone), settings: Arc::clone(&old.settings) });
+        self.state
+            .rcu(|old| State { zone: Arc::clone(&zone), settings: Arc::clone(&old.settings) });
     }
 
     /// Puts new settings in place of the old ones. Questions under way keep what they began with.
     pub fn set_settings(&self, settings: Settings) {
         let settings = Arc::new(settings);
-        self.state.rcu(|old| State { settings: Arc::clone(&settings), zone: Arc::clone(&old.zone) });
+        self.state
+            .rcu(|old| State { settings: Arc::clone(&settings), zone: Arc::clone(&old.zone) });
     }
 
     /// Takes a message. All that the cluster and the cache know is answered here, without waiting.
@@ -334,9 +342,11 @@ impl Settings {
         let name = request.question.name();
         let apex = self.domain.apex();
         let below = name.iter().len().saturating_sub(apex.iter().len());
-        let Some(search) = self.autopath.as_ref().filter(|_| {
-            denial.rcode == ResponseCode::NXDomain && below >= 3 && apex.zone_of(name)
-        }) else {
+        let Some(search) = self
+            .autopath
+            .as_ref()
+            .filter(|_| denial.rcode == ResponseCode::NXDomain && below >= 3 && apex.zone_of(name))
+        else {
             return Walk::Over;
         };
         let labels: Vec<&[u8]> = name.iter().take(below).collect();

@@ -120,9 +120,8 @@ impl<'s, 'q> Match<'s, 'q> {
                 (Shape::External(_) | Shape::Nothing, _) => (&[], &[], &[]),
             };
         let service: &str = &records.key;
-        let own = addrs
-            .iter()
-            .flat_map(move |addr| entries((*addr, None, service), own_ports, part));
+        let own =
+            addrs.iter().flat_map(move |addr| entries((*addr, None, service), own_ports, part));
         let theirs = endpoints
             .iter()
             .filter(move |endpoint| part.takes_endpoint(endpoint))
@@ -210,13 +209,14 @@ fn find_pod<'s, 'q>(
     namespace: &[u8],
 ) -> Found<'s, 'q> {
     let mut buffer = [0; MAX_KEY];
-    let found = key(&[namespace], &mut buffer).zip(undashed(label)).filter(|(namespace, addr)| {
-        match pods {
-            PodRecords::Disabled => false,
-            PodRecords::Insecure => snapshot.has_namespace(namespace),
-            PodRecords::Verified => snapshot.pod_is_in(addr, namespace),
-        }
-    });
+    let found =
+        key(&[namespace], &mut buffer).zip(undashed(label)).filter(
+            |(namespace, addr)| match pods {
+                PodRecords::Disabled => false,
+                PodRecords::Insecure => snapshot.has_namespace(namespace),
+                PodRecords::Verified => snapshot.pod_is_in(addr, namespace),
+            },
+        );
     found.map_or(Found::Missing, |(_, addr)| Found::Pod(addr))
 }
 

@@ -103,10 +103,43 @@ fn same(resolver: &Resolver, message: &[u8]) -> Result<bool, TestCaseError> {
 
 fn label() -> impl Strategy<Value = Vec<u8>> {
     let words: Vec<&str> = vec![
-        "web", "db", "svc", "pod", "shop", "lab", "dns", "ns", "dns-version", "_http", "_tcp",
-        "_udp", "http", "tcp", "_pg", "_dns", "twin", "db-0", "172-16-1-2", "fd00-16--1", "dual",
-        "unnamed", "starting", "eager", "pending", "portless", "out", "address", "first", "s0",
-        "s1", "s2", "e0", "e1", "10-0-0-1", "example", "com",
+        "web",
+        "db",
+        "svc",
+        "pod",
+        "shop",
+        "lab",
+        "dns",
+        "ns",
+        "dns-version",
+        "_http",
+        "_tcp",
+        "_udp",
+        "http",
+        "tcp",
+        "_pg",
+        "_dns",
+        "twin",
+        "db-0",
+        "172-16-1-2",
+        "fd00-16--1",
+        "dual",
+        "unnamed",
+        "starting",
+        "eager",
+        "pending",
+        "portless",
+        "out",
+        "address",
+        "first",
+        "s0",
+        "s1",
+        "s2",
+        "e0",
+        "e1",
+        "10-0-0-1",
+        "example",
+        "com",
     ];
     let spelled = (prop::sample::select(words), any::<u16>()).prop_map(|(word, upper)| {
         let up = |n: usize| upper >> (n % 16) & 1 == 1;
@@ -138,7 +171,13 @@ fn asked() -> impl Strategy<Value = Asked> {
     let edns = proptest::option::of((any::<u16>(), prop::sample::select(vec![0u8, 0x80])));
     let flags = prop::sample::select(vec![0u8, 0x10, 0x20, 0x30]);
     (any::<u16>(), names, kinds, flags, edns)
-        .prop_map(|(id, labels, kind, more_flags, edns)| Asked { id, labels, kind, more_flags, edns })
+        .prop_map(|(id, labels, kind, more_flags, edns)| Asked {
+            id,
+            labels,
+            kind,
+            more_flags,
+            edns,
+        })
         .prop_filter("a name", |asked| encode(asked).len() <= 12 + 255 + 4 + 11)
 }
 

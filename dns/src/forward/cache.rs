@@ -167,11 +167,7 @@ impl Entry {
         for at in &self.ttls {
             let at = usize::from(*at);
             let Some(ttl) = place[at..].first_chunk_mut::<4>() else { continue };
-            let left = if fresh {
-                u32::from_be_bytes(*ttl).saturating_sub(age)
-            } else {
-                STALE_TTL
-            };
+            let left = if fresh { u32::from_be_bytes(*ttl).saturating_sub(age) } else { STALE_TTL };
             *ttl = left.to_be_bytes();
         }
     }
@@ -312,12 +308,12 @@ impl Cache {
             return 0;
         }
         let Some(entry) = entry(&key, message, (lifetime, denial), now) else { return 0 };
-        let (cost, budget) = (entry.cost(&key.0), self.capacity.saturating_mul(ENTRY).max(MAX_MESSAGE));
+        let (cost, budget) =
+            (entry.cost(&key.0), self.capacity.saturating_mul(ENTRY).max(MAX_MESSAGE));
         let mut shard = self.shard(&key.0);
         shard.remove(&key.0);
-        let full = |shard: &Shard| {
-            shard.entries.len() >= self.capacity || shard.bytes + cost > budget
-        };
+        let full =
+            |shard: &Shard| shard.entries.len() >= self.capacity || shard.bytes + cost > budget;
         let mut evicted = 0;
         if full(&shard) {
             let before = shard.entries.len();

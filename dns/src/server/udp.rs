@@ -214,9 +214,8 @@ impl Outgoing {
 
     fn send_batch(&self, socket: &Socket, first: usize) -> rustix::io::Result<usize> {
         let count = self.to.len();
-        let slices: [[IoSlice<'_>; 1]; BATCH] = std::array::from_fn(|n| {
-            [IoSlice::new(if n < count { self.reply(n) } else { &[] })]
-        });
+        let slices: [[IoSlice<'_>; 1]; BATCH] =
+            std::array::from_fn(|n| [IoSlice::new(if n < count { self.reply(n) } else { &[] })]);
         let mut controls: [SendAncillaryBuffer<'_, '_, '_>; BATCH] =
             std::array::from_fn(|_| SendAncillaryBuffer::new(&mut []));
         let mut messages: Vec<MMsgHdr<'_>> = controls

@@ -178,7 +178,9 @@ fn the_configuration_is_read_again_without_a_lost_query() {
         }
         asked
     });
-    write("ttl: 9\nhosts: {192.0.2.9: [gate.example]}\nrewrites: {shop.example: web.shop.svc.cluster.local}\n");
+    write(
+        "ttl: 9\nhosts: {192.0.2.9: [gate.example]}\nrewrites: {shop.example: web.shop.svc.cluster.local}\n",
+    );
     dns.wait_for_log("the configuration was read again");
     assert_eq!(answers(&dns.udp(WEB, RecordType::A)), [record(9)]);
     let gate = answers(&dns.udp("gate.example.", RecordType::A));

@@ -34,7 +34,12 @@ pub(crate) fn command(source: &str) -> Command {
     command
         .arg(format!("--source={source}"))
         // No flag here that a test may want to give.
-        .args(["--resolv-conf=/dev/null", "--ready-bind-address=", "--metrics-bind-address=", "--log-level=info"])
+        .args([
+            "--resolv-conf=/dev/null",
+            "--ready-bind-address=",
+            "--metrics-bind-address=",
+            "--log-level=info",
+        ])
         .args(["--health-bind-address=127.0.0.1:0"])
         .env_remove("RUST_LOG")
         .stdin(Stdio::null())

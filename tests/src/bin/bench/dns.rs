@@ -228,7 +228,8 @@ pub(crate) fn run(plan: &Plan) -> Result<Vec<Measured>> {
         if plan.services.is_empty() { vec![1_000, 100_000] } else { plan.services.clone() };
     let wanted = |name: &str| plan.only.is_empty() || plan.only.iter().any(|it| it == name);
     let client_cpu = stage.client_cpu;
-    let mut origin = stage.knot("origin", ORIGIN_PORT, ("example.", &names::foreign_zone()), client_cpu)?;
+    let mut origin =
+        stage.knot("origin", ORIGIN_PORT, ("example.", &names::foreign_zone()), client_cpu)?;
     stage.wait_for_answer(&mut origin, ORIGIN_PORT, &names::foreign(0))?;
     let mut servers = Vec::new();
     let mut queries = Vec::new();
@@ -246,7 +247,8 @@ pub(crate) fn run(plan: &Plan) -> Result<Vec<Measured>> {
             progress(&format!("knot, {count} services"));
             let (port, cpu) = (stage.port(), stage.server_cpu);
             let zone = names.zone();
-            let mut process = stage.knot(&format!("knot-{count}"), port, ("cluster.local.", &zone), cpu)?;
+            let mut process =
+                stage.knot(&format!("knot-{count}"), port, ("cluster.local.", &zone), cpu)?;
             stage.wait_for_answer(&mut process, port, &names.name(0))?;
             servers.push(Server { variant: "knot", n: count, port, process });
         }
@@ -304,12 +306,7 @@ fn measure_all(
     Ok(measured.into_iter().flat_map(|(rate, cost)| [rate, cost]).collect())
 }
 
-fn figure(
-    server: &Server,
-    case: &'static str,
-    unit: &'static str,
-    rounds: Vec<f64>,
-) -> Measured {
+fn figure(server: &Server, case: &'static str, unit: &'static str, rounds: Vec<f64>) -> Measured {
     let (variant, n) = (server.variant.to_owned(), server.n);
     Measured { bench: "dns", case, variant, n, unit, rounds }
 }
@@ -342,7 +339,9 @@ fn memory(stage: &mut Stage<'_>) -> Result<Measured> {
 pub(crate) fn print(measured: &[Measured]) {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
-    table.set_header(["case", "variant", "services", "value", "unit", "lowest", "highest", "x peer"]);
+    table.set_header([
+        "case", "variant", "services", "value", "unit", "lowest", "highest", "x peer",
+    ]);
     for it in measured.iter().filter(|it| it.bench == "dns") {
         let peer = if it.case == "cached" { "unbound" } else { "knot" };
         let peer = measured.iter().find(|other| {

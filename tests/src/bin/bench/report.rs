@@ -145,7 +145,14 @@ mod tests {
 
     fn measured(variant: &str, rounds: &[f64]) -> Measured {
         let (bench, case) = ("service", "tcp-crr");
-        Measured { bench, case, variant: variant.to_owned(), n: 10, unit: "1/s", rounds: rounds.to_vec() }
+        Measured {
+            bench,
+            case,
+            variant: variant.to_owned(),
+            n: 10,
+            unit: "1/s",
+            rounds: rounds.to_vec(),
+        }
     }
 
     #[test]

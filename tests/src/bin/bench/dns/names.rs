@@ -184,7 +184,7 @@ mod tests {
 
     #[test]
     fn the_manifests_are_json() {
-        for list in Names { services: 30 }.manifests().iter().chain(&with_endpoints(3, 2)) {
+        for list in (Names { services: 30 }).manifests().iter().chain(&with_endpoints(3, 2)) {
             let value: serde_json::Value = serde_json::from_str(list).expect("JSON");
             assert!(value["items"].as_array().is_some_and(|items| !items.is_empty()));
         }
