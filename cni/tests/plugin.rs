@@ -1,5 +1,6 @@
 //! The plugin's binary on the real kernel, in network namespaces of its own. Needs root.
 
+#[allow(dead_code, reason = "each of the tests uses its part")]
 mod common;
 
 use std::collections::BTreeSet;

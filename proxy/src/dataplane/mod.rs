@@ -7,6 +7,7 @@
 
 mod apply;
 mod attach;
+mod cleanup;
 mod conntrack;
 mod error;
 mod links;
@@ -25,6 +26,7 @@ use sluice_plan::Tables;
 
 pub use self::{
     attach::{Attachment, TcHook},
+    cleanup::{Removed, cleanup},
     conntrack::{Collected, Timeouts},
     error::{ApplyError, DataplaneError},
     load::object,
