@@ -36,6 +36,14 @@ impl<K: Eq + Hash + Clone, V: Clone> ShardMap<K, V> {
         self.shards[self.shard(key)].get(key)
     }
 
+    /// The key as it is kept, to share it.
+    pub(crate) fn get_key<Q: Hash + Eq + ?Sized>(&self, key: &Q) -> Option<&K>
+    where
+        K: Borrow<Q>,
+    {
+        self.shards[self.shard(key)].get_key_value(key).map(|(key, _)| key)
+    }
+
     /// Puts a value, and returns the one that was there.
     pub(crate) fn insert(&mut self, key: K, value: V) -> Option<V> {
         let shard = self.shard(&key);

@@ -188,7 +188,8 @@ pub fn request<const V6: bool>(
     }
     to.src = node::copy(&entry.nat_addr);
     to.sport = entry.nat_port;
-    Decision::Direct
+    // With its own address and another port the stack takes it.
+    if entry.nat_addr == ip.src { Decision::Translate } else { Decision::Direct }
 }
 
 /// Why a flow could not be made, if it could not.
@@ -226,7 +227,8 @@ pub fn answer(ip: &Ip, transport: &Transport, place: Place, to: &mut Rewrite) ->
     let key = ct::key(ip, transport, Side::Backend);
     let Some(entry) = ct::find(&key) else { return Decision::Leave };
     let flags = entry.flags;
-    let masked = flags & CtFlags::SNAT != 0;
+    // A client that has only another port at the backend is answered by its own address.
+    let masked = flags & CtFlags::SNAT != 0 && entry.nat_addr != ip.dst;
     let (decision, counter) = match place {
         // At the node's own address, or at a service's, nobody else would take it.
         Place::PodToPod | Place::PodFast | Place::Pod if masked => {
@@ -248,7 +250,7 @@ pub fn answer(ip: &Ip, transport: &Transport, place: Place, to: &mut Rewrite) ->
     ct::note(entry, Side::Backend, transport.tcp, ct::now());
     to.src = node::copy(&entry.addr);
     to.sport = entry.port;
-    if masked {
+    if flags & CtFlags::SNAT != 0 {
         to.dst = node::copy(&entry.nat_addr);
         to.dport = entry.nat_port;
     }

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: Sluice beside what else carries a connection to a pod or wires one, on this machine, now.
 
 mod cni;
+mod dns;
 mod report;
 mod rules;
 mod service;
@@ -21,7 +22,7 @@ use crate::service::Way;
 #[derive(Parser)]
 #[command(name = "bench")]
 struct Cli {
-    /// Which benches to run: service, nodeport, cni. All of them where none is named
+    /// Which benches to run: service, nodeport, cni, dns. All of them where none is named
     names: Vec<String>,
     /// Fewer rounds: to see that it works, not to quote
     #[arg(long)]
@@ -35,14 +36,15 @@ struct Cli {
     /// Milliseconds of one measurement
     #[arg(long)]
     millis: Option<u64>,
-    /// Numbers of services
-    #[arg(long, value_delimiter = ',', default_value = "10,1000,10000")]
+    /// Numbers of services [default: 10,1000,10000 for service, 1000,100000 for dns]
+    #[arg(long, value_delimiter = ',')]
     services: Vec<usize>,
-    /// Only these variants: of service sluice, direct, nftables, iptables, loopback; of cni sluice,
-    /// sluice-alone, ptp
+    /// Only these variants: of service and nodeport sluice, direct, nftables, iptables, loopback; of cni
+    /// sluice, sluice-alone, ptp; of dns sluice, knot, unbound
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// The CPU that client and server share; the last one where none is named
+    /// The CPU that client and server share, or the server's in the bench dns; the last one where none
+    /// is named
     #[arg(long)]
     cpu: Option<usize>,
 }
@@ -56,10 +58,19 @@ struct Plan {
     cpu: usize,
 }
 
-const BENCHES: [&str; 3] = ["service", "nodeport", "cni"];
+const BENCHES: [&str; 4] = ["service", "nodeport", "cni", "dns"];
 
-const VARIANTS: [&str; 7] =
-    ["sluice", "direct", "nftables", "iptables", "loopback", "sluice-alone", "ptp"];
+const VARIANTS: [&str; 9] = [
+    "sluice",
+    "direct",
+    "nftables",
+    "iptables",
+    "loopback",
+    "sluice-alone",
+    "ptp",
+    "knot",
+    "unbound",
+];
 
 fn main() -> ExitCode {
     match run(Cli::parse()) {
@@ -82,8 +93,8 @@ fn run(cli: Cli) -> Result<()> {
             bail!("no variant {variant}; there are: {}", VARIANTS.join(", "));
         }
     }
-    if cli.services.iter().any(|count| !(1..=10_000).contains(count)) {
-        bail!("--services takes numbers from 1 to 10000");
+    if cli.services.iter().any(|count| !(1..=100_000).contains(count)) {
+        bail!("--services takes numbers from 1 to 100000");
     }
     sluice_tests::require_root()?;
     // From here on Ctrl-C ends the run in order, and everything is removed.
@@ -116,6 +127,16 @@ fn run(cli: Cli) -> Result<()> {
             plan.rounds
         );
         results.extend(cni::run(&plan)?);
+    }
+    if wanted("dns") {
+        let seconds = plan.millis.div_ceil(1000).max(1);
+        println!(
+            "dns: {} rounds of {seconds} s each, servers interleaved on CPU {}, dnsperf on another\n",
+            plan.rounds, plan.cpu
+        );
+        let answers = dns::run(&plan)?;
+        dns::print(&answers);
+        results.extend(report::json(&answers));
     }
     if let Some(path) = cli.json {
         let json = serde_json::to_string_pretty(&json!({ "results": results }))?;

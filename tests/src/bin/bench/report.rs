@@ -12,6 +12,7 @@ pub(crate) struct Measured {
     pub(crate) variant: String,
     /// Services that are installed; 0 where there are none.
     pub(crate) n: usize,
+    pub(crate) unit: &'static str,
     pub(crate) rounds: Vec<f64>,
 }
 
@@ -45,7 +46,7 @@ pub(crate) fn json(measured: &[Measured]) -> Vec<Value> {
                 "variant": it.variant,
                 "n": it.n,
                 "value": value,
-                "unit": "1/s",
+                "unit": it.unit,
             })
         })
         .collect()
@@ -77,7 +78,7 @@ pub(crate) fn print(measured: &[Measured]) {
             .min_by_key(|it| it.n)
     };
     let times = |ratio: Option<f64>| ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}"));
-    for it in measured {
+    for it in measured.iter().filter(|it| it.bench == "service") {
         let direct = find(it.case, "direct", 0).map(|direct| ratio(it, direct));
         let nftables = find(it.case, "nftables", it.n).map(|nftables| ratio(it, nftables));
         let figure = |value: f64| thousands(value);
@@ -143,7 +144,14 @@ mod tests {
 
     fn measured(variant: &str, rounds: &[f64]) -> Measured {
         let (bench, case) = ("service", "tcp-crr");
-        Measured { bench, case, variant: variant.to_owned(), n: 10, rounds: rounds.to_vec() }
+        Measured {
+            bench,
+            case,
+            variant: variant.to_owned(),
+            n: 10,
+            unit: "1/s",
+            rounds: rounds.to_vec(),
+        }
     }
 
     #[test]
