@@ -116,6 +116,32 @@ fn a_host_port_leads_pods_and_the_node_to_the_pod_and_goes_with_it() -> Result<(
     Ok(())
 }
 
+/// S37: clients on other machines reach it, keep their address, and are refused once the pod is gone;
+/// what is on the node's localhost is not theirs.
+#[test]
+fn a_host_port_serves_clients_outside_who_keep_their_address() -> Result<()> {
+    let stage = Stage::open()?;
+    let mut mappings = both(9080);
+    let own = json!({"hostPort": 9081, "containerPort": TARGET, "protocol": "tcp", "hostIP": "127.0.0.1"});
+    mappings.as_array_mut().expect("a list").push(own);
+    let (web, server) = stage.serve("web-0", mappings)?;
+    let testapp = bin("testapp")?;
+    let outside = || stage.cluster.lan().launch(&testapp);
+    for (target, client) in ON_NODE.iter().zip(["172.31.0.1", "fd00:172:31::1"]) {
+        answers("outside", outside, target, "web-0")?;
+        let answer = pod::get(outside(), target)?;
+        let peer: SocketAddr = answer.peer.parse()?;
+        assert_eq!(peer.ip().to_canonical().to_string(), client, "{answer:?}");
+    }
+    refused(outside(), "172.31.0.11:9081")?;
+    drop(server);
+    stage.node().del_pod(web)?;
+    for target in ON_NODE {
+        refused(outside(), target)?;
+    }
+    Ok(())
+}
+
 /// S37: hostIP.
 #[test]
 fn a_host_ip_alone_has_the_port() -> Result<()> {
