@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sluice_store::{EtcdArgs, SourceUrl, parse_source};
 
-use crate::node_ports::NodePortAddresses;
-
+use crate::config::seconds;
 use crate::health::BindAddress;
+use crate::node_ports::NodePortAddresses;
 
 /// Where a node's files are; every one may differ, so that several nodes run on one kernel.
 #[derive(Clone, Debug, Args)]
@@ -48,6 +48,11 @@ pub struct SluicedArgs {
           value_parser = parse_source)]
     pub source: SourceUrl,
 
+    /// kube-proxy's settings (a KubeProxyConfiguration in YAML or JSON): the fields that apply say what
+    /// flags say, and flags that are given win over them.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
     /// Name of this node's Node object; the host's name where it is not given.
     #[arg(long, value_name = "NAME")]
     pub hostname_override: Option<String>,
@@ -68,6 +73,11 @@ pub struct SluicedArgs {
     /// Balance connections where a program calls connect or sendto.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
     pub socket_lb: bool,
+
+    /// Reset TCP connections of this node's sockets to an endpoint of a Service once the endpoint is
+    /// gone (not while it is terminating). Connected UDP sockets are always woken.
+    #[arg(long, default_value_t = false, action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub reset_deleted_endpoint_connections: bool,
 
     /// Attach to the pods that sluice-cni made: balance what did not pass a socket hook.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
@@ -91,6 +101,11 @@ pub struct SluicedArgs {
         value_name = "CIDR|WORD,..."
     )]
     pub nodeport_addresses: Vec<NodePortAddresses>,
+
+    /// The ranges of ClusterIPs, one a family, as the API server has them: packets to addresses of
+    /// theirs that no Service has are dropped on this node, whatever its routes say.
+    #[arg(long, value_delimiter = ',', value_parser = service_range, value_name = "CIDR,...")]
+    pub service_cluster_ip_range: Vec<ipnet::IpNet>,
 
     /// Serve the spec.externalIPs of Services; false where their authors are not trusted with it.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
@@ -116,22 +131,41 @@ pub struct SluicedArgs {
     #[arg(long, default_value = "127.0.0.1:10249", value_parser = BindAddress::metrics, value_name = "ADDR:PORT")]
     pub metrics_bind_address: BindAddress,
 
-    /// Seconds after which an idle established TCP flow is forgotten (flows that are translated
-    /// packet by packet only).
-    #[arg(long, default_value_t = 86_400, value_name = "SECONDS")]
+    /// Time after which an idle established TCP flow is forgotten (flows that are translated packet by
+    /// packet only): a number of seconds, or as in 24h0m0s.
+    #[arg(long, default_value = "24h", value_parser = seconds, value_name = "DURATION")]
     pub conntrack_tcp_timeout_established: u64,
 
+    /// The same for TCP flows that one side has closed.
+    #[arg(long, default_value = "1h", value_parser = seconds, value_name = "DURATION")]
+    pub conntrack_tcp_timeout_close_wait: u64,
+
     /// The same for UDP flows that nobody has answered.
-    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    #[arg(long, default_value = "30s", value_parser = seconds, value_name = "DURATION")]
     pub conntrack_udp_timeout: u64,
 
     /// The same for UDP flows that were answered.
-    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    #[arg(long, default_value = "120s", value_parser = seconds, value_name = "DURATION")]
     pub conntrack_udp_timeout_stream: u64,
+
+    /// Take back everything that sluiced ever did to this node and exit: programs, maps and routes, of
+    /// whatever version, and its files. What sluice-cni made stays.
+    #[arg(long)]
+    pub cleanup: bool,
 
     /// What to log: error, warn, info, debug, trace, or a filter such as "info,sluice_store=debug".
     #[arg(long, default_value = "info", env = "RUST_LOG", value_name = "FILTER")]
     pub log_level: String,
+}
+
+/// A range of ClusterIPs.
+fn service_range(text: &str) -> Result<ipnet::IpNet, String> {
+    let range: ipnet::IpNet =
+        text.trim().parse().map_err(|_| format!("{text:?} is not a CIDR such as 10.96.0.0/12"))?;
+    if range.prefix_len() == 0 {
+        return Err(format!("{text:?} would drop everything that is routed"));
+    }
+    Ok(range.trunc())
 }
 
 /// Sizes of the kernel's maps, in entries.
@@ -152,7 +186,8 @@ pub struct SizeArgs {
     /// Names of Service ports, for people who read the maps.
     #[arg(long, default_value_t = 16_384, value_name = "N")]
     pub map_size_names: u32,
-    /// Sockets connected to a Service; beyond that, sockets name their backend as the peer.
+    /// Sockets connected to a Service, so many streams and so many datagram sockets; beyond that,
+    /// sockets name their backend as the peer.
     #[arg(long, default_value_t = 131_072, value_name = "N")]
     pub map_size_sock_peers: u32,
     /// Entries for datagram sockets that are not connected: two a conversation.
@@ -167,6 +202,9 @@ pub struct SizeArgs {
     /// Ranges of clients that Services admit (loadBalancerSourceRanges), for each Service port.
     #[arg(long, default_value_t = 16_384, value_name = "N")]
     pub map_size_source_ranges: u32,
+    /// Ports of the node that Services are served at, for each protocol.
+    #[arg(long, default_value_t = 16_384, value_name = "N")]
+    pub map_size_node_ports: u32,
 }
 
 /// Flags of `proxyctl`.
@@ -218,6 +256,9 @@ pub enum Noun {
     /// Flows that are translated packet by packet.
     #[command(subcommand, alias = "ct")]
     Conntrack(ListVerb),
+    /// Clients of Services with session affinity, and the backend that each keeps.
+    #[command(subcommand)]
+    Affinity(ListVerb),
     /// Pods of this node.
     #[command(subcommand, alias = "ep", visible_alias = "endpoints")]
     Endpoint(ListVerb),

@@ -5,17 +5,20 @@
 //! | [`agent`] | the loop that joins everything: source, planner, kernel, pods, routes, control |
 //! | [`cli`] | flags of both binaries |
 //! | [`clock`] | the clock of the programs' time stamps |
+//! | [`config`] | the command line with the file that kube-proxy has its settings in |
 //! | [`control`] | the control socket: protocol, server, client |
 //! | [`ctl`] | the commands of `proxyctl` |
 //! | [`dataplane`] | the only place that talks to bpf(2) |
 //! | [`node_ports`] | which addresses NodePorts are served on |
 //! | [`health`] | health checks and metrics over HTTP |
 //! | [`routes`] | host-gw routes to the other nodes |
+//! | [`wake`] | sockets whose backend is gone |
 //! | [`view`] | rows that people and scripts read, from a dump of the kernel's maps |
 
 pub mod agent;
 pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod control;
 pub mod ctl;
 pub mod dataplane;
@@ -23,3 +26,4 @@ pub mod health;
 pub mod node_ports;
 pub mod routes;
 pub mod view;
+pub mod wake;

@@ -3,6 +3,7 @@
 //! ```text
 //! source ── Stream ─> Cache ─┬─> Reconciler ─> Planner ─> Dataplane   (services)
 //!                            └─> routes, node.json                     (nodes)
+//! a backend that is gone ───────> Waker                            (sockets)
 //! records and interfaces ────────> Endpoints ─> Dataplane              (pods)
 //! control socket ────────────────> answers from a dump of the kernel
 //! ```
@@ -10,17 +11,23 @@
 //! One thread: the work is a few system calls a change, and nothing has to be locked. Leaving the
 //! loop, in whatever way, leaves programs, links and maps pinned in the kernel, where they go on.
 
+mod cleanup;
 mod endpoints;
 mod health;
+mod host_ports;
+mod leaks;
 mod lock;
 mod node_file;
 mod reconcile;
 mod records;
 mod routes;
 mod run;
+mod service_routes;
 mod settings;
 mod status;
+mod wake;
 
+pub use cleanup::cleanup;
 pub use endpoints::Endpoints;
 pub use lock::{LockError, NodeLock};
 pub use node_file::NodeFile;

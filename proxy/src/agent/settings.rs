@@ -12,6 +12,14 @@ use crate::cli::SluicedArgs;
 use crate::dataplane;
 use crate::node_ports::node_port_addrs;
 
+/// Nothing works without.
+pub(super) fn require_root() -> Result<(), StartError> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(StartError::new("sluiced needs root to program the kernel", "run it as root"))
+}
+
 /// Name of this node: the flag, else the host's name in lower case, as kubelet registers it.
 pub(super) fn node_name(args: &SluicedArgs) -> String {
     args.hostname_override.clone().unwrap_or_else(|| {
@@ -25,6 +33,7 @@ pub(super) fn node_context(args: &SluicedArgs, name: &str, node: Option<&Node>) 
         name: name.to_owned(),
         zone: node.and_then(Node::zone).map(str::to_owned),
         node_port_addrs: node_port_addrs(&args.nodeport_addresses, node),
+        addrs: node.iter().flat_map(|node| &node.addrs).map(|address| address.addr).collect(),
         external_ips: args.allow_service_external_ips,
     }
 }
@@ -82,6 +91,7 @@ pub(super) fn map_sizes(args: &SluicedArgs) -> dataplane::MapSizes {
         endpoints: args.sizes.map_size_endpoints,
         affinity: args.sizes.map_size_affinity,
         source_ranges: args.sizes.map_size_source_ranges,
+        node_ports: args.sizes.map_size_node_ports,
     }
 }
 

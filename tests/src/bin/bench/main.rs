@@ -1,5 +1,6 @@
-//! `cargo xtask bench`: Sluice beside what else carries a connection to a pod, on this machine, now.
+//! `cargo xtask bench`: Sluice beside what else carries a connection to a pod or wires one, on this machine, now.
 
+mod cni;
 mod dns;
 mod report;
 mod rules;
@@ -11,15 +12,17 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
+use serde_json::{Value, json};
 use sluice_tests::interrupt;
 
 use crate::report::Measured;
+use crate::service::Way;
 
-/// Measures Sluice against direct routing, nftables and iptables.
+/// Measures Sluice against direct routing, nftables and iptables, and its plugin against the reference.
 #[derive(Parser)]
 #[command(name = "bench")]
 struct Cli {
-    /// Which benches to run: service, dns. All of them where none is named
+    /// Which benches to run: service, nodeport, cni, dns. All of them where none is named
     names: Vec<String>,
     /// Fewer rounds: to see that it works, not to quote
     #[arg(long)]
@@ -36,7 +39,8 @@ struct Cli {
     /// Numbers of services [default: 10,1000,10000 for service, 1000,100000 for dns]
     #[arg(long, value_delimiter = ',')]
     services: Vec<usize>,
-    /// Only these variants: sluice, direct, nftables, iptables, loopback; sluice, knot, unbound
+    /// Only these variants: of service and nodeport sluice, direct, nftables, iptables, loopback; of cni
+    /// sluice, sluice-alone, ptp; of dns sluice, knot, unbound
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// The CPU that client and server share, or the server's in the bench dns; the last one where none
@@ -54,9 +58,19 @@ struct Plan {
     cpu: usize,
 }
 
-const VARIANTS: [&str; 7] =
-    ["sluice", "direct", "nftables", "iptables", "loopback", "knot", "unbound"];
-const BENCHES: [&str; 2] = ["service", "dns"];
+const BENCHES: [&str; 4] = ["service", "nodeport", "cni", "dns"];
+
+const VARIANTS: [&str; 9] = [
+    "sluice",
+    "direct",
+    "nftables",
+    "iptables",
+    "loopback",
+    "sluice-alone",
+    "ptp",
+    "knot",
+    "unbound",
+];
 
 fn main() -> ExitCode {
     match run(Cli::parse()) {
@@ -95,28 +109,37 @@ fn run(cli: Cli) -> Result<()> {
     };
     println!("{}", report::machine());
     let wanted = |name: &str| cli.names.is_empty() || cli.names.iter().any(|it| it == name);
-    let mut measured: Vec<Measured> = Vec::new();
-    if wanted("service") {
+    let mut results: Vec<Value> = Vec::new();
+    for (name, way) in [("service", Way::ClusterIp), ("nodeport", Way::NodePort)] {
+        if wanted(name) {
+            println!(
+                "{name}: {} rounds of {} ms each, variants interleaved; client and server share CPU {}\n",
+                plan.rounds, plan.millis, plan.cpu
+            );
+            let measured: Vec<Measured> = service::run(&plan, way)?;
+            report::print(&measured);
+            results.extend(report::json(&measured));
+        }
+    }
+    if wanted("cni") {
         println!(
-            "{} rounds of {} ms each, variants interleaved; client and server share CPU {}\n",
-            plan.rounds, plan.millis, plan.cpu
+            "cni: {} rounds, variants interleaved, calls one by one and 30 at once",
+            plan.rounds
         );
-        let services = service::run(&plan)?;
-        report::print(&services);
-        measured.extend(services);
+        results.extend(cni::run(&plan)?);
     }
     if wanted("dns") {
         let seconds = plan.millis.div_ceil(1000).max(1);
         println!(
-            "{} rounds of {seconds} s each, servers interleaved on CPU {}, dnsperf on another\n",
+            "dns: {} rounds of {seconds} s each, servers interleaved on CPU {}, dnsperf on another\n",
             plan.rounds, plan.cpu
         );
         let answers = dns::run(&plan)?;
         dns::print(&answers);
-        measured.extend(answers);
+        results.extend(report::json(&answers));
     }
     if let Some(path) = cli.json {
-        let json = serde_json::to_string_pretty(&report::json(&measured))?;
+        let json = serde_json::to_string_pretty(&json!({ "results": results }))?;
         std::fs::write(&path, json + "\n").with_context(|| path.display().to_string())?;
         println!("\nwritten to {}", path.display());
     }

@@ -34,9 +34,9 @@ fn ratio(of: &Measured, to: &Measured) -> f64 {
     median(&ratios)
 }
 
-/// The JSON of a run: medians alone.
-pub(crate) fn json(measured: &[Measured]) -> Value {
-    let results: Vec<Value> = measured
+/// The results of a run for the JSON file: medians alone.
+pub(crate) fn json(measured: &[Measured]) -> Vec<Value> {
+    measured
         .iter()
         .map(|it| {
             let value = (median(&it.rounds) * 10.0).round() / 10.0;
@@ -49,8 +49,7 @@ pub(crate) fn json(measured: &[Measured]) -> Value {
                 "unit": it.unit,
             })
         })
-        .collect();
-    json!({ "results": results })
+        .collect()
 }
 
 /// Prints the table.
@@ -172,10 +171,10 @@ mod tests {
     #[test]
     fn the_json_has_the_documented_shape() {
         let value = json(&[measured("sluice", &[41_500.04])]);
-        let expected = json!({"results": [{
+        let expected = json!({
             "bench": "service", "case": "tcp-crr", "variant": "sluice", "n": 10, "value": 41500.0, "unit": "1/s"
-        }]});
-        assert_eq!(value, expected);
+        });
+        assert_eq!(value, [expected]);
     }
 
     #[test]
