@@ -203,7 +203,11 @@ impl Planner {
     }
 
     /// Makes each of these frontends what the first in its queue wants.
-    pub(crate) fn settle(&mut self, affected: BTreeSet<FrontendKey>, warnings: Vec<Warning>) -> Plan {
+    pub(crate) fn settle(
+        &mut self,
+        affected: BTreeSet<FrontendKey>,
+        warnings: Vec<Warning>,
+    ) -> Plan {
         self.settle_in(Stage::default(), affected, warnings)
     }
 

@@ -104,7 +104,9 @@ impl Warning {
     /// The field, and what is wrong with it.
     pub fn message(&self) -> String {
         match &self.problem {
-            Problem::Conflict { addr, port, protocol, owner } if Subject(&self.service).is_pod() => {
+            Problem::Conflict { addr, port, protocol, owner }
+                if Subject(&self.service).is_pod() =>
+            {
                 format!(
                     "{}: {addr} port {port}/{protocol} belongs to {}; this Pod is not reached there",
                     self.field,

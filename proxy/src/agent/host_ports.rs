@@ -28,7 +28,9 @@ pub(super) fn node_addrs(node: Option<&Node>) -> BTreeSet<IpAddr> {
                 .filter(|addr| !matches!(addr, IpAddr::V6(ip) if ip.is_unicast_link_local())),
         ),
         Err(error) => {
-            tracing::warn!("getifaddrs: {error}; hostPorts are on the Node object's addresses only");
+            tracing::warn!(
+                "getifaddrs: {error}; hostPorts are on the Node object's addresses only"
+            );
         }
     }
     addrs
@@ -143,9 +145,8 @@ mod tests {
         assert!(problems.is_empty(), "{problems:?}");
         let pod = &wanted["c1/eth0"];
         assert_eq!((pod.pod.to_string().as_str(), pod.created), ("shop/web-0", 1_700_000_000));
-        let port = |port: &HostPort| {
-            (port.addrs.iter().map(ToString::to_string).collect(), port.target)
-        };
+        let port =
+            |port: &HostPort| (port.addrs.iter().map(ToString::to_string).collect(), port.target);
         pod.ports.iter().map(port).collect()
     }
 
@@ -179,9 +180,8 @@ mod tests {
     /// S37: an address that is not the node's is not taken from whoever has it.
     #[test]
     fn a_host_ip_that_is_not_the_nodes_is_a_problem() {
-        let record = record(
-            r#"[{"hostPort":53,"containerPort":53,"protocol":"udp","hostIP":"8.8.8.8"}]"#,
-        );
+        let record =
+            record(r#"[{"hostPort":53,"containerPort":53,"protocol":"udp","hostIP":"8.8.8.8"}]"#);
         let (wanted, problems) = wanted([&record].into_iter(), &node());
         assert!(wanted.is_empty());
         let (subject, message) = problems.first_key_value().expect("a problem");

@@ -38,7 +38,8 @@ pub(super) fn heal(
     if suspects.is_empty() {
         return Ok(Vec::new());
     }
-    let lock = File::options().create(true).truncate(false).write(true).open(state_dir.join("lock"))?;
+    let lock =
+        File::options().create(true).truncate(false).write(true).open(state_dir.join("lock"))?;
     match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(Errno::WOULDBLOCK) => return Ok(Vec::new()),

@@ -217,9 +217,10 @@ impl Reconciler {
     /// What is wrong, subject and message.
     pub fn problems(&self) -> impl Iterator<Item = (String, String)> {
         let failure = self.failure.iter().map(|f| (f.subject.clone(), f.error.clone()));
-        let warnings = self.planner.warnings().map(|warning| {
-            (warning.subject().to_string(), warning.message())
-        });
+        let warnings = self
+            .planner
+            .warnings()
+            .map(|warning| (warning.subject().to_string(), warning.message()));
         failure.chain(warnings)
     }
 }

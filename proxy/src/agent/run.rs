@@ -291,6 +291,9 @@ impl Agent {
 
     fn collect(&mut self) {
         self.health.alive();
+        if let Err(error) = self.forget_sockets() {
+            tracing::warn!("forgetting sockets that are gone: {error}");
+        }
         self.endpoints.heal();
         // An interface may have got an address.
         self.sync_host_ports();

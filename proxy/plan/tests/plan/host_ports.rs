@@ -180,8 +180,10 @@ fn between_a_pod_and_a_node_port_the_elder_has_the_port() {
     let warnings = node.pod(&web);
     assert_eq!(
         warnings,
-        ["Pod ns/web-0: spec.containers[].ports[].hostPort: 172.31.0.11 port 30080/TCP belongs to \
-          Service ns/web; this Pod is not reached there"]
+        [
+            "Pod ns/web-0: spec.containers[].ports[].hostPort: 172.31.0.11 port 30080/TCP belongs to \
+          Service ns/web; this Pod is not reached there"
+        ]
     );
     assert_eq!(node.at(NODE[0], 30080, Tcp), ["10.244.2.2:8080"]);
     // The Service does not have the other address.
