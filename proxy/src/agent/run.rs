@@ -313,6 +313,9 @@ impl Agent {
 
     fn collect(&mut self) {
         self.health.alive();
+        if let Err(error) = self.forget_sockets() {
+            tracing::warn!("forgetting sockets that are gone: {error}");
+        }
         self.endpoints.heal();
         // An interface may have gone, or got an address.
         self.sync_endpoints();

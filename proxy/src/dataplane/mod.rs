@@ -198,6 +198,16 @@ impl Dataplane {
         Ok(existed)
     }
 
+    /// Forgets sockets that were connected to a service, by their cookies.
+    pub fn forget_socks(
+        &mut self,
+        kind: SocketKind,
+        cookies: &[u64],
+    ) -> Result<(), DataplaneError> {
+        let map = self.view.maps.socks(kind);
+        map.delete_all(cookies).map_err(|stopped| map_error(map, "delete from")(stopped.error))
+    }
+
     /// The pods of this node by address, sorted.
     pub fn endpoints(&self) -> Result<Vec<(Addr, Endpoint)>, DataplaneError> {
         self.view.endpoints()
