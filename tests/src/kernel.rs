@@ -50,6 +50,7 @@ pub const SMALL: MapSizes = MapSizes {
     endpoints: 256,
     affinity: 1024,
     source_ranges: 1024,
+    node_ports: 256,
 };
 
 /// A dataplane with pins of its own, and services in it.
