@@ -23,12 +23,12 @@ fn unallocated_service_address_ends_at_the_node() -> Result<()> {
         let (length, nodad) = if addr.contains(':') { (128, " nodad") } else { (32, "") };
         lan.ip(&format!("addr add {addr}/{length} dev lo{nodad}"))?;
     }
-    lan.ip("link set lo up\nroute add 10.244.1.0/24 via 172.31.0.11\n-6 route add fd00:244:1::/64 via fd00:172:31::11")?;
+    lan.ip("link set lo up\nroute add 10.244.1.0/24 via 172.31.0.11\nroute add fd00:244:1::/64 via fd00:172:31::11")?;
     let launch = lan.launch(bin("testapp")?).args(["serve", "--udp", "--port", "8080"]);
     let mut server = launch.spawn(&shop.cluster.dir().join("stray.log"))?;
     server.wait_for_log("listening", LIMIT)?;
     let node = shop.cluster.node(0).netns();
-    node.ip("route add default via 172.31.0.1\n-6 route add default via fd00:172:31::1")?;
+    node.ip("route add default via 172.31.0.1\nroute add default via fd00:172:31::1")?;
     for (_, target) in STRAYS {
         shop.client.get(target)?;
         shop.cluster.node(0).get(target)?;
@@ -99,7 +99,7 @@ fn route_of_the_service_range_is_kept_and_taken_back() -> Result<()> {
     let status = shop.cluster.node(0).proxyctl(&["status"])?;
     assert!(status.lines().any(|l| l.starts_with("Problem") && l.contains(problem)), "{status}");
     let node = shop.cluster.node(0).netns();
-    node.ip("route del blackhole 10.96.0.0/16\n-6 route del blackhole fd00:96::/112")?;
+    node.ip("route del blackhole 10.96.0.0/16\nroute del blackhole fd00:96::/112")?;
     there(&shop, &both)?;
     // While the agent is away the range changes.
     shop.cluster.node_mut(0).stop_agent()?;
