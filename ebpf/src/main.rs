@@ -16,6 +16,7 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod calls;
 mod counters;
 mod csum;
 mod ct;
@@ -26,8 +27,10 @@ mod nat;
 mod node;
 mod packet;
 mod parse;
+mod path;
 mod service;
 mod sock;
+mod uplink;
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
@@ -36,7 +39,12 @@ use aya_ebpf::{
 };
 use sluice_abi::NodeState;
 
-use crate::{packet::Skb, service::Outcome};
+use crate::{
+    ct::Origin,
+    nat::Rewrite,
+    packet::Skb,
+    service::{Decision, Place},
+};
 
 /// Leaves the packet to whatever else is attached, then to the stack.
 const PASS: i32 = TC_ACT_UNSPEC;
@@ -93,23 +101,33 @@ pub fn sluice_release(context: SockContext) -> i32 {
 }
 
 #[cgroup_sock(post_bind4)]
-pub fn sluice_post_bind4(_context: SockContext) -> i32 {
-    sock::PROCEED
+pub fn sluice_post_bind4(context: SockContext) -> i32 {
+    sock::post_bind(&context)
 }
 
 #[cgroup_sock(post_bind6)]
-pub fn sluice_post_bind6(_context: SockContext) -> i32 {
-    sock::PROCEED
+pub fn sluice_post_bind6(context: SockContext) -> i32 {
+    sock::post_bind(&context)
 }
 
 #[classifier]
-pub fn sluice_uplink_in(_context: TcContext) -> i32 {
-    PASS
+pub fn sluice_uplink_in(context: TcContext) -> i32 {
+    let packet = Skb(context.skb.skb);
+    match packet.ethertype() {
+        Some(parse::ETH_P_IP) => uplink::incoming::<false>(packet),
+        Some(parse::ETH_P_IPV6) => uplink::incoming::<true>(packet),
+        _ => PASS,
+    }
 }
 
 #[classifier]
-pub fn sluice_uplink_out(_context: TcContext) -> i32 {
-    PASS
+pub fn sluice_uplink_out(context: TcContext) -> i32 {
+    let packet = Skb(context.skb.skb);
+    match packet.ethertype() {
+        Some(parse::ETH_P_IP) => uplink::outgoing::<false>(packet),
+        Some(parse::ETH_P_IPV6) => uplink::outgoing::<true>(packet),
+        _ => PASS,
+    }
 }
 
 #[classifier]
@@ -125,29 +143,39 @@ pub fn sluice_pod_send(context: TcContext) -> i32 {
 #[inline(always)]
 fn pod_send<const V6: bool>(packet: Skb) -> i32 {
     let Some(mut ip) = parse::ip::<V6, _>(packet) else { return PASS };
-    let mut outcome = Outcome::Untouched;
-    if lb::may_be_service(&ip.dst) {
-        outcome = service::to_backend::<V6, _>(packet, &mut ip);
-        if outcome == Outcome::Dropped {
-            return DROP;
+    let state = node::state();
+    let fast = state.flags & NodeState::FAST_PATH != 0;
+    // With no hop left, the stack answers with an ICMP error.
+    let delivered = fast && ip.hops > 1 && fastpath::is_endpoint(&ip.dst);
+    let may_be_service = lb::may_be_service(&ip.dst);
+    if may_be_service || state.ct_used != 0 {
+        if let Some(mut transport) = parse::transport::<V6, _>(packet, &ip) {
+            let mut to = Rewrite::none(&ip, &transport);
+            let mut decision = Decision::Leave;
+            // What opens a connection is no answer.
+            if state.ct_used != 0 && !transport.opens_connection() {
+                let place = match (delivered, fast) {
+                    (true, _) => Place::PodToPod,
+                    (false, true) => Place::PodFast,
+                    (false, false) => Place::Pod,
+                };
+                decision = calls::answer(&ip, &transport, place, &mut to);
+            }
+            if decision == Decision::Leave && may_be_service {
+                decision = service::request::<V6>(packet, &ip, &transport, Origin::Pod, &mut to);
+            }
+            if decision == Decision::Drop {
+                return DROP;
+            }
+            if decision != Decision::Leave {
+                return calls::take::<V6>(packet, &mut ip, &mut transport, &to, decision);
+            }
+            if state.ct_used != 0 && transport.opens_connection() {
+                calls::supersede(&ip, &transport);
+            }
         }
     }
-
-    let node = node::state();
-    // With no hop left, the stack answers with an ICMP error.
-    let endpoint = if node.flags & NodeState::FAST_PATH != 0 && ip.hops > 1 {
-        fastpath::endpoint(&ip.dst)
-    } else {
-        None
-    };
-    if node.ct_used != 0
-        && outcome == Outcome::Untouched
-        && service::from_pod::<V6, _>(packet, &ip, endpoint.is_some()) == Outcome::Dropped
-    {
-        return DROP;
-    }
-    let Some(endpoint) = endpoint else { return PASS };
-    fastpath::deliver::<V6>(packet, &endpoint).unwrap_or(PASS)
+    if delivered { calls::to_pod::<V6>(packet, &ip) } else { PASS }
 }
 
 #[classifier]
@@ -165,11 +193,14 @@ pub fn sluice_pod_recv(context: TcContext) -> i32 {
 
 #[inline(always)]
 fn pod_recv<const V6: bool>(packet: Skb) -> i32 {
-    let Some(ip) = parse::ip::<V6, _>(packet) else { return PASS };
-    match service::to_client::<V6, _>(packet, &ip) {
-        Outcome::Dropped => DROP,
-        Outcome::Untouched | Outcome::Translated => PASS,
+    let Some(mut ip) = parse::ip::<V6, _>(packet) else { return PASS };
+    let Some(mut transport) = parse::transport::<V6, _>(packet, &ip) else { return PASS };
+    let mut to = Rewrite::none(&ip, &transport);
+    let decision = calls::answer(&ip, &transport, Place::AtPod, &mut to);
+    if decision == Decision::Leave {
+        return PASS;
     }
+    calls::take::<V6>(packet, &mut ip, &mut transport, &to, decision)
 }
 
 /// The helpers that need it are GPL only.

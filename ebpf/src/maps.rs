@@ -40,6 +40,9 @@ pub static CONNTRACK: LruHashMap<CtKey, CtEntry, 524288> = LruHashMap::new();
 pub static SOCK_PEERS: HashMap<u64, SockPeer, 131072, NO_PREALLOC> = HashMap::new();
 
 #[btf_map]
+pub static UDP_SOCKS: HashMap<u64, SockPeer, 131072, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
 pub static BACKEND_PORTS: Array<PortMarks, { 65536 / PORTS_PER_ELEMENT as usize }> = Array::new();
 
 #[btf_map]
@@ -67,7 +70,7 @@ pub static NODE_PORTS: HashMap<NodePortKey, u32, 8192, NO_PREALLOC> = HashMap::n
 pub static NODE_ADDRS: Array<NodeAddrs, 1> = Array::new();
 
 #[btf_map]
-pub static NON_MASQUERADE: LpmTrie<Addr, u32, 1024> = LpmTrie::new();
+pub static NON_MASQUERADE: LpmTrie<Addr, u32, 65536> = LpmTrie::new();
 
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { Counter::COUNT as usize }> = PerCpuArray::new();

@@ -22,19 +22,24 @@ const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
 
 /// What the IP header says.
+#[repr(C)]
 pub struct Ip {
     /// Source address.
     pub src: Addr,
     /// Destination address.
     pub dst: Addr,
+    /// Where the next header begins, from the packet's start.
+    next: u32,
+    /// Where the packet ends by what its header says, from its start.
+    pub end: u32,
     /// Protocol, or IPv6's next header.
     proto: u8,
     /// Hops left.
     pub hops: u8,
-    /// Whether it is an IPv4 fragment, the first one included.
-    fragment: bool,
-    /// Where the next header begins, from the packet's start.
-    next: u32,
+    /// Not 0 if it is an IPv4 fragment, the first one included.
+    fragment: u8,
+    /// Zero.
+    reserved: u8,
 }
 
 /// Bytes of the Ethernet and the fixed IP header.
@@ -67,8 +72,10 @@ pub fn ip<const V6: bool, P: Packet>(packet: P) -> Option<Ip> {
             ]),
             proto: head.u8::<20>(),
             hops: head.u8::<21>(),
-            fragment: false,
+            fragment: 0,
+            reserved: 0,
             next: fixed_len(true),
+            end: fixed_len(true) + u32::from(u16::from_be(head.u16::<18>())),
         });
     }
     // Version 4, and a header of at least five words.
@@ -82,24 +89,43 @@ pub fn ip<const V6: bool, P: Packet>(packet: P) -> Option<Ip> {
         dst: Addr::from_v4(head.u32::<30>()),
         proto: head.u8::<23>(),
         hops: head.u8::<22>(),
-        fragment: head.u16::<20>() & FRAGMENT != 0,
+        fragment: u8::from(head.u16::<20>() & FRAGMENT != 0),
+        reserved: 0,
         next: ETH_LEN + u32::from(first & 0xf) * 4,
+        end: ETH_LEN + u32::from(u16::from_be(head.u16::<16>())),
     })
 }
 
-/// Ports of TCP or UDP, and where they stand.
+/// Ports of TCP, UDP or SCTP, and where they stand.
+#[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Transport {
-    /// See [`proto`].
-    pub proto: u8,
     /// Where the header begins, from the packet's start.
     pub offset: u32,
     /// Source port.
     pub sport: Be16,
     /// Destination port.
     pub dport: Be16,
-    /// Bits of [`tcp`]; 0 for UDP.
+    /// See [`proto`].
+    pub proto: u8,
+    /// Bits of [`tcp`]; for SCTP, what its first chunk means in TCP's terms; 0 for UDP.
     pub tcp: u8,
+    /// Zero.
+    pub reserved: u16,
+}
+
+impl Transport {
+    /// Whether the packet asks for a new connection.
+    #[inline(always)]
+    pub const fn opens_connection(&self) -> bool {
+        self.tcp & (tcp::SYN | tcp::ACK | tcp::RST | tcp::FIN) == tcp::SYN
+    }
+
+    /// Whether the packet may begin a flow: datagrams have no other sign.
+    #[inline(always)]
+    pub const fn may_open(&self) -> bool {
+        self.proto == proto::UDP || self.opens_connection()
+    }
 }
 
 /// TCP flags.
@@ -143,6 +169,34 @@ struct UdpHeader {
 // SAFETY: repr(C), no padding, numbers only.
 unsafe impl Header for UdpHeader {}
 
+/// The common header and the type of the first chunk (RFC 9260 §3).
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct SctpHeader {
+    sport: u16,
+    dport: u16,
+    tag: u32,
+    checksum: u32,
+    chunk: [u8; 4],
+}
+
+// SAFETY: repr(C), no padding, numbers only.
+unsafe impl Header for SctpHeader {}
+
+/// What a chunk that comes first in a packet means for the association, as bits of [`tcp`]
+/// (RFC 9260 §3.2).
+#[inline(always)]
+const fn sctp_meaning(chunk: u8) -> u8 {
+    const INIT: u8 = 1;
+    const ABORT: u8 = 6;
+    const SHUTDOWN_COMPLETE: u8 = 14;
+    match chunk {
+        INIT => tcp::SYN,
+        ABORT | SHUTDOWN_COMPLETE => tcp::RST,
+        _ => tcp::ACK,
+    }
+}
+
 /// What every extension header begins with.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -156,12 +210,12 @@ unsafe impl Header for Extension {}
 
 /// Reads the transport header, past options and extension headers.
 ///
-/// `None` if it is neither TCP nor UDP, or is cut off, or the packet is a fragment: only the first
+/// `None` if it is none of TCP, UDP and SCTP, or is cut off, or the packet is a fragment: only the first
 /// fragment has the ports, and to translate it alone would deliver half a datagram. A packet with a
 /// routing header is left alone too: its destination is another one than the header says.
 #[inline(always)]
 pub fn transport<const V6: bool, P: Packet>(packet: P, ip: &Ip) -> Option<Transport> {
-    if ip.fragment {
+    if ip.fragment != 0 {
         return None;
     }
     let mut proto = ip.proto;
@@ -195,6 +249,7 @@ pub fn transport<const V6: bool, P: Packet>(packet: P, ip: &Ip) -> Option<Transp
                 sport: Be16::from_network(header.sport),
                 dport: Be16::from_network(header.dport),
                 tcp: header.flags,
+                reserved: 0,
             })
         }
         proto::UDP => {
@@ -205,6 +260,18 @@ pub fn transport<const V6: bool, P: Packet>(packet: P, ip: &Ip) -> Option<Transp
                 sport: Be16::from_network(header.sport),
                 dport: Be16::from_network(header.dport),
                 tcp: 0,
+                reserved: 0,
+            })
+        }
+        proto::SCTP => {
+            let header: SctpHeader = packet.load(offset)?;
+            Some(Transport {
+                proto,
+                offset,
+                sport: Be16::from_network(header.sport),
+                dport: Be16::from_network(header.dport),
+                tcp: sctp_meaning(header.chunk[0]),
+                reserved: 0,
             })
         }
         _ => None,

@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 use sluice_store::{EtcdArgs, SourceUrl, parse_source};
 
 use crate::config::seconds;
 use crate::health::BindAddress;
 use crate::node_ports::NodePortAddresses;
+use crate::uplinks::{PortRange, Uplinks};
 
 /// Where a node's files are; every one may differ, so that several nodes run on one kernel.
 #[derive(Clone, Debug, Args)]
@@ -74,6 +76,11 @@ pub struct SluicedArgs {
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
     pub socket_lb: bool,
 
+    /// Reset TCP connections of this node's sockets to an endpoint of a Service once the endpoint is
+    /// gone (not while it is terminating). Connected UDP sockets are always woken.
+    #[arg(long, default_value_t = false, action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub reset_deleted_endpoint_connections: bool,
+
     /// Attach to the pods that sluice-cni made: balance what did not pass a socket hook.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
     pub pod_programs: bool,
@@ -97,6 +104,37 @@ pub struct SluicedArgs {
     )]
     pub nodeport_addresses: Vec<NodePortAddresses>,
 
+    /// The interfaces by which clients outside reach Services, and pods leave the cluster: "auto"
+    /// (those with a default route, and those that hold an InternalIP of the Node object), names, or
+    /// nothing for none.
+    #[arg(long, default_value = "auto", value_name = "auto|NAME,...")]
+    pub uplinks: Uplinks,
+
+    /// Ports of the node's address that stand for the ports of clients where their address must not
+    /// be seen. Keep clear of NodePorts.
+    #[arg(long, default_value = "32768-65535", value_name = "FIRST-LAST")]
+    pub snat_port_range: PortRange,
+
+    /// Give pods that leave the cluster the node's address (pods that sluice-cni made; those of
+    /// another plugin are that plugin's business).
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub masquerade: bool,
+
+    /// Give clients outside the node's address also where the endpoint is on this node, except under
+    /// externalTrafficPolicy: Local.
+    #[arg(long, default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1,
+          default_missing_value = "true", value_name = "BOOL")]
+    pub masquerade_all: bool,
+
+    /// Ranges that pods reach with their own addresses; those of --cluster-cidr (else the pod CIDRs
+    /// of all nodes) and the nodes' addresses where it is not given. Link-local and multicast
+    /// addresses are always among them.
+    #[arg(long, value_delimiter = ',', value_name = "CIDR,...")]
+    pub non_masquerade_cidrs: Vec<IpNet>,
+
+    /// Ranges of all pods of the cluster.
+    #[arg(long, value_delimiter = ',', value_name = "CIDR,...")]
+    pub cluster_cidr: Vec<IpNet>,
     /// The ranges of ClusterIPs, one a family, as the API server has them: packets to addresses of
     /// theirs that no Service has are dropped on this node, whatever its routes say.
     #[arg(long, value_delimiter = ',', value_parser = service_range, value_name = "CIDR,...")]
@@ -181,7 +219,8 @@ pub struct SizeArgs {
     /// Names of Service ports, for people who read the maps.
     #[arg(long, default_value_t = 16_384, value_name = "N")]
     pub map_size_names: u32,
-    /// Sockets connected to a Service; beyond that, sockets name their backend as the peer.
+    /// Sockets connected to a Service, so many streams and so many datagram sockets; beyond that,
+    /// sockets name their backend as the peer.
     #[arg(long, default_value_t = 131_072, value_name = "N")]
     pub map_size_sock_peers: u32,
     /// Entries for datagram sockets that are not connected: two a conversation.
@@ -250,6 +289,9 @@ pub enum Noun {
     /// Flows that are translated packet by packet.
     #[command(subcommand, alias = "ct")]
     Conntrack(ListVerb),
+    /// Clients of Services with session affinity, and the backend that each keeps.
+    #[command(subcommand)]
+    Affinity(ListVerb),
     /// Pods of this node.
     #[command(subcommand, alias = "ep", visible_alias = "endpoints")]
     Endpoint(ListVerb),

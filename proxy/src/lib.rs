@@ -12,6 +12,7 @@
 //! | [`node_ports`] | which addresses NodePorts are served on |
 //! | [`health`] | health checks and metrics over HTTP |
 //! | [`routes`] | host-gw routes to the other nodes |
+//! | [`wake`] | sockets whose backend is gone |
 //! | [`view`] | rows that people and scripts read, from a dump of the kernel's maps |
 
 pub mod agent;
@@ -24,4 +25,6 @@ pub mod dataplane;
 pub mod health;
 pub mod node_ports;
 pub mod routes;
+pub mod uplinks;
 pub mod view;
+pub mod wake;

@@ -12,11 +12,12 @@ use std::{
 use anyhow::{Context, Result};
 use aya::{
     TestRun as _, TestRunOptions,
+    maps::MapData,
     programs::{ProgramError, SchedClassifier},
 };
 use sluice_abi::{
-    Addr, Backend, Be16, Counter, Endpoint, Frontend, FrontendFlags, FrontendKey, SLOTS_PER_CHUNK,
-    Scope, ServiceName, SlotKey, Slots, programs, vip_filter_bit,
+    ABI_VERSION, Addr, Backend, Be16, Counter, Endpoint, Frontend, FrontendFlags, FrontendKey,
+    SLOTS_PER_CHUNK, Scope, ServiceName, SlotKey, Slots, programs, vip_filter_bit,
 };
 use sluice_plan::{MapOp, Tables};
 use sluice_proxy::dataplane::{Config, Dataplane, MapSizes};
@@ -50,7 +51,7 @@ pub const SMALL: MapSizes = MapSizes {
     endpoints: 256,
     affinity: 1024,
     source_ranges: 1024,
-    node_ports: 256,
+    node_ports: 1024,
 };
 
 /// A dataplane with pins of its own, and services in it.
@@ -181,12 +182,65 @@ impl Lab {
                 service,
                 list,
                 count: u32::try_from(numbers.len())?,
-                flags: FrontendFlags::CLUSTER_IP,
-                affinity_secs: 0,
+                flags: old.map_or(FrontendFlags::CLUSTER_IP, |old| old.flags),
+                affinity_secs: old.map_or(0, |old| old.affinity_secs),
             },
         ));
         self.apply(&ops)?;
         self.drop_orphans()
+    }
+
+    /// Changes what a frontend says beside its backends: affinity, flags. It keeps that when
+    /// [`Lab::service`] gives it other backends.
+    ///
+    /// # Errors
+    /// There is no such frontend, or as [`Lab::apply`].
+    pub fn adjust(
+        &mut self,
+        frontend: &str,
+        proto: u8,
+        change: impl FnOnce(&mut Frontend),
+    ) -> Result<()> {
+        let key = frontend_key(frontend, proto);
+        let found = self.tables.frontends.get(&key).copied();
+        let mut value = found.with_context(|| format!("no frontend {frontend}"))?;
+        change(&mut value);
+        self.apply(&[MapOp::PutFrontend(key, value)])
+    }
+
+    /// Gives a frontend another one for clients outside: those backends, and flags of its own.
+    ///
+    /// # Errors
+    /// There is no such frontend, or as [`Lab::apply`].
+    pub fn outside(
+        &mut self,
+        frontend: &str,
+        proto: u8,
+        flags: u32,
+        backends: &[&str],
+    ) -> Result<()> {
+        let inside = frontend_key(frontend, proto);
+        let before = self.tables.frontends.get(&inside).copied();
+        let mut value = before.with_context(|| format!("no frontend {frontend}"))?;
+        let list = self.number();
+        let mut ops = Vec::new();
+        let mut slots = Slots::default();
+        for (slot, backend) in slots.backend.iter_mut().zip(backends) {
+            let at = frontend_key(backend, proto);
+            let backend = Backend { addr: at.addr, port: at.port, proto, flags: 0 };
+            *slot = self.number();
+            ops.push(MapOp::PutBackend(*slot, backend));
+        }
+        ops.push(MapOp::PutSlots(SlotKey { list, chunk: 0 }, slots));
+        let outside = FrontendKey { scope: Scope::External as u8, ..inside };
+        let count = u32::try_from(backends.len())?;
+        ops.push(MapOp::PutFrontend(
+            outside,
+            Frontend { list, count, flags: value.flags | flags, ..value },
+        ));
+        value.flags |= FrontendFlags::EXTERNAL_DIFFERS;
+        ops.push(MapOp::PutFrontend(inside, value));
+        self.apply(&ops)
     }
 
     /// Deletes a service.
@@ -221,6 +275,15 @@ impl Lab {
         self.apply(&ops)
     }
 
+    /// A map of the dataplane's, for tests that write what the agent or a program would.
+    ///
+    /// # Errors
+    /// It is not pinned.
+    pub fn map(&self, name: &str) -> Result<MapData> {
+        let path = self.root().join(format!("v{ABI_VERSION}/maps")).join(name);
+        MapData::from_pin(&path).with_context(|| path.display().to_string())
+    }
+
     /// Says that a pod of this node has the address.
     ///
     /// # Errors
@@ -243,6 +306,22 @@ impl Lab {
     /// The kernel refuses the packet.
     pub fn receive(&self, packet: &[u8]) -> Result<(u32, Vec<u8>)> {
         self.run(programs::POD_RECV, packet)
+    }
+
+    /// What `sluice_uplink_in` makes of the packet.
+    ///
+    /// # Errors
+    /// The kernel refuses the packet.
+    pub fn arrive(&self, packet: &[u8]) -> Result<(u32, Vec<u8>)> {
+        self.run(programs::UPLINK_IN, packet)
+    }
+
+    /// What `sluice_uplink_out` makes of the packet.
+    ///
+    /// # Errors
+    /// The kernel refuses the packet.
+    pub fn leave(&self, packet: &[u8]) -> Result<(u32, Vec<u8>)> {
+        self.run(programs::UPLINK_OUT, packet)
     }
 
     fn run(&self, program: &str, packet: &[u8]) -> Result<(u32, Vec<u8>)> {

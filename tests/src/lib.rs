@@ -26,6 +26,7 @@ pub mod bpffs;
 pub mod btf;
 pub mod cgroup;
 pub mod cluster;
+pub mod cri;
 pub mod demo;
 pub mod interrupt;
 pub mod kernel;
@@ -37,7 +38,9 @@ pub mod packet;
 pub mod pod;
 pub mod process;
 pub mod root;
+pub mod runtime;
 pub mod shop;
+pub mod stress;
 pub mod sweep;
 pub mod wait;
 

@@ -39,6 +39,7 @@ mod dump;
 mod endpoints;
 mod filter;
 mod frontends;
+mod host_ports;
 mod ids;
 mod lists;
 mod mirror;
@@ -54,6 +55,7 @@ mod trace;
 mod warning;
 
 pub use frontends::is_foreign;
+pub use host_ports::{HostPort, PodPorts};
 pub use node::NodeContext;
 pub use ops::{MapOp, Tables};
 pub use planner::{Plan, Planner};

@@ -99,6 +99,11 @@ impl Planner {
             self.keep_api_server(&mut wants);
         }
         let rank = Rank { created: service.meta.created, service: service.meta.name.clone() };
+        self.state(rank, wants)
+    }
+
+    /// States all frontends that somebody asks for, and its place in the queue for them.
+    pub(crate) fn state(&mut self, rank: Rank, wants: Wants) -> Plan {
         // Most of what changes in a Service or its endpoints is of no consequence here.
         if self.services.get(&rank.service).is_some_and(|e| e.wants == wants && e.rank == rank) {
             return Plan::default();
@@ -197,7 +202,12 @@ impl Planner {
         (affected, old)
     }
 
-    fn settle(&mut self, affected: BTreeSet<FrontendKey>, warnings: Vec<Warning>) -> Plan {
+    /// Makes each of these frontends what the first in its queue wants.
+    pub(crate) fn settle(
+        &mut self,
+        affected: BTreeSet<FrontendKey>,
+        warnings: Vec<Warning>,
+    ) -> Plan {
         self.settle_in(Stage::default(), affected, warnings)
     }
 

@@ -25,6 +25,10 @@ impl Held {
     pub(crate) fn restore(tables: &Tables) -> Self {
         let mut held = Self::default();
         for (key, frontend) in &tables.frontends {
+            // Ports of pods are no Service's, and pods are stated first of all.
+            if frontend.flags & FrontendFlags::HOST_PORT != 0 {
+                continue;
+            }
             let Some(name) = tables.names.get(&frontend.service) else { continue };
             let (namespace, name, _) = name.parts();
             let service = ObjectName::new(namespace, name);

@@ -5,10 +5,13 @@ use std::net::IpAddr;
 
 use sluice_model::{ObjectName, Protocol};
 
-/// A field of a Service that cannot be programmed as it stands. The rest of the Service is.
+use crate::host_ports::Subject;
+
+/// A field of a Service, or of a Pod with ports of the node, that cannot be programmed as it stands.
+/// The rest of the object is.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Warning {
-    /// The Service.
+    /// The Service, or the name that stands for a Pod; [`Warning::subject`] tells them apart.
     pub service: ObjectName,
     /// The field, as the Kubernetes API spells it.
     pub field: String,
@@ -29,7 +32,7 @@ pub enum Problem {
         port: u16,
         /// Its protocol.
         protocol: Protocol,
-        /// The Service that has it.
+        /// The Service that has it, or the name that stands for a Pod.
         owner: ObjectName,
     },
     /// Another port of the same Service has the same name and protocol; this one is left out.
@@ -62,7 +65,8 @@ impl fmt::Display for Problem {
         match self {
             Self::Conflict { addr, port, protocol, owner } => write!(
                 f,
-                "{addr} port {port}/{protocol} belongs to Service {owner}; this Service does not get it"
+                "{addr} port {port}/{protocol} belongs to {}; this Service does not get it",
+                Subject(owner)
             ),
             Self::DuplicatePortName { name, first } => {
                 write!(
@@ -87,6 +91,29 @@ impl fmt::Display for Problem {
 
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Service {}: {}: {}", self.service, self.field, self.problem)
+        write!(f, "{}: {}", self.subject(), self.message())
+    }
+}
+
+impl Warning {
+    /// `Service shop/web` or `Pod shop/web-0`.
+    pub fn subject(&self) -> impl fmt::Display {
+        Subject(&self.service)
+    }
+
+    /// The field, and what is wrong with it.
+    pub fn message(&self) -> String {
+        match &self.problem {
+            Problem::Conflict { addr, port, protocol, owner }
+                if Subject(&self.service).is_pod() =>
+            {
+                format!(
+                    "{}: {addr} port {port}/{protocol} belongs to {}; this Pod is not reached there",
+                    self.field,
+                    Subject(owner)
+                )
+            }
+            problem => format!("{}: {problem}", self.field),
+        }
     }
 }

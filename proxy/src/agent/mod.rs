@@ -3,6 +3,7 @@
 //! ```text
 //! source ── Stream ─> Cache ─┬─> Reconciler ─> Planner ─> Dataplane   (services)
 //!                            └─> routes, node.json                     (nodes)
+//! a backend that is gone ───────> Waker                            (sockets)
 //! records and interfaces ────────> Endpoints ─> Dataplane              (pods)
 //! control socket ────────────────> answers from a dump of the kernel
 //! ```
@@ -13,6 +14,8 @@
 mod cleanup;
 mod endpoints;
 mod health;
+mod host_ports;
+mod leaks;
 mod lock;
 mod node_file;
 mod reconcile;
@@ -22,6 +25,8 @@ mod run;
 mod service_routes;
 mod settings;
 mod status;
+mod uplinks;
+mod wake;
 
 pub use cleanup::cleanup;
 pub use endpoints::Endpoints;

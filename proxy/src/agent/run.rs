@@ -1,5 +1,6 @@
 //! Start and loop.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,9 @@ use super::node_file::NodeFile;
 use super::reconcile::Reconciler;
 use super::routes::Routes;
 use super::service_routes::ServiceRanges;
-use super::{StartError, health, records, settings};
+use super::uplinks::UplinkPart;
+use super::wake::Wakes;
+use super::{StartError, health, host_ports, records, settings};
 use crate::cli::SluicedArgs;
 use crate::clock;
 use crate::control;
@@ -36,7 +39,11 @@ pub(super) struct Agent {
     pub(super) cache: Cache,
     pub(super) reconciler: Reconciler,
     pub(super) endpoints: Endpoints,
+    /// Ports of the node that pods ask for and cannot get, subject and message.
+    pub(super) port_problems: BTreeMap<String, String>,
     pub(super) routes: Option<Routes>,
+    pub(super) uplinks: UplinkPart,
+    pub(super) wakes: Wakes,
     pub(super) service_ranges: ServiceRanges,
     pub(super) source: watch::Receiver<SourceStatus>,
     pub(super) notices: Vec<String>,
@@ -83,17 +90,28 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
     }
     let node = settings::node_name(&args);
     let context = settings::node_context(&args, &node, None);
-    let reconciler = Reconciler::restore(&dataplane, context).map_err(start_error)?;
+    let mut reconciler = Reconciler::restore(&dataplane, context).map_err(start_error)?;
 
     let records = records::directory(&args.state_dir);
     let mut record_events = watch_records(&records)?;
     let mut endpoints = Endpoints::new(records, args.pod_programs);
+    endpoints.heal();
     endpoints.sync(&mut dataplane).map_err(start_error)?;
+    let mut addrs = host_ports::node_addrs(None);
+    addrs.extend(reconciler.restored_addrs());
+    let (wanted, port_problems) = host_ports::wanted(endpoints.with_ports(), &addrs);
+    reconciler.host_ports(&mut dataplane, wanted);
+    reconciler.prune_host_ports(&mut dataplane);
 
     let routes = match args.routes.then(Routes::open).transpose() {
         Ok(routes) => routes,
         Err(error) => return Err(StartError::new(error.to_string(), "or set --routes false")),
     };
+    let wakes =
+        Wakes::start(records::directory(&args.state_dir), args.reset_deleted_endpoint_connections)
+            .map_err(|error| StartError::new(format!("cannot start a thread: {error}"), ""))?;
+    let uplinks = UplinkPart::open(&args)
+        .map_err(|error| StartError::new(error.to_string(), "or set --uplinks ''"))?;
     // Also where there is none: routes of an agent that had one go.
     let mut service_ranges = ServiceRanges::open(args.service_cluster_ip_range.clone())
         .map_err(|error| StartError::new(error.to_string(), ""))?;
@@ -115,7 +133,10 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
         cache: Cache::new(),
         reconciler,
         endpoints,
+        port_problems,
         routes,
+        uplinks,
+        wakes,
         service_ranges,
         source: stream.status(),
         notices,
@@ -134,10 +155,13 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
     };
     tracing::info!(node = agent.node, source = %agent.args.source, "sluiced is up");
 
+    // What an agent before this one served goes on; a first one need not wait for the source.
+    agent.reconcile_uplinks().await;
     let mut collect = tokio::time::interval(COLLECT_EVERY);
     collect.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let retry_at = agent.reconciler.retry_at();
+        let wake_at = agent.wakes.due();
         tokio::select! {
             batch = stream.next_batch() => match batch {
                 Some(events) => agent.ingest(events).await,
@@ -151,10 +175,12 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
             }
             Some(_) = record_events.next() => agent.sync_endpoints(),
             () = Routes::touched(&mut agent.routes) => agent.reconcile_routes().await,
+            () = agent.uplinks.touched() => agent.reconcile_uplinks().await,
             () = agent.service_ranges.touched() => agent.service_ranges.reconcile().await,
             () = sleep_until(retry_at) => {
                 agent.retry();
             }
+            () = sleep_until(wake_at) => agent.wake(),
             Some(done) = refreshes.recv() => {
                 agent.refresh_figures();
                 // A scrape that waited for too long wants no answer.
@@ -182,6 +208,7 @@ impl Agent {
         {
             let context = settings::node_context(&self.args, &self.node, Some(node));
             changes.services.extend(self.reconciler.node(context));
+            self.sync_host_ports();
         }
         self.reconciler.services(&mut self.dataplane, &self.cache, &changes.services);
         if changes.synced {
@@ -195,10 +222,14 @@ impl Agent {
                 );
             }
         }
+        if changes.synced || !changes.services.is_empty() {
+            self.wakes.changed(Instant::now());
+        }
         self.note_progress(begun, &changes);
         if self.cache.synced() && (changes.synced || !changes.nodes.is_empty()) {
             self.write_node_file();
             self.reconcile_routes().await;
+            self.reconcile_uplinks().await;
         }
     }
 
@@ -243,6 +274,26 @@ impl Agent {
         if let Err(error) = self.endpoints.sync(&mut self.dataplane) {
             tracing::error!("pods of this node: {error}");
         }
+        self.sync_host_ports();
+        self.wakes.changed(Instant::now());
+    }
+
+    /// Brings the ports of the node that pods ask for to what their records and the node's addresses
+    /// say.
+    pub(super) fn sync_host_ports(&mut self) {
+        let node = self.cache.node(&self.node);
+        let mut addrs = host_ports::node_addrs(node);
+        if node.is_none() {
+            addrs.extend(self.reconciler.restored_addrs());
+        }
+        let (wanted, problems) = host_ports::wanted(self.endpoints.with_ports(), &addrs);
+        for (subject, message) in &problems {
+            if self.port_problems.get(subject) != Some(message) {
+                tracing::warn!("{subject}: {message}");
+            }
+        }
+        self.port_problems = problems;
+        self.reconciler.host_ports(&mut self.dataplane, wanted);
     }
 
     async fn reconcile_routes(&mut self) {
@@ -254,8 +305,20 @@ impl Agent {
         }
     }
 
+    async fn reconcile_uplinks(&mut self) {
+        let nodes: Option<Vec<_>> = self.cache.synced().then(|| self.cache.nodes().collect());
+        let nodes = nodes.as_deref();
+        self.uplinks.reconcile(&mut self.dataplane, &self.args, &self.node, nodes).await;
+    }
+
     fn collect(&mut self) {
         self.health.alive();
+        if let Err(error) = self.forget_sockets() {
+            tracing::warn!("forgetting sockets that are gone: {error}");
+        }
+        self.endpoints.heal();
+        // An interface may have gone, or got an address.
+        self.sync_endpoints();
         match self.dataplane.conntrack_gc(clock::monotonic_nanos(), &self.timeouts) {
             Ok(collected) => {
                 let left = collected.seen.saturating_sub(collected.removed);

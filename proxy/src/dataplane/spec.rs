@@ -27,7 +27,8 @@ pub struct MapSizes {
     pub conntrack: u32,
     /// Conversations of unconnected datagram sockets, two elements each; the oldest give way.
     pub udp_peers: u32,
-    /// Sockets that are connected to a service. Beyond that, sockets name their backend as the peer.
+    /// Sockets that are connected to a service, so many streams and so many datagram sockets. Beyond
+    /// that, sockets name their backend as the peer.
     pub sock_peers: u32,
     /// Addresses of this node's pods.
     pub endpoints: u32,
@@ -80,7 +81,7 @@ pub(super) fn size_flag(map: &str) -> &'static str {
         maps::SERVICE_NAMES => "--map-size-names",
         maps::CONNTRACK => "--map-size-conntrack",
         maps::UDP_PEERS => "--map-size-udp-peers",
-        maps::SOCK_PEERS => "--map-size-sock-peers",
+        maps::SOCK_PEERS | maps::UDP_SOCKS => "--map-size-sock-peers",
         maps::ENDPOINTS => "--map-size-endpoints",
         maps::AFFINITY => "--map-size-affinity",
         maps::SOURCE_RANGES => "--map-size-source-ranges",
@@ -120,6 +121,7 @@ pub(super) fn specs(sizes: &MapSizes) -> [Spec; maps::ALL.len()] {
         fixed::<u32, u64>(maps::VIP_FILTER, MapType::Array, VIP_FILTER_WORDS, 0),
         sized::<CtKey, CtEntry>(maps::CONNTRACK, MapType::LruHash, sizes.conntrack, 0),
         sized::<u64, SockPeer>(maps::SOCK_PEERS, MapType::Hash, sizes.sock_peers, NO_PREALLOC),
+        sized::<u64, SockPeer>(maps::UDP_SOCKS, MapType::Hash, sizes.sock_peers, NO_PREALLOC),
         fixed::<u32, PortMarks>(maps::BACKEND_PORTS, MapType::Array, 65_536 / PORTS_PER_ELEMENT, 0),
         sized::<PeerKey, SockPeer>(maps::UDP_PEERS, MapType::LruHash, sizes.udp_peers, 0),
         sized::<Addr, Endpoint>(maps::ENDPOINTS, MapType::Hash, sizes.endpoints, NO_PREALLOC),
@@ -134,7 +136,8 @@ pub(super) fn specs(sizes: &MapSizes) -> [Spec; maps::ALL.len()] {
         fixed::<FragmentKey, FragmentPorts>(maps::FRAGMENTS, MapType::LruHash, 8_192, 0),
         sized::<NodePortKey, u32>(maps::NODE_PORTS, MapType::Hash, sizes.node_ports, NO_PREALLOC),
         fixed::<u32, NodeAddrs>(maps::NODE_ADDRS, MapType::Array, 1, 0),
-        fixed::<CidrKey, u32>(maps::NON_MASQUERADE, MapType::LpmTrie, 1_024, NO_PREALLOC),
+        // Two ranges and two addresses of each node, where no cluster CIDR covers them.
+        fixed::<CidrKey, u32>(maps::NON_MASQUERADE, MapType::LpmTrie, 65_536, NO_PREALLOC),
         fixed::<u32, u64>(maps::COUNTERS, MapType::PerCpuArray, Counter::COUNT, 0),
     ]
 }

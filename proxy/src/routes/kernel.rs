@@ -25,7 +25,7 @@ pub struct RouteError {
 }
 
 impl RouteError {
-    pub(super) fn new(call: impl Into<String>, source: io::Error) -> Self {
+    pub(crate) fn new(call: impl Into<String>, source: io::Error) -> Self {
         Self { call: call.into(), source }
     }
 

@@ -13,7 +13,7 @@ pub mod diff;
 pub mod forwarding;
 mod kernel;
 mod manager;
-mod watch;
+pub(crate) mod watch;
 
 pub use blackhole::{ServiceRouteReport, ServiceRoutes};
 pub use desired::{Desired, HostGwRoute, SkipReason, Skipped, desired};

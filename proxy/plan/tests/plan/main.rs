@@ -3,5 +3,6 @@
 mod bad_input;
 mod common;
 mod golden;
+mod host_ports;
 mod planner;
 mod properties;
