@@ -1,4 +1,4 @@
-//! Checksums of TCP and UDP that follow a change of address or port.
+//! Checksums: of TCP and UDP, that follow a change of address or port, and from scratch.
 
 use aya_ebpf::{
     bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
@@ -8,7 +8,7 @@ use sluice_abi::{Addr, Be16, proto};
 
 use crate::{
     packet::{Broken, Packet},
-    parse::Transport,
+    parse::{Part, Transport},
 };
 
 /// Where the checksum stands in the packet, and how the helper is to treat it: UDP's 0 means that
@@ -30,6 +30,9 @@ pub fn address_changes<const V6: bool, P: Packet>(
     from: &Addr,
     to: &Addr,
 ) -> Result<(), Broken> {
+    if transport.part == Part::Later {
+        return Ok(());
+    }
     let (offset, flags) = field(transport);
     let flags = flags | u64::from(BPF_F_PSEUDO_HDR);
     if V6 {
@@ -58,4 +61,66 @@ pub fn port_changes<P: Packet>(
         u64::from(to.to_network()),
         flags | 2,
     )
+}
+
+/// A sum in ones' complement (RFC 1071), of words as they stand in memory: it does not depend on
+/// the byte order.
+#[derive(Clone, Copy)]
+pub struct Sum(u64);
+
+impl Sum {
+    /// Of nothing.
+    #[inline(always)]
+    pub const fn new() -> Self {
+        Self(0)
+    }
+
+    /// Adds two bytes.
+    #[inline(always)]
+    pub const fn half(self, half: u16) -> Self {
+        Self(self.0 + half as u64)
+    }
+
+    /// Adds four bytes.
+    #[inline(always)]
+    pub const fn word(self, word: u32) -> Self {
+        Self(self.0 + word as u64)
+    }
+
+    /// Adds an address, as a header of the family has it.
+    #[inline(always)]
+    pub const fn addr<const V6: bool>(self, addr: &Addr) -> Self {
+        let [a, b, c, d] = addr.0;
+        if V6 { self.word(a).word(b).word(c).word(d) } else { self.word(d) }
+    }
+
+    /// Takes an address away.
+    #[inline(always)]
+    pub const fn less_addr<const V6: bool>(self, addr: &Addr) -> Self {
+        let [a, b, c, d] = addr.0;
+        if V6 { self.word(!a).word(!b).word(!c).word(!d) } else { self.word(!d) }
+    }
+
+    /// Two bytes turn into others.
+    #[inline(always)]
+    pub const fn changed(self, from: u16, to: u16) -> Self {
+        self.half(!from).half(to)
+    }
+
+    /// The sum of 16 bits.
+    #[inline(always)]
+    pub const fn fold(self) -> u16 {
+        let mut sum = self.0;
+        sum = (sum & 0xffff_ffff) + (sum >> 32);
+        sum = (sum & 0xffff) + (sum >> 16);
+        sum = (sum & 0xffff) + (sum >> 16);
+        sum = (sum & 0xffff) + (sum >> 16);
+        sum as u16
+    }
+
+    /// What stands in the header.
+    #[inline(always)]
+    pub const fn checksum(self) -> u16 {
+        !self.fold()
+    }
 }

@@ -20,12 +20,16 @@ mod counters;
 mod csum;
 mod ct;
 mod fastpath;
+mod fragment;
+mod icmp;
+mod icmp_error;
 mod lb;
 mod maps;
 mod nat;
 mod node;
 mod packet;
 mod parse;
+mod reject;
 mod service;
 mod sock;
 
@@ -128,8 +132,10 @@ fn pod_send<const V6: bool>(packet: Skb) -> i32 {
     let mut outcome = Outcome::Untouched;
     if lb::may_be_service(&ip.dst) {
         outcome = service::to_backend::<V6, _>(packet, &mut ip);
-        if outcome == Outcome::Dropped {
-            return DROP;
+        match outcome {
+            Outcome::Dropped => return DROP,
+            Outcome::Rejected => return reject::answer::<V6>(packet, &ip),
+            Outcome::Untouched | Outcome::Translated => {}
         }
     }
 
@@ -142,7 +148,7 @@ fn pod_send<const V6: bool>(packet: Skb) -> i32 {
     };
     if node.ct_used != 0
         && outcome == Outcome::Untouched
-        && service::from_pod::<V6, _>(packet, &ip, endpoint.is_some()) == Outcome::Dropped
+        && service::from_pod::<V6, _>(packet, &mut ip, endpoint.is_some()) == Outcome::Dropped
     {
         return DROP;
     }
@@ -165,9 +171,9 @@ pub fn sluice_pod_recv(context: TcContext) -> i32 {
 
 #[inline(always)]
 fn pod_recv<const V6: bool>(packet: Skb) -> i32 {
-    let Some(ip) = parse::ip::<V6, _>(packet) else { return PASS };
-    match service::to_client::<V6, _>(packet, &ip) {
-        Outcome::Dropped => DROP,
+    let Some(mut ip) = parse::ip::<V6, _>(packet) else { return PASS };
+    match service::to_client::<V6, _>(packet, &mut ip) {
+        Outcome::Dropped | Outcome::Rejected => DROP,
         Outcome::Untouched | Outcome::Translated => PASS,
     }
 }

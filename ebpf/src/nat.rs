@@ -5,7 +5,7 @@ use sluice_abi::{Addr, Be16};
 use crate::{
     csum,
     packet::{Broken, Packet},
-    parse::{ETH_LEN, Ip, Transport},
+    parse::{ETH_LEN, Ip, Part, Transport},
 };
 
 /// Offset of the IPv4 header checksum.
@@ -22,7 +22,7 @@ pub fn set_destination<const V6: bool, P: Packet>(
 ) -> Result<(), Broken> {
     let offset = ETH_LEN + if V6 { 24 } else { 16 };
     rewrite::<V6, P>(packet, transport, offset, &ip.dst, addr)?;
-    rewrite_port(packet, transport, transport.offset + 2, transport.dport, port)?;
+    rewrite_port(packet, transport, 2, transport.dport, port)?;
     ip.dst = *addr;
     Ok(())
 }
@@ -38,7 +38,7 @@ pub fn set_source<const V6: bool, P: Packet>(
 ) -> Result<(), Broken> {
     let offset = ETH_LEN + if V6 { 8 } else { 12 };
     rewrite::<V6, P>(packet, transport, offset, &ip.src, addr)?;
-    rewrite_port(packet, transport, transport.offset, transport.sport, port)
+    rewrite_port(packet, transport, 0, transport.sport, port)
 }
 
 #[inline(always)]
@@ -50,7 +50,10 @@ fn rewrite<const V6: bool, P: Packet>(
     to: &Addr,
 ) -> Result<(), Broken> {
     csum::address_changes::<V6, P>(packet, transport, from, to)?;
-    if V6 {
+    if V6 && transport.part == Part::Later {
+        // Nothing in the packet makes up for the change.
+        packet.replace(offset, &to.0)
+    } else if V6 {
         packet.store(offset, &to.0)
     } else {
         packet.fix_ip_checksum(IPV4_CHECKSUM, from.v4(), to.v4())?;
@@ -62,13 +65,13 @@ fn rewrite<const V6: bool, P: Packet>(
 fn rewrite_port<P: Packet>(
     packet: P,
     transport: &Transport,
-    offset: u32,
+    at: u32,
     from: Be16,
     to: Be16,
 ) -> Result<(), Broken> {
-    if from == to {
+    if from == to || transport.part == Part::Later {
         return Ok(());
     }
     csum::port_changes(packet, transport, from, to)?;
-    packet.store(offset, &to.to_network())
+    packet.store(transport.offset + at, &to.to_network())
 }

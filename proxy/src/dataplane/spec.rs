@@ -131,6 +131,7 @@ pub(super) fn specs(sizes: &MapSizes) -> [Spec; maps::ALL.len()] {
         fixed::<NodePortKey, u32>(maps::NODE_PORTS, MapType::Hash, 8_192, NO_PREALLOC),
         fixed::<u32, NodeAddrs>(maps::NODE_ADDRS, MapType::Array, 1, 0),
         fixed::<CidrKey, u32>(maps::NON_MASQUERADE, MapType::LpmTrie, 1_024, NO_PREALLOC),
+        fixed::<u32, u64>(maps::ICMP_BUDGET, MapType::PerCpuArray, 1, 0),
         fixed::<u32, u64>(maps::COUNTERS, MapType::PerCpuArray, Counter::COUNT, 0),
     ]
 }

@@ -1,0 +1,73 @@
+//! Fragments: only the first one of a datagram has the ports, which the others find in a map.
+//!
+//! A fragment is translated like a whole packet, so that the datagram arrives whole at one backend;
+//! where there is no transport header, only addresses change. The kernel sends the fragments of a
+//! datagram in order. One that overtakes the first cannot be translated and is not held back.
+
+use sluice_abi::{FragmentKey, FragmentPorts};
+
+use crate::{
+    maps::FRAGMENTS,
+    packet::Packet,
+    parse::{self, Ip, Part, Transport},
+};
+
+/// Why a packet has no ports.
+pub enum Portless {
+    /// It is neither TCP nor UDP, or cut off.
+    Other,
+    /// It is a fragment whose datagram is not known.
+    Orphan,
+}
+
+#[inline(always)]
+fn key(ip: &Ip, transport: &Transport) -> FragmentKey {
+    FragmentKey {
+        // Word by word: a copy of the whole would become a call of memmove.
+        src: sluice_abi::Addr([ip.src.0[0], ip.src.0[1], ip.src.0[2], ip.src.0[3]]),
+        dst: sluice_abi::Addr([ip.dst.0[0], ip.dst.0[1], ip.dst.0[2], ip.dst.0[3]]),
+        id: transport.id,
+        proto: transport.proto,
+        reserved: [0; 3],
+    }
+}
+
+/// Reads the transport header, or finds the ports that the first fragment had.
+#[inline(always)]
+pub fn transport<const V6: bool, P: Packet>(packet: P, ip: &Ip) -> Result<Transport, Portless> {
+    let mut transport = parse::transport::<V6, P>(packet, ip).ok_or(Portless::Other)?;
+    if transport.part == Part::Later && !find(ip, &mut transport) {
+        return Err(Portless::Orphan);
+    }
+    Ok(transport)
+}
+
+#[inline(never)]
+fn find(ip: &Ip, transport: &mut Transport) -> bool {
+    // SAFETY: copied at once. Should the element have been reused meanwhile, the fragment goes
+    // astray, as one that comes so late would anyway.
+    match unsafe { FRAGMENTS.get(&key(ip, transport)).copied() } {
+        Some(ports) => {
+            transport.sport = ports.sport;
+            transport.dport = ports.dport;
+            true
+        }
+        None => false,
+    }
+}
+
+/// Writes down the ports of a first fragment, for those that follow. Call it before the packet is
+/// changed: they arrive as it did.
+#[inline(always)]
+pub fn remember(ip: &Ip, transport: &Transport) {
+    if transport.part == Part::First {
+        record(ip, transport);
+    }
+}
+
+#[inline(never)]
+fn record(ip: &Ip, transport: &Transport) {
+    let ports = FragmentPorts { sport: transport.sport, dport: transport.dport };
+    // Without room, the fragments that follow are orphans.
+    let _ = FRAGMENTS.insert(&key(ip, transport), &ports, 0);
+}

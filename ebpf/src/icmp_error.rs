@@ -1,0 +1,289 @@
+//! ICMP errors that the node sends itself, made of the packet that they are about.
+
+use aya_ebpf::bindings::TC_ACT_SHOT;
+use sluice_abi::{Addr, Be16, Counter, proto};
+
+use crate::{
+    counters::count,
+    csum::Sum,
+    ct,
+    icmp::{self, ICMP_LEN, IcmpHeader},
+    maps::ICMP_BUDGET,
+    packet::{Broken, Packet, Skb},
+    parse::{self, ETH_LEN, Ip, Ipv4Fragment, Ipv4Header, Ipv6Header, Part},
+};
+
+/// Hops of every packet that is made here.
+pub const HOPS: u8 = 64;
+
+/// Don't fragment (RFC 791 §3.1).
+pub const DONT_FRAGMENT: u16 = 0x4000_u16.to_be();
+
+/// Errors a second and CPU that are sent at most, so that nobody can use the node to flood another
+/// (RFC 1812 §4.3.2.8, RFC 4443 §2.4 f).
+const PER_SECOND: u64 = 1_000;
+/// Errors that may be sent at once after a silence.
+const BURST: u64 = 100;
+/// Time that one error costs.
+const PRICE_NS: u64 = 1_000_000_000 / PER_SECOND;
+
+/// What an error says.
+#[derive(Clone, Copy)]
+pub struct Kind {
+    kind: u8,
+    code: u8,
+    rest: u32,
+}
+
+/// Nobody listens at the port (RFC 792; RFC 4443 §3.1).
+#[inline(always)]
+const fn port_unreachable(v6: bool) -> Kind {
+    if v6 { Kind { kind: 1, code: 4, rest: 0 } } else { Kind { kind: 3, code: 3, rest: 0 } }
+}
+
+/// The packet is larger than the next link takes (RFC 1191 §4; RFC 4443 §3.2).
+#[inline(always)]
+const fn packet_too_big(v6: bool, mtu: u32) -> Kind {
+    if v6 {
+        Kind { kind: 2, code: 0, rest: mtu.to_be() }
+    } else {
+        let mtu = if mtu > 0xffff { 0xffff } else { mtu };
+        Kind { kind: 3, code: 4, rest: mtu.to_be() }
+    }
+}
+
+/// Bytes of a packet that are quoted at most: RFC 1812 §4.3.2.3 has the error at 576 bytes, RFC 4443
+/// §2.4 c at IPv6's least MTU of 1280.
+#[inline(always)]
+const fn max_quote(v6: bool) -> u32 {
+    if v6 { 1280 - 40 - ICMP_LEN } else { 576 - 20 - ICMP_LEN }
+}
+
+/// Whether an answer may be sent to the address: to one host only, and not to this one.
+#[inline(always)]
+pub fn is_one_host(addr: &Addr) -> bool {
+    if addr.is_loopback() {
+        return false;
+    }
+    if addr.is_v4() {
+        // This network, multicast, reserved and broadcast.
+        let first = u32::from_be(addr.v4()) >> 24;
+        return first != 0 && first < 224;
+    }
+    let unspecified = addr.0[0] | addr.0[1] | addr.0[2] | addr.0[3] == 0;
+    u32::from_be(addr.0[0]) >> 24 != 0xff && !unspecified
+}
+
+/// Turns the packet into the error that nobody listens at its port, and sends it back from the
+/// address that was asked. `None` if it is not to be answered or cannot be.
+#[inline(never)]
+pub fn unreachable<const V6: bool>(packet: Skb, ip: &Ip) -> Option<i32> {
+    make::<V6>(packet, ip, port_unreachable(V6)).ok()?;
+    packet.send_back()
+}
+
+/// Turns a packet that was translated, and is too big for the link it is to leave by, into the error
+/// that says so, and sends it back to whom it came from, who learns the link's MTU. The packet's IP
+/// header, and `ip`, must be as after the translation.
+///
+/// The verdict.
+#[inline(never)]
+pub fn too_big<const V6: bool>(packet: Skb, ip: &Ip, mtu: u32) -> i32 {
+    match send_too_big::<V6>(packet, ip, mtu) {
+        Some(verdict) => verdict,
+        None => {
+            count(Counter::DropNoRoute);
+            TC_ACT_SHOT as i32
+        }
+    }
+}
+
+#[inline(always)]
+fn send_too_big<const V6: bool>(packet: Skb, ip: &Ip, mtu: u32) -> Option<i32> {
+    make::<V6>(packet, ip, packet_too_big(V6, mtu)).ok()?;
+    // It quotes what the client never sent, and goes where the client is not.
+    let mut error = parse::ip::<V6, _>(packet)?;
+    icmp::to_client::<V6, _>(packet, &mut error);
+    packet.send_back()
+}
+
+/// Takes one error from this CPU's budget, if there is one left.
+#[inline(always)]
+fn is_affordable() -> bool {
+    let Some(paid) = ICMP_BUDGET.get_ptr_mut(0) else { return false };
+    let now = ct::now();
+    // SAFETY: elements of an array exist as long as the map, and are words. The pointer is this
+    // CPU's element; a program that interrupts this one may get an error for free.
+    let until = unsafe { *paid }.max(now.saturating_sub(BURST * PRICE_NS));
+    if until + PRICE_NS > now {
+        return false;
+    }
+    // SAFETY: as above.
+    unsafe { *paid = until + PRICE_NS };
+    true
+}
+
+/// Turns the packet into an error about it, from its destination to its source.
+#[inline(always)]
+fn make<const V6: bool>(packet: Skb, ip: &Ip, kind: Kind) -> Result<(), Broken> {
+    let upper = parse::upper::<V6, _>(packet, ip).ok_or(Broken)?;
+    // RFC 1122 §3.2.2, RFC 4443 §2.4 e: never about an ICMP error, a fragment other than the first,
+    // or what was not sent to one host by one host.
+    if upper.part == Part::Later
+        || upper.proto == parse::icmp_proto(V6)
+        || packet.is_to_many()
+        || !is_one_host(&ip.src)
+        || !is_affordable()
+    {
+        return Err(Broken);
+    }
+    let fixed = parse::fixed_len(V6) - ETH_LEN;
+    let len = ip_len::<V6>(packet).ok_or(Broken)?;
+    let quote = if len > max_quote(V6) { max_quote(V6) } else { len };
+    // A checksum that is yet to be completed will be, behind our back. That does not depend on the
+    // bytes: with the checksum, the transport header and what follows sum up to the complement of
+    // the pseudo header's sum, which is what stands in the place of the checksum now.
+    let checksum_at = match upper.proto {
+        proto::TCP => Some(upper.offset + 16),
+        proto::UDP => Some(upper.offset + 6),
+        _ => None,
+    };
+    let pseudo = match checksum_at {
+        Some(at) if packet.is_partial(at) => packet.load::<u16>(at),
+        _ => None,
+    };
+
+    let room = fixed + ICMP_LEN;
+    packet.cut(ETH_LEN + quote)?;
+    packet.make_room(room)?;
+
+    let mut header = IcmpHeader { kind: kind.kind, code: kind.code, checksum: 0, rest: kind.rest };
+    let mut sum = Sum::new().half(u16::from_ne_bytes([header.kind, header.code])).word(header.rest);
+    let start = ETH_LEN + room;
+    let summed = match pseudo {
+        Some(pseudo) => {
+            sum = sum.half(!pseudo);
+            // What comes before the transport header, at its place in the quotation.
+            upper.offset - ETH_LEN
+        }
+        None => quote,
+    };
+    sum = add_bytes(packet, sum, start, summed).ok_or(Broken)?;
+    if V6 {
+        sum = sum
+            .addr::<V6>(&ip.src)
+            .addr::<V6>(&ip.dst)
+            .word((quote + ICMP_LEN).to_be())
+            .word(u32::from(parse::icmp_proto(V6)).to_be());
+    }
+    header.checksum = sum.checksum();
+    packet.replace(ETH_LEN + fixed, &header)?;
+    write_ip::<V6>(packet, ip, parse::icmp_proto(V6), quote + ICMP_LEN)?;
+    swap_hardware_addresses(packet)
+}
+
+/// Bytes from the IP header on, without what Ethernet pads. Of a packet that its device put together
+/// of many, the header does not say.
+#[inline(always)]
+pub fn ip_len<const V6: bool>(packet: Skb) -> Option<u32> {
+    let there = packet.len() - ETH_LEN;
+    let said = if V6 {
+        40 + u32::from(u16::from_be(packet.load::<u16>(ETH_LEN + 4)?))
+    } else {
+        u32::from(u16::from_be(packet.load::<u16>(ETH_LEN + 2)?))
+    };
+    let least = parse::fixed_len(V6) - ETH_LEN;
+    Some(if said > there || said <= least { there } else { said })
+}
+
+/// Adds bytes of the packet to a sum.
+#[inline(always)]
+fn add_bytes(packet: Skb, mut sum: Sum, start: u32, len: u32) -> Option<Sum> {
+    const WORDS: u32 = 16;
+    const MOST: u32 = max_quote(true).div_ceil(WORDS);
+    let (mut at, mut left) = (start, len);
+    for _ in 0..MOST {
+        if left < WORDS {
+            break;
+        }
+        sum = sum.addr::<true>(&Addr(packet.load(at)?));
+        at += WORDS;
+        left -= WORDS;
+    }
+    for _ in 0..WORDS / 4 {
+        if left < 4 {
+            break;
+        }
+        sum = sum.word(packet.load(at)?);
+        at += 4;
+        left -= 4;
+    }
+    if left >= 2 {
+        sum = sum.half(packet.load(at)?);
+        at += 2;
+        left -= 2;
+    }
+    if left == 1 {
+        sum = sum.half(u16::from_ne_bytes([packet.load(at)?, 0]));
+    }
+    Some(sum)
+}
+
+/// Writes the IP header of an answer to the packet that had `ip`.
+#[inline(always)]
+pub fn write_ip<const V6: bool>(
+    packet: Skb,
+    ip: &Ip,
+    proto: u8,
+    payload: u32,
+) -> Result<(), Broken> {
+    if V6 {
+        return packet.replace(
+            ETH_LEN,
+            &Ipv6Header {
+                version_flow: 0x6000_0000_u32.to_be(),
+                len: Be16::new(payload as u16).to_network(),
+                next: proto,
+                hops: HOPS,
+                src: ip.dst.0,
+                dst: ip.src.0,
+            },
+        );
+    }
+    let mut header = Ipv4Header {
+        version_words: 0x45,
+        // RFC 1812 §4.3.2.5: an error has the precedence of internetwork control.
+        service: if proto == parse::icmp_proto(false) { 0xc0 } else { 0 },
+        len: Be16::new(payload as u16 + 20).to_network(),
+        // RFC 6864 §4.1: what cannot be fragmented needs no identification.
+        fragment: Ipv4Fragment { id: 0, fragment: DONT_FRAGMENT },
+        hops: HOPS,
+        proto,
+        checksum: 0,
+        src: ip.dst.v4(),
+        dst: ip.src.v4(),
+    };
+    header.checksum = Sum::new()
+        .half(u16::from_ne_bytes([header.version_words, header.service]))
+        .half(header.len)
+        .half(header.fragment.fragment)
+        .half(u16::from_ne_bytes([header.hops, header.proto]))
+        .word(header.src)
+        .word(header.dst)
+        .checksum();
+    packet.replace(ETH_LEN, &header)
+}
+
+/// The packet goes back where it came from.
+#[inline(always)]
+pub fn swap_hardware_addresses(packet: Skb) -> Result<(), Broken> {
+    let head = packet.head(ETH_LEN).ok_or(Broken)?;
+    let to = (head.u16::<0>(), head.u16::<2>(), head.u16::<4>());
+    head.set_u16::<0>(head.u16::<6>());
+    head.set_u16::<2>(head.u16::<8>());
+    head.set_u16::<4>(head.u16::<10>());
+    head.set_u16::<6>(to.0);
+    head.set_u16::<8>(to.1);
+    head.set_u16::<10>(to.2);
+    Ok(())
+}

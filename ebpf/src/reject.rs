@@ -1,0 +1,105 @@
+//! Rejects: what nobody serves is answered at once, so that the client need not wait for its
+//! time-out.
+
+use aya_ebpf::bindings::TC_ACT_SHOT;
+use sluice_abi::{Be16, Counter, proto};
+
+use crate::{
+    counters::count,
+    csum::Sum,
+    icmp_error::{self, ip_len, is_one_host, swap_hardware_addresses, write_ip},
+    packet::{Broken, Packet, Skb},
+    parse::{self, ETH_LEN, Ip, Part, TcpHeader, Upper, tcp},
+};
+
+/// Length of a TCP header without options.
+const TCP_LEN: u32 = 20;
+
+/// Turns the packet into its refusal: of TCP a reset, of everything else an ICMP error that the port
+/// is unreachable. It comes from the address that was asked, and leaves by the interface that the
+/// packet came in by. What must not be answered is dropped. The verdict.
+#[inline(never)]
+pub fn answer<const V6: bool>(packet: Skb, ip: &Ip) -> i32 {
+    match try_answer::<V6>(packet, ip) {
+        Some(verdict) => {
+            count(Counter::PacketReject);
+            verdict
+        }
+        None => {
+            count(Counter::DropNoBackend);
+            TC_ACT_SHOT as i32
+        }
+    }
+}
+
+#[inline(always)]
+fn try_answer<const V6: bool>(packet: Skb, ip: &Ip) -> Option<i32> {
+    let upper = parse::upper::<V6, _>(packet, ip)?;
+    if upper.proto != proto::TCP {
+        return icmp_error::unreachable::<V6>(packet, ip);
+    }
+    if upper.part == Part::Later || packet.is_to_many() || !is_one_host(&ip.src) {
+        return None;
+    }
+    reset::<V6>(packet, ip, &upper).ok()?;
+    packet.send_back()
+}
+
+/// Turns a segment into the reset that a closed port answers with (RFC 9293 §3.10.7.1).
+#[inline(always)]
+fn reset<const V6: bool>(packet: Skb, ip: &Ip, upper: &Upper) -> Result<(), Broken> {
+    let segment: TcpHeader = packet.load(upper.offset).ok_or(Broken)?;
+    if segment.flags & tcp::RST != 0 {
+        return Err(Broken);
+    }
+    let (sequence, acknowledgement, flags) = if segment.flags & tcp::ACK != 0 {
+        (segment.acknowledgement, 0, tcp::RST)
+    } else {
+        let headers = upper.offset - ETH_LEN + u32::from(segment.offset >> 4) * 4;
+        let data = ip_len::<V6>(packet).ok_or(Broken)?.saturating_sub(headers);
+        let len = data
+            + u32::from(segment.flags & tcp::SYN != 0)
+            + u32::from(segment.flags & tcp::FIN != 0);
+        let next = u32::from_be(segment.sequence).wrapping_add(len);
+        (0, next.to_be(), tcp::RST | tcp::ACK)
+    };
+
+    let partial = packet.is_partial(upper.offset + 16);
+    packet.cut(upper.offset + TCP_LEN)?;
+    let fixed = parse::fixed_len(V6);
+    if upper.offset > fixed {
+        packet.take_out(upper.offset - fixed)?;
+    }
+
+    let mut header = TcpHeader {
+        sport: segment.dport,
+        dport: segment.sport,
+        sequence,
+        acknowledgement,
+        offset: (TCP_LEN as u8 / 4) << 4,
+        flags,
+        window: 0,
+        checksum: 0,
+        urgent: 0,
+    };
+    let pseudo = Sum::new()
+        .addr::<V6>(&ip.src)
+        .addr::<V6>(&ip.dst)
+        .half(Be16::new(TCP_LEN as u16).to_network())
+        .half(Be16::new(u16::from(proto::TCP)).to_network());
+    header.checksum = if partial {
+        // Whoever sends the packet on adds the rest, at the same place.
+        pseudo.fold()
+    } else {
+        pseudo
+            .half(header.sport)
+            .half(header.dport)
+            .word(header.sequence)
+            .word(header.acknowledgement)
+            .half(u16::from_ne_bytes([header.offset, header.flags]))
+            .checksum()
+    };
+    packet.replace(fixed, &header)?;
+    write_ip::<V6>(packet, ip, proto::TCP, TCP_LEN)?;
+    swap_hardware_addresses(packet)
+}
