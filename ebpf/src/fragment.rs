@@ -12,10 +12,13 @@ use crate::{
     parse::{self, Ip, Part, Transport},
 };
 
-/// Why a packet has no ports.
-pub enum Portless {
-    /// It is neither TCP nor UDP, or cut off.
-    Other,
+/// Whether the ports of a packet are known.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Ports {
+    /// They are.
+    Known,
+    /// It has none that are understood, or is cut off.
+    None,
     /// It is a fragment whose datagram is not known.
     Orphan,
 }
@@ -33,16 +36,14 @@ fn key(ip: &Ip, transport: &Transport) -> FragmentKey {
 }
 
 /// Reads the transport header, or finds the ports that the first fragment had.
-#[inline(always)]
-pub fn transport<const V6: bool, P: Packet>(packet: P, ip: &Ip) -> Result<Transport, Portless> {
-    let mut transport = parse::transport::<V6, P>(packet, ip).ok_or(Portless::Other)?;
-    if transport.part == Part::Later && !find(ip, &mut transport) {
-        return Err(Portless::Orphan);
-    }
-    Ok(transport)
+#[inline(never)]
+pub fn transport<const V6: bool, P: Packet>(packet: P, ip: &Ip, out: &mut Transport) -> Ports {
+    let Some(transport) = parse::transport::<V6, P>(packet, ip) else { return Ports::None };
+    *out = transport;
+    if transport.part == Part::Later && !find(ip, out) { Ports::Orphan } else { Ports::Known }
 }
 
-#[inline(never)]
+#[inline(always)]
 fn find(ip: &Ip, transport: &mut Transport) -> bool {
     // SAFETY: copied at once. Should the element have been reused meanwhile, the fragment goes
     // astray, as one that comes so late would anyway.
@@ -65,7 +66,7 @@ pub fn remember(ip: &Ip, transport: &Transport) {
     }
 }
 
-#[inline(never)]
+#[inline(always)]
 fn record(ip: &Ip, transport: &Transport) {
     let ports = FragmentPorts { sport: transport.sport, dport: transport.dport };
     // Without room, the fragments that follow are orphans.

@@ -46,18 +46,12 @@ const fn is_error(v6: bool, kind: u8) -> bool {
 /// An error about a packet that seemed to come from a service goes to the backend that sent it.
 #[inline(always)]
 pub fn to_backend<const V6: bool, P: Packet>(packet: P, ip: &mut Ip) -> Outcome {
-    if ip.proto != parse::icmp_proto(V6) {
-        return Outcome::Untouched;
-    }
     translate::<V6, P>(packet, ip, 0)
 }
 
 /// An error about a packet to a service goes to the client that sent it.
 #[inline(always)]
 pub fn to_client<const V6: bool, P: Packet>(packet: P, ip: &mut Ip) -> Outcome {
-    if ip.proto != parse::icmp_proto(V6) {
-        return Outcome::Untouched;
-    }
     translate::<V6, P>(packet, ip, CtFlags::REVERSE)
 }
 
@@ -70,97 +64,110 @@ fn copy(addr: &Addr) -> Addr {
 /// `flags`: those of the key of the packets that go the same way as the error.
 #[inline(never)]
 fn translate<const V6: bool, P: Packet>(packet: P, ip: &mut Ip, flags: u8) -> Outcome {
-    match try_translate::<V6, P>(packet, ip, flags) {
-        Some(Ok(())) => {
-            count(Counter::IcmpTranslated);
-            Outcome::Translated
-        }
-        Some(Err(Broken)) => {
-            count(Counter::DropRewrite);
-            Outcome::Dropped
-        }
-        None => Outcome::Untouched,
+    // Each step has a stack of its own, see `crate::service`.
+    let mut message = Message::empty();
+    if !read::<V6, P>(packet, ip, &mut message) || !look_up(ip, &mut message, flags) {
+        return Outcome::Untouched;
+    }
+    if write::<V6, P>(packet, ip, &message).is_err() {
+        count(Counter::DropRewrite);
+        return Outcome::Dropped;
+    }
+    count(Counter::IcmpTranslated);
+    Outcome::Translated
+}
+
+/// An ICMP error that is to be translated.
+struct Message {
+    /// What it quotes.
+    old: Quoted,
+    /// What it is to quote. Its offset is that of the quoted IP header.
+    new: Quoted,
+    /// Where the ICMP header is.
+    offset: u32,
+    /// Its checksum.
+    checksum: u16,
+    /// Not 0 if the error is to come from the address that the quoted packet went to.
+    hide: u16,
+}
+
+impl Message {
+    #[inline(always)]
+    const fn empty() -> Self {
+        Self { old: Quoted::empty(), new: Quoted::empty(), offset: 0, checksum: 0, hide: 0 }
     }
 }
 
-#[inline(always)]
-fn try_translate<const V6: bool, P: Packet>(
-    packet: P,
-    ip: &mut Ip,
-    flags: u8,
-) -> Option<Result<(), Broken>> {
-    let upper = parse::upper::<V6, P>(packet, ip)?;
+/// Reads the error. `false` if it is none.
+#[inline(never)]
+fn read<const V6: bool, P: Packet>(packet: P, ip: &Ip, message: &mut Message) -> bool {
+    let Some(upper) = parse::upper::<V6, P>(packet, ip) else { return false };
     if upper.part != Part::Whole || upper.proto != parse::icmp_proto(V6) {
-        return None;
+        return false;
     }
-    let header: IcmpHeader = packet.load(upper.offset)?;
+    let Some(header) = packet.load::<IcmpHeader>(upper.offset) else { return false };
     if !is_error(V6, header.kind) {
-        return None;
+        return false;
     }
-    let quote = upper.offset + ICMP_LEN;
-    let quoted = parse::quoted::<V6, P>(packet, quote)?;
+    message.offset = upper.offset;
+    message.checksum = header.checksum;
+    message.new.offset = upper.offset + ICMP_LEN;
     // Who sent the packet is told.
-    if quoted.src != ip.dst {
-        return None;
-    }
+    parse::quoted::<V6, P>(packet, message.new.offset, &mut message.old)
+        && message.old.src == ip.dst
+}
+
+/// Finds the flow that the quoted packet belongs to, and what it is on the other side.
+#[inline(never)]
+fn look_up(ip: &Ip, message: &mut Message, flags: u8) -> bool {
+    let (old, new) = (&message.old, &mut message.new);
     let key = CtKey {
-        src: copy(&quoted.dst),
-        dst: copy(&quoted.src),
-        sport: quoted.dport,
-        dport: quoted.sport,
-        proto: quoted.proto,
+        src: copy(&old.dst),
+        dst: copy(&old.src),
+        sport: old.dport,
+        dport: old.sport,
+        proto: old.proto,
         flags,
         reserved: 0,
     };
-    let entry = ct::find(&key)?;
-
-    // What the receiver of the error has in the place of what is quoted.
+    let Some(entry) = ct::find(&key) else { return false };
+    new.src = copy(&old.src);
+    new.dst = copy(&old.dst);
+    new.sport = old.sport;
+    new.dport = old.dport;
     let snat = entry.flags & CtFlags::SNAT != 0;
-    let (mut src, mut sport) = (copy(&quoted.src), quoted.sport);
-    let (mut dst, mut dport) = (copy(&quoted.dst), quoted.dport);
-    if flags & CtFlags::REVERSE != 0 {
-        (dst, dport) = (copy(&entry.addr), entry.port);
+    let reverse = flags & CtFlags::REVERSE != 0;
+    if reverse {
+        new.dst = copy(&entry.addr);
+        new.dport = entry.port;
         if snat {
-            (src, sport) = (copy(&entry.nat_addr), entry.nat_port);
+            new.src = copy(&entry.nat_addr);
+            new.sport = entry.nat_port;
         }
     } else {
-        (src, sport) = (copy(&entry.addr), entry.port);
+        new.src = copy(&entry.addr);
+        new.sport = entry.port;
         if snat {
-            (dst, dport) = (copy(&entry.nat_addr), entry.nat_port);
+            new.dst = copy(&entry.nat_addr);
+            new.dport = entry.nat_port;
         }
     }
     // The backend's own address is not shown to the client. A router's is, unless the client is
-    // outside and the node hides from it what is behind; then networks in between might drop it.
-    // A pod that left the cluster is told who outside sent the error.
+    // outside and the node hides from it what is behind: networks in between might drop it. A pod
+    // that left the cluster is told who outside sent the error.
     let masquerade = entry.flags & CtFlags::MASQUERADE != 0;
-    let hide = ip.src == quoted.dst || (snat && !(masquerade && flags & CtFlags::REVERSE != 0));
-
-    Some(write::<V6, P>(
-        packet,
-        ip,
-        &quoted,
-        &Quoted { src, dst, sport, dport, proto: quoted.proto, offset: quote },
-        Message { offset: upper.offset, checksum: header.checksum, hide },
-    ))
+    message.hide = u16::from(ip.src == old.dst || (snat && !(masquerade && reverse)));
+    true
 }
 
-/// The ICMP message that is translated.
-struct Message {
-    offset: u32,
-    checksum: u16,
-    /// The error is to come from the address that the quoted packet went to.
-    hide: bool,
-}
-
-/// Writes the quotation, then the IP header. `new.offset` is that of the quoted IP header.
-#[inline(always)]
+/// Writes the quotation, then the IP header.
+#[inline(never)]
 fn write<const V6: bool, P: Packet>(
     packet: P,
     ip: &mut Ip,
-    old: &Quoted,
-    new: &Quoted,
-    message: Message,
+    message: &Message,
 ) -> Result<(), Broken> {
+    let Message { old, new, .. } = message;
     // What changes for the checksum of the quoted transport header, and for that of ICMP.
     let inner = Sum::new()
         .changed(old.sport.to_network(), new.sport.to_network())
@@ -182,7 +189,7 @@ fn write<const V6: bool, P: Packet>(
             .addr::<V6>(&new.dst)
             .less_addr::<V6>(&ip.dst)
             .addr::<V6>(&new.src);
-        if message.hide {
+        if message.hide != 0 {
             outer = outer.less_addr::<V6>(&ip.src).addr::<V6>(&new.dst);
         }
     }
@@ -214,7 +221,7 @@ fn write<const V6: bool, P: Packet>(
 
     set_addr::<V6, P>(packet, ETH_LEN, DESTINATION, &ip.dst, &new.src)?;
     ip.dst = copy(&new.src);
-    if message.hide {
+    if message.hide != 0 {
         set_addr::<V6, P>(packet, ETH_LEN, SOURCE, &ip.src, &new.dst)?;
         ip.src = copy(&new.dst);
     }

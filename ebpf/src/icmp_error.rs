@@ -11,6 +11,7 @@ use crate::{
     maps::ICMP_BUDGET,
     packet::{Broken, Packet, Skb},
     parse::{self, ETH_LEN, Ip, Ipv4Fragment, Ipv4Header, Ipv6Header, Part},
+    reject::FAILED,
 };
 
 /// Hops of every packet that is made here.
@@ -75,11 +76,13 @@ pub fn is_one_host(addr: &Addr) -> bool {
 }
 
 /// Turns the packet into the error that nobody listens at its port, and sends it back from the
-/// address that was asked. `None` if it is not to be answered or cannot be.
+/// address that was asked. The verdict, or [`FAILED`].
 #[inline(never)]
-pub fn unreachable<const V6: bool>(packet: Skb, ip: &Ip) -> Option<i32> {
-    make::<V6>(packet, ip, port_unreachable(V6)).ok()?;
-    packet.send_back()
+pub fn unreachable<const V6: bool>(packet: Skb, ip: &Ip) -> i32 {
+    match make::<V6>(packet, ip, port_unreachable(V6)) {
+        Ok(()) => packet.send_back().unwrap_or(FAILED),
+        Err(Broken) => FAILED,
+    }
 }
 
 /// Turns a packet that was translated, and is too big for the link it is to leave by, into the error
@@ -126,6 +129,24 @@ fn is_affordable() -> bool {
 /// Turns the packet into an error about it, from its destination to its source.
 #[inline(always)]
 fn make<const V6: bool>(packet: Skb, ip: &Ip, kind: Kind) -> Result<(), Broken> {
+    let mut quotation = Quotation { len: 0, summed: 0, rest: 0 };
+    quote::<V6>(packet, ip, &mut quotation)?;
+    write_headers::<V6>(packet, ip, kind, &quotation)
+}
+
+/// What an error quotes.
+struct Quotation {
+    /// Bytes of the packet, from its IP header on.
+    len: u32,
+    /// How many of them are to be summed up.
+    summed: u32,
+    /// What the others sum up to.
+    rest: u32,
+}
+
+/// Cuts the packet to what is to be quoted, and makes room for the error's headers before it.
+#[inline(never)]
+fn quote<const V6: bool>(packet: Skb, ip: &Ip, out: &mut Quotation) -> Result<(), Broken> {
     let upper = parse::upper::<V6, _>(packet, ip).ok_or(Broken)?;
     // RFC 1122 §3.2.2, RFC 4443 §2.4 e: never about an ICMP error, a fragment other than the first,
     // or what was not sent to one host by one host.
@@ -137,48 +158,52 @@ fn make<const V6: bool>(packet: Skb, ip: &Ip, kind: Kind) -> Result<(), Broken> 
     {
         return Err(Broken);
     }
-    let fixed = parse::fixed_len(V6) - ETH_LEN;
     let len = ip_len::<V6>(packet).ok_or(Broken)?;
-    let quote = if len > max_quote(V6) { max_quote(V6) } else { len };
+    out.len = if len > max_quote(V6) { max_quote(V6) } else { len };
+    out.summed = out.len;
     // A checksum that is yet to be completed will be, behind our back. That does not depend on the
     // bytes: with the checksum, the transport header and what follows sum up to the complement of
     // the pseudo header's sum, which is what stands in the place of the checksum now.
     let checksum_at = match upper.proto {
-        proto::TCP => Some(upper.offset + 16),
-        proto::UDP => Some(upper.offset + 6),
-        _ => None,
+        proto::TCP => upper.offset + 16,
+        proto::UDP => upper.offset + 6,
+        _ => 0,
     };
-    let pseudo = match checksum_at {
-        Some(at) if packet.is_partial(at) => packet.load::<u16>(at),
-        _ => None,
-    };
+    if checksum_at != 0 && packet.is_partial(checksum_at) {
+        let pseudo: u16 = packet.load(checksum_at).ok_or(Broken)?;
+        out.summed = upper.offset - ETH_LEN;
+        out.rest = u32::from(!pseudo);
+    }
+    packet.cut(ETH_LEN + out.len)?;
+    packet.make_room(parse::fixed_len(V6) - ETH_LEN + ICMP_LEN)
+}
 
-    let room = fixed + ICMP_LEN;
-    packet.cut(ETH_LEN + quote)?;
-    packet.make_room(room)?;
-
+/// Writes the headers in front of the quotation.
+#[inline(never)]
+fn write_headers<const V6: bool>(
+    packet: Skb,
+    ip: &Ip,
+    kind: Kind,
+    quotation: &Quotation,
+) -> Result<(), Broken> {
+    let start = parse::fixed_len(V6);
+    let payload = quotation.len + ICMP_LEN;
     let mut header = IcmpHeader { kind: kind.kind, code: kind.code, checksum: 0, rest: kind.rest };
-    let mut sum = Sum::new().half(u16::from_ne_bytes([header.kind, header.code])).word(header.rest);
-    let start = ETH_LEN + room;
-    let summed = match pseudo {
-        Some(pseudo) => {
-            sum = sum.half(!pseudo);
-            // What comes before the transport header, at its place in the quotation.
-            upper.offset - ETH_LEN
-        }
-        None => quote,
-    };
-    sum = add_bytes(packet, sum, start, summed).ok_or(Broken)?;
+    let mut sum = Sum::new()
+        .half(u16::from_ne_bytes([header.kind, header.code]))
+        .word(header.rest)
+        .word(quotation.rest);
+    sum = add_bytes(packet, sum, start + ICMP_LEN, quotation.summed).ok_or(Broken)?;
     if V6 {
         sum = sum
             .addr::<V6>(&ip.src)
             .addr::<V6>(&ip.dst)
-            .word((quote + ICMP_LEN).to_be())
+            .word(payload.to_be())
             .word(u32::from(parse::icmp_proto(V6)).to_be());
     }
     header.checksum = sum.checksum();
-    packet.replace(ETH_LEN + fixed, &header)?;
-    write_ip::<V6>(packet, ip, parse::icmp_proto(V6), quote + ICMP_LEN)?;
+    packet.replace(start, &header)?;
+    write_ip::<V6>(packet, ip, parse::icmp_proto(V6), payload)?;
     swap_hardware_addresses(packet)
 }
 

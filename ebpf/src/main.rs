@@ -126,7 +126,8 @@ pub fn sluice_pod_send(context: TcContext) -> i32 {
     }
 }
 
-#[inline(always)]
+/// A function of its own for each family, so that their stacks share the kernel's 512 bytes.
+#[inline(never)]
 fn pod_send<const V6: bool>(packet: Skb) -> i32 {
     let Some(mut ip) = parse::ip::<V6, _>(packet) else { return PASS };
     let mut outcome = Outcome::Untouched;
@@ -169,7 +170,7 @@ pub fn sluice_pod_recv(context: TcContext) -> i32 {
     }
 }
 
-#[inline(always)]
+#[inline(never)]
 fn pod_recv<const V6: bool>(packet: Skb) -> i32 {
     let Some(mut ip) = parse::ip::<V6, _>(packet) else { return PASS };
     match service::to_client::<V6, _>(packet, &mut ip) {

@@ -97,8 +97,10 @@ pub fn ip<const V6: bool, P: Packet>(packet: P) -> Option<Ip> {
     })
 }
 
-/// Which part of a datagram a packet holds.
+/// Which part of a datagram a packet holds. Two bytes, so that [`Transport`] has no padding: the
+/// verifier refuses copies of bytes that were never written.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
 pub enum Part {
     /// All of it.
     Whole,
@@ -139,6 +141,22 @@ pub struct Transport {
     pub part: Part,
     /// Of a fragment, the datagram's identification, in network byte order.
     pub id: u32,
+}
+
+impl Transport {
+    /// One to be filled in.
+    #[inline(always)]
+    pub const fn empty() -> Self {
+        Self {
+            proto: 0,
+            tcp: 0,
+            sport: Be16::new(0),
+            dport: Be16::new(0),
+            offset: 0,
+            part: Part::Whole,
+            id: 0,
+        }
+    }
 }
 
 /// TCP flags.
@@ -332,6 +350,21 @@ pub struct Quoted {
     pub offset: u32,
 }
 
+impl Quoted {
+    /// One to be filled in.
+    #[inline(always)]
+    pub const fn empty() -> Self {
+        Self {
+            src: Addr([0; 4]),
+            dst: Addr([0; 4]),
+            sport: Be16::new(0),
+            dport: Be16::new(0),
+            proto: 0,
+            offset: 0,
+        }
+    }
+}
+
 /// RFC 791 §3.1; numbers in network byte order.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -391,41 +424,43 @@ struct Ports {
 // SAFETY: repr(C), no padding, numbers only.
 unsafe impl Header for Ports {}
 
-/// Reads the packet that an ICMP error quotes at `start`. `None` if it has no ports, or is no valid
+/// Reads the packet that an ICMP error quotes at `start`. `false` if it has no ports, or is no valid
 /// packet of the family.
 #[inline(always)]
-pub fn quoted<const V6: bool, P: Packet>(packet: P, start: u32) -> Option<Quoted> {
-    let (src, dst, upper) = if V6 {
-        let header: Ipv6Header = packet.load(start)?;
+pub fn quoted<const V6: bool, P: Packet>(packet: P, start: u32, out: &mut Quoted) -> bool {
+    let upper = if V6 {
+        let Some(header) = packet.load::<Ipv6Header>(start) else { return false };
         if u32::from_be(header.version_flow) >> 28 != 6 {
-            return None;
+            return false;
         }
-        let upper = walk(packet, header.next, start + IPV6_LEN)?;
-        (Addr::from_v6(header.src), Addr::from_v6(header.dst), upper)
+        out.src = Addr::from_v6(header.src);
+        out.dst = Addr::from_v6(header.dst);
+        match walk(packet, header.next, start + IPV6_LEN) {
+            Some(upper) => upper,
+            None => return false,
+        }
     } else {
-        let header: Ipv4Header = packet.load(start)?;
+        let Some(header) = packet.load::<Ipv4Header>(start) else { return false };
         if !(0x45..=0x4f).contains(&header.version_words) {
-            return None;
+            return false;
         }
+        out.src = Addr::from_v4(header.src);
+        out.dst = Addr::from_v4(header.dst);
         let later = header.fragment.fragment & IPV4_OFFSET != 0;
-        let upper = Upper {
+        Upper {
             proto: header.proto,
             part: if later { Part::Later } else { Part::Whole },
             offset: start + u32::from(header.version_words & 0xf) * 4,
             id: 0,
-        };
-        (Addr::from_v4(header.src), Addr::from_v4(header.dst), upper)
+        }
     };
     if upper.part == Part::Later || !matches!(upper.proto, proto::TCP | proto::UDP | proto::SCTP) {
-        return None;
+        return false;
     }
-    let ports: Ports = packet.load(upper.offset)?;
-    Some(Quoted {
-        src,
-        dst,
-        sport: Be16::from_network(ports.sport),
-        dport: Be16::from_network(ports.dport),
-        proto: upper.proto,
-        offset: upper.offset,
-    })
+    let Some(ports) = packet.load::<Ports>(upper.offset) else { return false };
+    out.sport = Be16::from_network(ports.sport);
+    out.dport = Be16::from_network(ports.dport);
+    out.proto = upper.proto;
+    out.offset = upper.offset;
+    true
 }

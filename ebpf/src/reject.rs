@@ -12,42 +12,52 @@ use crate::{
     parse::{self, ETH_LEN, Ip, Part, TcpHeader, Upper, tcp},
 };
 
+/// Instead of a verdict: there is no answer of this kind.
+const UNANSWERED: i32 = -1;
+/// Instead of a verdict: the packet must not be answered, or could not be.
+pub const FAILED: i32 = -2;
+
 /// Length of a TCP header without options.
 const TCP_LEN: u32 = 20;
 
 /// Turns the packet into its refusal: of TCP a reset, of everything else an ICMP error that the port
 /// is unreachable. It comes from the address that was asked, and leaves by the interface that the
 /// packet came in by. What must not be answered is dropped. The verdict.
-#[inline(never)]
+#[inline(always)]
 pub fn answer<const V6: bool>(packet: Skb, ip: &Ip) -> i32 {
-    match try_answer::<V6>(packet, ip) {
-        Some(verdict) => {
-            count(Counter::PacketReject);
-            verdict
-        }
-        None => {
-            count(Counter::DropNoBackend);
-            TC_ACT_SHOT as i32
-        }
+    // Each on a stack of its own, in this order: what is not TCP is left by the first as it was.
+    let mut verdict = reset::<V6>(packet, ip);
+    if verdict == UNANSWERED {
+        verdict = icmp_error::unreachable::<V6>(packet, ip);
     }
+    if verdict < 0 {
+        count(Counter::DropNoBackend);
+        return TC_ACT_SHOT as i32;
+    }
+    count(Counter::PacketReject);
+    verdict
 }
 
-#[inline(always)]
-fn try_answer<const V6: bool>(packet: Skb, ip: &Ip) -> Option<i32> {
-    let upper = parse::upper::<V6, _>(packet, ip)?;
+/// Sends the reset that a closed port answers with. The verdict, [`UNANSWERED`] if the packet is not
+/// TCP, or [`FAILED`].
+#[inline(never)]
+fn reset<const V6: bool>(packet: Skb, ip: &Ip) -> i32 {
+    let Some(upper) = parse::upper::<V6, _>(packet, ip) else { return FAILED };
     if upper.proto != proto::TCP {
-        return icmp_error::unreachable::<V6>(packet, ip);
+        return UNANSWERED;
     }
     if upper.part == Part::Later || packet.is_to_many() || !is_one_host(&ip.src) {
-        return None;
+        return FAILED;
     }
-    reset::<V6>(packet, ip, &upper).ok()?;
-    packet.send_back()
+    match turn::<V6>(packet, ip, &upper) {
+        Ok(()) => packet.send_back().unwrap_or(FAILED),
+        Err(Broken) => FAILED,
+    }
 }
 
-/// Turns a segment into the reset that a closed port answers with (RFC 9293 §3.10.7.1).
+/// Turns a segment into a reset (RFC 9293 §3.10.7.1).
 #[inline(always)]
-fn reset<const V6: bool>(packet: Skb, ip: &Ip, upper: &Upper) -> Result<(), Broken> {
+fn turn<const V6: bool>(packet: Skb, ip: &Ip, upper: &Upper) -> Result<(), Broken> {
     let segment: TcpHeader = packet.load(upper.offset).ok_or(Broken)?;
     if segment.flags & tcp::RST != 0 {
         return Err(Broken);
