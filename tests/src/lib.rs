@@ -27,6 +27,7 @@ pub mod btf;
 pub mod cgroup;
 pub mod cluster;
 pub mod demo;
+pub mod frame;
 pub mod interrupt;
 pub mod kernel;
 pub mod manifests;
