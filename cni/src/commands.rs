@@ -1,6 +1,7 @@
 //! What each command does.
 
 use std::collections::BTreeSet;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
@@ -105,6 +106,8 @@ fn add(
         pod_namespace: invocation.arg("K8S_POD_NAMESPACE").to_owned(),
         pod_name: invocation.arg("K8S_POD_NAME").to_owned(),
         pod_uid: invocation.arg("K8S_POD_UID").to_owned(),
+        host_ports: conf.port_mappings.clone(),
+        created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         boot_id: records.boot_id().to_owned(),
     };
     let mut undo = Vec::with_capacity(3);

@@ -15,6 +15,7 @@ use crate::env::valid_identifier;
 use crate::error::Error;
 use crate::names::{Mac, MacError};
 use crate::pool::Pool;
+use crate::ports::{self, PortMapping};
 use crate::result::{Dns, PrevResult};
 use crate::version::SpecVersion;
 
@@ -47,6 +48,8 @@ pub struct NetConf {
     pub requested: Vec<IpAddr>,
     /// `runtimeConfig.mac` (capability `mac`): the MAC address the pod's end shall have.
     pub requested_mac: Option<Mac>,
+    /// `runtimeConfig.portMappings` (capability `portMappings`): ports of the node that the pod has.
+    pub port_mappings: Vec<PortMapping>,
     /// `agentSocket`; without it the plugin works alone.
     pub agent_socket: Option<PathBuf>,
     /// `stateDir`.
@@ -105,6 +108,7 @@ impl NetConf {
             exclude: excluded(&top)?,
             requested: requested_addresses(&top)?,
             requested_mac: requested_mac(&top)?,
+            port_mappings: ports::parse(&top)?,
             agent_socket: match top.string("agentSocket")? {
                 None | Some("") => None,
                 Some(path) => Some(absolute("agentSocket", path)?),
@@ -260,9 +264,10 @@ fn valid_attachments(top: &Fields<'_>) -> Result<Option<Vec<(String, String)>>, 
 }
 
 /// Typed access to the fields of an object; `null` counts as absent.
-struct Fields<'a> {
-    object: &'a Map<String, Value>,
-    path: &'static str,
+pub(crate) struct Fields<'a> {
+    pub(crate) object: &'a Map<String, Value>,
+    /// What stands before the field's name in an error: empty, or a path that ends in a dot.
+    pub(crate) path: &'a str,
 }
 
 impl<'a> Fields<'a> {
@@ -283,19 +288,19 @@ impl<'a> Fields<'a> {
             .transpose()
     }
 
-    fn string(&self, name: &str) -> Result<Option<&'a str>, Error> {
+    pub(crate) fn string(&self, name: &str) -> Result<Option<&'a str>, Error> {
         self.typed(name, "a string", Value::as_str)
     }
 
-    fn number(&self, name: &str) -> Result<Option<u64>, Error> {
+    pub(crate) fn number(&self, name: &str) -> Result<Option<u64>, Error> {
         self.typed(name, "a whole number", Value::as_u64)
     }
 
-    fn object(&self, name: &str) -> Result<Option<&'a Map<String, Value>>, Error> {
+    pub(crate) fn object(&self, name: &str) -> Result<Option<&'a Map<String, Value>>, Error> {
         self.typed(name, "an object", Value::as_object)
     }
 
-    fn array(&self, name: &str) -> Result<Option<&'a Vec<Value>>, Error> {
+    pub(crate) fn array(&self, name: &str) -> Result<Option<&'a Vec<Value>>, Error> {
         self.typed(name, "a list", Value::as_array)
     }
 

@@ -2,8 +2,8 @@
 //!
 //! It speaks the CNI specification in the versions 0.3.1, 0.4.0, 1.0.0 and 1.1.0 and works with or
 //! without the node's agent. [`run`] is one call of the plugin; the modules below it are split into
-//! what is pure ([`pool`], [`config`], [`env`], [`names`], [`record`], [`result`]), what touches
-//! files ([`records`]) and what touches the kernel ([`wiring`], [`check`], [`netlink`]).
+//! what is pure ([`pool`], [`ports`], [`config`], [`env`], [`names`], [`record`], [`result`]), what
+//! touches files ([`records`]) and what touches the kernel ([`wiring`], [`check`], [`netlink`]).
 
 pub mod agent;
 pub mod check;
@@ -16,6 +16,7 @@ pub mod names;
 pub mod netlink;
 pub mod netns;
 pub mod pool;
+pub mod ports;
 pub mod record;
 pub mod records;
 pub mod result;
@@ -50,12 +51,17 @@ fn call(
     if invocation.command == Command::Version && stdin.trim_ascii().is_empty() {
         return Ok(Some(result::versions(None)));
     }
-    let object = config::parse_object(stdin)?;
+    let mut object = config::parse_object(stdin)?;
     let known = config::peek_version(&object);
     *version = known.unwrap_or(*version);
     if invocation.command == Command::Version {
         // A runtime asks this of a plugin it knows nothing of: an unknown version is no error.
         return Ok(Some(result::versions(known)));
+    }
+    if matches!(invocation.command, Command::Del | Command::Gc) {
+        // What ADD is asked for; an ADD that was refused for it is followed by a DEL with the same
+        // configuration, which must succeed.
+        object.remove("runtimeConfig");
     }
     commands::run(&NetConf::parse(&object)?, &invocation)
 }

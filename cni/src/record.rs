@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::names::{HOST_INTERFACE_PREFIX, Key, Mac};
+use crate::ports::PortMapping;
 
 /// Version of the record's format.
 pub const RECORD_VERSION: u32 = 1;
@@ -47,6 +48,13 @@ pub struct Record {
     /// `K8S_POD_UID`, or empty.
     #[serde(default)]
     pub pod_uid: String,
+    /// Ports of the node that lead to the pod; the agent serves them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_ports: Vec<PortMapping>,
+    /// When ADD began, in seconds since 1970: of two that want one port of the node, the elder has
+    /// it. 0 in records of a release that did not write it.
+    #[serde(default)]
+    pub created: u64,
     /// `/proc/sys/kernel/random/boot_id` when it was made; the interfaces do not outlive a boot.
     pub boot_id: String,
 }

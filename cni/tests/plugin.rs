@@ -618,3 +618,49 @@ fn without_a_command_it_says_what_it_is() {
     assert_eq!(text.lines().count(), 1);
     assert!(text.contains(env!("CARGO_PKG_VERSION")) && text.contains("1.1.0"), "{text}");
 }
+
+/// S37: the ports of the node stand in the record, where the agent reads them, and go with it.
+#[test]
+fn host_ports_stand_in_the_record_of_the_pod() {
+    let mut node = Node::new(&DUAL);
+    let pod = Ns::new("pod");
+    let mappings = json!([
+        {"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": ""},
+        {"hostPort": 5353, "containerPort": 53, "protocol": "UDP", "hostIP": "192.0.2.1"},
+    ]);
+    node.conf["runtimeConfig"] = json!({"portMappings": mappings});
+    let given = node.add("a", &pod);
+    let text = fs::read(node.record_path(given[0])).expect("the record");
+    let record: Value = serde_json::from_slice(&text).expect("JSON");
+    let expected = json!([
+        {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
+        {"hostPort": 5353, "containerPort": 53, "protocol": "udp", "hostIP": "192.0.2.1"},
+    ]);
+    assert_eq!(record["hostPorts"], expected);
+    assert!(record["created"].as_u64().is_some_and(|seconds| seconds > 1_600_000_000), "{record}");
+    node.call("CHECK", "a", &pod).success();
+    node.call("DEL", "a", &pod).success();
+    node.assert_clean();
+}
+
+/// S37, C3: an ADD that is refused for its port mappings leaves nothing, and the DEL that follows it
+/// with the same configuration succeeds.
+#[test]
+fn nonsense_in_port_mappings_fails_add_and_not_del() {
+    let mut node = Node::new(&DUAL);
+    let pod = Ns::new("pod");
+    let one = json!({"hostPort": 8080, "containerPort": 80});
+    let cases = [
+        (json!([{"hostPort": 0, "containerPort": 80}]), "portMappings[0].hostPort"),
+        (json!([{"hostPort": 80, "containerPort": 80, "protocol": "x"}]), "[0].protocol"),
+        (json!([one, one]), "portMappings[1]"),
+    ];
+    for (mappings, named) in cases {
+        node.conf["runtimeConfig"] = json!({"portMappings": mappings});
+        let (code, message, _) = node.call("ADD", "a", &pod).failure();
+        assert_eq!(code, 7, "{message}");
+        assert!(message.contains(named), "{named}: {message}");
+        node.assert_clean();
+        node.call("DEL", "a", &pod).success();
+    }
+}

@@ -1,66 +1,142 @@
-//! Checksums: of TCP and UDP, that follow a change of address or port, and from scratch.
+//! Checksums: that follow a change of addresses or ports, and from scratch.
 
-use aya_ebpf::{
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
-    helpers::bpf_csum_diff,
-};
-use sluice_abi::{Addr, Be16, proto};
+use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use sluice_abi::{Addr, proto};
 
 use crate::{
     packet::{Broken, Packet},
-    parse::{Part, Transport},
+    parse::{self, Ip, Part, Transport},
 };
 
-/// Where the checksum stands in the packet, and how the helper is to treat it: UDP's 0 means that
-/// there is none, and stays.
+/// `BPF_F_IPV6`: the pseudo header is IPv6's, whose addresses stand in no header checksum. Without
+/// it the kernel spoils packets whose checksum the network card has summed up. Kernels that lack
+/// the flag (before 6.16, or a stable release with the correction) refuse it.
+const IPV6: u64 = 1 << 7;
+
+/// What an Internet checksum has to be changed by when words of the packet change (RFC 1624), not
+/// folded, as the helpers take it.
+#[inline(always)]
+pub fn difference<const N: usize>(from: [u32; N], to: [u32; N]) -> u32 {
+    let mut sum = 0_u64;
+    for n in 0..N {
+        sum += u64::from(!from[n]) + u64::from(to[n]);
+    }
+    sum = (sum & 0xffff_ffff) + (sum >> 32);
+    sum = (sum & 0xffff_ffff) + (sum >> 32);
+    sum as u32
+}
+
+/// Where the checksum of TCP, UDP or ICMPv6 stands in the packet, and how the helper is to treat it:
+/// UDP's 0 means that there is none, and stays.
 #[inline(always)]
 fn field(transport: &Transport) -> (u32, u64) {
     if transport.proto == proto::UDP {
         (transport.offset + 6, u64::from(BPF_F_MARK_MANGLED_0))
+    } else if transport.proto == parse::icmp_proto(true) {
+        (transport.offset + 2, 0)
     } else {
         (transport.offset + 16, 0)
     }
 }
 
-/// An address of the pseudo header changes.
+/// Addresses of the pseudo header change.
 #[inline(always)]
-pub fn address_changes<const V6: bool, P: Packet>(
+pub fn addresses_change<const V6: bool, P: Packet>(
     packet: P,
     transport: &Transport,
-    from: &Addr,
-    to: &Addr,
+    difference: u32,
 ) -> Result<(), Broken> {
-    if transport.part == Part::Later {
+    // SCTP's and ICMP's cover no addresses, and only the first fragment has one at all.
+    if transport.proto == proto::SCTP
+        || transport.proto == parse::icmp_proto(false)
+        || transport.part == Part::Later
+    {
         return Ok(());
     }
     let (offset, flags) = field(transport);
     let flags = flags | u64::from(BPF_F_PSEUDO_HDR);
-    if V6 {
-        // SAFETY: both are 16 bytes.
-        let difference = unsafe {
-            bpf_csum_diff(from.0.as_ptr().cast_mut(), 16, to.0.as_ptr().cast_mut(), 16, 0)
-        };
-        packet.fix_transport_checksum(offset, 0, difference as u64, flags)
-    } else {
-        packet.fix_transport_checksum(offset, u64::from(from.v4()), u64::from(to.v4()), flags | 4)
+    if V6 && packet.fix_transport_checksum(offset, difference, flags | IPV6).is_ok() {
+        return Ok(());
     }
+    packet.fix_transport_checksum(offset, difference, flags)
 }
 
-/// A port changes.
+/// The word with both ports changes.
 #[inline(always)]
-pub fn port_changes<P: Packet>(
+pub fn ports_change<P: Packet>(
     packet: P,
+    ip: &Ip,
     transport: &Transport,
-    from: Be16,
-    to: Be16,
+    from: u32,
+    to: u32,
 ) -> Result<(), Broken> {
+    if transport.proto == proto::SCTP {
+        let offset = transport.offset + 8;
+        let Some(old) = packet.load::<u32>(offset) else { return Err(Broken) };
+        let len = ip.end.wrapping_sub(transport.offset);
+        let change = sluice_crc32c_change(u32::from_le(from ^ to), len);
+        return packet.store(offset, &(old ^ change.to_le()));
+    }
     let (offset, flags) = field(transport);
-    packet.fix_transport_checksum(
-        offset,
-        u64::from(from.to_network()),
-        u64::from(to.to_network()),
-        flags | 2,
-    )
+    packet.fix_transport_checksum(offset, difference([from], [to]), flags)
+}
+
+/// CRC32c's polynomial, lowest power in the highest bit.
+const POLYNOMIAL: u32 = 0x82f6_3b78;
+
+/// The product of two polynomials over GF(2), modulo CRC32c's.
+const fn product(mut a: u32, mut b: u32) -> u32 {
+    let mut sum = 0;
+    let mut n = 0;
+    while n < 32 {
+        sum ^= b & 0_u32.wrapping_sub(a >> 31);
+        a <<= 1;
+        b = (b >> 1) ^ (POLYNOMIAL & 0_u32.wrapping_sub(b & 1));
+        n += 1;
+    }
+    sum
+}
+
+/// The same, as a global function, which the verifier looks at once instead of at every call.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn sluice_crc32c_product(a: u32, b: u32) -> u32 {
+    product(a, b)
+}
+
+/// What a number of zero bytes, a power of two, multiplies a remainder by.
+const fn zeros(power: u32) -> u32 {
+    // x^8.
+    let mut factor = 1 << 23;
+    let mut n = 0;
+    while n < power {
+        factor = product(factor, factor);
+        n += 1;
+    }
+    factor
+}
+
+/// What an SCTP packet's checksum (RFC 9260 §6.8, appendix A) is changed by when `change` is added
+/// to its first four bytes, read as a little-endian number. `len` is its length in bytes.
+///
+/// A CRC is linear: that of the sum of two packets of one length is the sum of theirs. The second
+/// one here is `change` followed by zeros, whose remainder is a product of few factors. So the rest
+/// of the packet, which may be anywhere, is not read.
+///
+/// A global function, as its part.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn sluice_crc32c_change(change: u32, len: u32) -> u32 {
+    let mut sum = change;
+    macro_rules! bits {
+        ($($bit:literal)*) => {$(
+            if len & (1 << $bit) != 0 {
+                sum = sluice_crc32c_product(sum, const { zeros($bit) });
+            }
+        )*};
+    }
+    bits!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+    sum
 }
 
 /// A sum in ones' complement (RFC 1071), of words as they stand in memory: it does not depend on

@@ -1,13 +1,21 @@
 //! Flows that are translated packet by packet.
 
-use core::ptr;
+use core::{mem::MaybeUninit, ptr};
 
-use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_ktime_get_coarse_ns};
-use sluice_abi::{Addr, Be16, CtEntry, CtFlags, CtKey};
+use aya_ebpf::{
+    bindings::BPF_NOEXIST,
+    helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
+};
+use sluice_abi::{Addr, Be16, Counter, CtEntry, CtFlags, CtKey, NodeAddrs};
 
 use crate::{
+    calls,
+    counters::count,
+    fastpath,
     lb::Pick,
     maps::CONNTRACK,
+    node::{self, copy},
+    packet::Packet,
     parse::{Ip, Transport, tcp},
 };
 
@@ -21,12 +29,35 @@ const IDLE_NS: u64 = 60_000_000_000;
 
 const EEXIST: i32 = -17;
 
-/// Why a flow has no entry.
-pub enum Refused {
+/// Ports of the node that are tried for one flow.
+const PORT_ATTEMPTS: u32 = 8;
+
+/// What became of a flow that was to be made.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Created {
+    /// It has its entries.
+    Yes,
     /// The map has no room even after it evicted.
     Full,
-    /// At the backend, the flow would be the same as another one.
+    /// At the backend, it would be the same as another one.
     Clash,
+    /// It needs a port of the node, and none that was tried is free, or the node has no address of
+    /// the family.
+    NoPort,
+}
+
+/// Who begins a flow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Origin {
+    /// A pod of this node that asks a service.
+    Pod,
+    /// Somebody outside the node who asks a service.
+    Outside,
+    /// A pod, or a socket of the node, that asks somebody outside, and is to do it from an address
+    /// and port of the node that no other flow has.
+    Masked,
 }
 
 /// Which way a packet goes.
@@ -49,8 +80,8 @@ pub fn now() -> u64 {
 #[inline(always)]
 pub fn key(ip: &Ip, transport: &Transport, side: Side) -> CtKey {
     CtKey {
-        src: ip.src,
-        dst: ip.dst,
+        src: copy(&ip.src),
+        dst: copy(&ip.dst),
         sport: transport.sport,
         dport: transport.dport,
         proto: transport.proto,
@@ -59,15 +90,19 @@ pub fn key(ip: &Ip, transport: &Transport, side: Side) -> CtKey {
     }
 }
 
-/// The key of the answers that a backend gives to the client of `forward`.
+/// The key of the answers that the backend of `forward` gives.
 #[inline(always)]
-fn answers(forward: &CtKey, addr: &Addr, port: Be16) -> CtKey {
+fn answers(forward: &CtKey, entry: &CtEntry) -> CtKey {
+    let (dst, dport) = if entry.flags & CtFlags::SNAT != 0 {
+        (&entry.nat_addr, entry.nat_port)
+    } else {
+        (&forward.src, forward.sport)
+    };
     CtKey {
-        // Word by word: a copy of the whole would become a call of memmove.
-        src: Addr([addr.0[0], addr.0[1], addr.0[2], addr.0[3]]),
-        dst: forward.src,
-        sport: port,
-        dport: forward.sport,
+        src: copy(&entry.addr),
+        dst: copy(dst),
+        sport: entry.port,
+        dport,
         proto: forward.proto,
         flags: CtFlags::REVERSE,
         reserved: 0,
@@ -113,16 +148,33 @@ pub fn note(entry: &mut CtEntry, side: Side, flags: u8, now: u64) {
 /// The key of what the client of `reverse` sends.
 #[inline(always)]
 fn requests(reverse: &CtKey, entry: &CtEntry) -> CtKey {
+    let (src, sport) = if entry.flags & CtFlags::SNAT != 0 {
+        (&entry.nat_addr, entry.nat_port)
+    } else {
+        (&reverse.dst, reverse.dport)
+    };
     CtKey {
-        src: reverse.dst,
-        // Word by word, as in `answers`.
-        dst: Addr([entry.addr.0[0], entry.addr.0[1], entry.addr.0[2], entry.addr.0[3]]),
-        sport: reverse.dport,
+        src: copy(src),
+        dst: copy(&entry.addr),
+        sport,
         dport: entry.port,
         proto: reverse.proto,
         flags: 0,
         reserved: 0,
     }
+}
+
+/// Whether a reverse entry is that of the flow, and not of a later one that took its place.
+#[inline(always)]
+fn belongs(forward: &CtKey, entry: &CtEntry, reverse: &CtEntry) -> bool {
+    if reverse.addr != forward.dst || reverse.port != forward.dport {
+        return false;
+    }
+    if (entry.flags ^ reverse.flags) & CtFlags::SNAT != 0 {
+        return false;
+    }
+    entry.flags & CtFlags::SNAT == 0
+        || (reverse.nat_addr == forward.src && reverse.nat_port == forward.sport)
 }
 
 /// Whether a TCP connection with these flags has ended.
@@ -135,85 +187,243 @@ const fn is_closed(flags: u16) -> bool {
 /// Whether the flow has ended, so that a SYN begins another one. The two entries know of a FIN each.
 #[inline(always)]
 pub fn has_ended(forward: &CtKey, entry: &CtEntry) -> bool {
-    match find(&answers(forward, &entry.addr, entry.port)) {
-        Some(reverse) => is_closed(entry.flags | reverse.flags),
-        // Evicted: answers could not find the client any more.
-        None => true,
+    match find(&answers(forward, entry)) {
+        Some(reverse) if belongs(forward, entry, reverse) => is_closed(entry.flags | reverse.flags),
+        // Evicted, or another flow's: answers could not find the client any more.
+        _ => true,
     }
 }
 
 /// Whether the flow of a reverse entry may give way to another with the same addresses and ports at
-/// the backend.
+/// the backend. If so, what is left of it is forgotten, but for the reverse entry itself.
 #[inline(always)]
 fn gives_way(reverse: &CtKey, entry: &CtEntry, now: u64) -> bool {
-    let Some(forward) = find(&requests(reverse, entry)) else { return true };
-    is_closed(entry.flags | forward.flags)
+    let requests = requests(reverse, entry);
+    let Some(forward) = find(&requests) else { return true };
+    let over = is_closed(entry.flags | forward.flags)
         || (now.wrapping_sub(entry.last_seen) >= IDLE_NS
-            && now.wrapping_sub(forward.last_seen) >= IDLE_NS)
+            && now.wrapping_sub(forward.last_seen) >= IDLE_NS);
+    if over {
+        let _ = CONNTRACK.remove(&requests);
+    }
+    over
 }
 
 /// A connection that is not translated begins. If it is, at the backend, the same as one that was
 /// translated and is over, that one is forgotten, or else the answers would seem to come from the
 /// service.
+///
+/// Whether one is in the way that is not over.
 #[inline(always)]
-pub fn supersede(ip: &Ip, transport: &Transport, now: u64) {
+pub fn supersede(ip: &Ip, transport: &Transport) -> bool {
     let reverse = CtKey {
-        src: ip.dst,
-        dst: ip.src,
+        src: copy(&ip.dst),
+        dst: copy(&ip.src),
         sport: transport.dport,
         dport: transport.sport,
         proto: transport.proto,
         flags: CtFlags::REVERSE,
         reserved: 0,
     };
-    let Some(entry) = find(&reverse) else { return };
-    if gives_way(&reverse, entry, now) {
-        let _ = CONNTRACK.remove(&requests(&reverse, entry));
-        let _ = CONNTRACK.remove(&reverse);
+    let Some(entry) = find(&reverse) else { return false };
+    if !gives_way(&reverse, entry, now()) {
+        return true;
     }
+    let _ = CONNTRACK.remove(&reverse);
+    false
 }
 
 /// Forgets the answers of the backend that the flow had, before it gets another.
 #[inline(always)]
 pub fn forget_answers(forward: &CtKey, entry: &CtEntry) {
-    let _ = CONNTRACK.remove(&answers(forward, &entry.addr, entry.port));
+    let reverse = answers(forward, entry);
+    if find(&reverse).is_some_and(|other| belongs(forward, entry, other)) {
+        let _ = CONNTRACK.remove(&reverse);
+    }
 }
 
-/// Makes the two entries of a flow: the reverse one first, so that no answer comes before it.
+/// Makes the reverse entry of a flow, in the place of one that is over if need be.
 #[inline(always)]
-pub fn create(forward: &CtKey, pick: &Pick, now: u64) -> Result<(), Refused> {
-    let reverse = answers(forward, &pick.backend.addr, pick.backend.port);
-    let mut entry = CtEntry {
-        last_seen: now,
-        addr: forward.dst,
-        port: forward.dport,
+pub fn claim(reverse: &CtKey, entry: &CtEntry, now: u64) -> Created {
+    match CONNTRACK.insert(reverse, entry, u64::from(BPF_NOEXIST)) {
+        Ok(()) => return Created::Yes,
+        Err(EEXIST) => {}
+        Err(_) => return Created::Full,
+    }
+    if let Some(other) = find(reverse) {
+        let same = other.addr == entry.addr
+            && other.port == entry.port
+            && other.nat_addr == entry.nat_addr
+            && other.nat_port == entry.nat_port;
+        if !same && !gives_way(reverse, other, now) {
+            return Created::Clash;
+        }
+    }
+    match CONNTRACK.insert(reverse, entry, 0) {
+        Ok(()) => Created::Yes,
+        Err(_) => Created::Full,
+    }
+}
+
+/// Whether the client gets an address and port of the node: where the answers would else not come
+/// by here, or where it is asked for.
+#[inline(always)]
+fn is_masked(origin: Origin, pick: &Pick, node: &NodeAddrs, own: &Addr) -> bool {
+    match origin {
+        Origin::Pod => false,
+        Origin::Masked => true,
+        // A process of the node: its answers leave by an uplink, and its packets would be refused
+        // if they came from outside with the node's own address.
+        Origin::Outside if pick.backend.addr == *own => false,
+        Origin::Outside => {
+            let local = pick.is_local() || fastpath::is_endpoint(&pick.backend.addr);
+            !local || (node.flags & NodeAddrs::SNAT_ALWAYS != 0 && !pick.keeps_client())
+        }
+    }
+}
+
+/// Makes the two entries of the packet's flow: the reverse one first, so that no answer comes before
+/// it.
+///
+/// Where the node's address is to stand for the client's, it picks a port at random, and goes on to
+/// the next one while another flow to the same backend, or a socket of the node, has it.
+#[inline(always)]
+pub fn create<const V6: bool, P: Packet>(
+    packet: P,
+    ip: &Ip,
+    transport: &Transport,
+    pick: &Pick,
+    origin: Origin,
+) -> Created {
+    let Some(node) = node::addrs() else { return Created::Full };
+    let own = if V6 { &node.v6 } else { &node.v4 };
+    let now = now();
+    let mut entry = MaybeUninit::uninit();
+    let mut key = MaybeUninit::uninit();
+    prepare(&mut key, &mut entry, ip, transport, pick);
+    // SAFETY: `prepare` has written them whole.
+    let (key, entry) = unsafe { (key.assume_init_mut(), entry.assume_init_mut()) };
+    entry.last_seen = now;
+    entry.flags = match origin {
+        Origin::Pod => 0,
+        Origin::Outside => CtFlags::EXTERNAL,
+        Origin::Masked => CtFlags::MASQUERADE,
+    };
+    let mut masked = is_masked(origin, pick, node, own);
+    if !masked {
+        // A pod that asks itself would drop what seems to come from itself.
+        if origin == Origin::Pod && pick.backend.addr == ip.src {
+            entry.flags |= CtFlags::HAIRPIN | CtFlags::SNAT;
+            entry.nat_addr = copy(&ip.src);
+            entry.nat_port = transport.sport;
+            key.dst = copy(&ip.dst);
+        }
+        let done = calls::claim(key, entry, now);
+        // Another service's flow of the same client to the same backend.
+        masked = done == Created::Clash
+            && origin == Origin::Outside
+            && !pick.keeps_client()
+            && pick.backend.addr != *own;
+        if done != Created::Yes && !masked {
+            return done;
+        }
+    }
+    if masked {
+        entry.flags |= CtFlags::SNAT;
+        entry.nat_addr = copy(&ip.src);
+        entry.nat_port = transport.sport;
+        key.dst = copy(own);
+        let first = u32::from(node.port_min);
+        let ports = (u32::from(node.port_max) + 1).wrapping_sub(first) & 0xffff;
+        if key.dst == Addr([0; 4]) || ports == 0 {
+            return Created::NoPort;
+        }
+        // SAFETY: the helper has no conditions.
+        let random = unsafe { bpf_get_prandom_u32() };
+        let mut port = ((u64::from(random) * u64::from(ports)) >> 32) as u32;
+        let mut done = Created::NoPort;
+        // Unrolled, the loop would need more stack than there is.
+        let mut n = node::zero();
+        while n < PORT_ATTEMPTS && n < ports {
+            n += 1;
+            key.dport = Be16::new((first + port) as u16);
+            port = if port + 1 >= ports { 0 } else { port + 1 };
+            if !packet.meets_socket::<V6>(key) {
+                done = calls::claim(key, entry, now);
+                if done != Created::Clash {
+                    break;
+                }
+            }
+            done = Created::NoPort;
+            count(Counter::SnatRetry);
+        }
+        if done != Created::Yes {
+            return done;
+        }
+        count(Counter::SnatCreated);
+    }
+
+    finish(key, entry, ip, transport, pick)
+}
+
+/// Makes a reverse entry and its key, of a flow whose client keeps its address.
+///
+/// Functions of their own, here and below: in one, the copies would need more stack than there is.
+#[inline(never)]
+fn prepare(
+    key: &mut MaybeUninit<CtKey>,
+    entry: &mut MaybeUninit<CtEntry>,
+    ip: &Ip,
+    transport: &Transport,
+    pick: &Pick,
+) {
+    key.write(CtKey {
+        src: copy(&pick.backend.addr),
+        dst: copy(&ip.src),
+        sport: pick.backend.port,
+        dport: transport.sport,
+        proto: transport.proto,
+        flags: CtFlags::REVERSE,
+        reserved: 0,
+    });
+    entry.write(CtEntry {
+        last_seen: 0,
+        addr: copy(&ip.dst),
+        port: transport.dport,
         flags: 0,
         service: pick.frontend.service,
         backend: pick.number,
         list: pick.frontend.list,
-        nat_addr: Addr([0; 4]),
+        nat_addr: node::no_addr(),
         nat_port: Be16::new(0),
         reserved: 0,
         reserved2: 0,
-    };
-    match CONNTRACK.insert(&reverse, &entry, u64::from(BPF_NOEXIST)) {
-        Ok(()) => {}
-        Err(EEXIST) => {
-            if let Some(other) = find(&reverse) {
-                let same = other.addr == forward.dst && other.port == forward.dport;
-                if !same && !gives_way(&reverse, other, now) {
-                    return Err(Refused::Clash);
-                }
-            }
-            CONNTRACK.insert(&reverse, &entry, 0).map_err(|_| Refused::Full)?;
-        }
-        Err(_) => return Err(Refused::Full),
+    });
+}
+
+/// Makes the forward entry out of the reverse one.
+#[inline(never)]
+fn finish(
+    key: &mut CtKey,
+    entry: &mut CtEntry,
+    ip: &Ip,
+    transport: &Transport,
+    pick: &Pick,
+) -> Created {
+    if entry.flags & CtFlags::SNAT != 0 {
+        entry.nat_addr = copy(&key.dst);
+        entry.nat_port = key.dport;
     }
-    entry.addr = pick.backend.addr;
+    entry.addr = copy(&pick.backend.addr);
     entry.port = pick.backend.port;
-    if CONNTRACK.insert(forward, &entry, 0).is_err() {
-        let _ = CONNTRACK.remove(&reverse);
-        return Err(Refused::Full);
+    key.src = copy(&ip.src);
+    key.dst = copy(&ip.dst);
+    key.sport = transport.sport;
+    key.dport = transport.dport;
+    key.flags = 0;
+    // A reverse entry that is left alone gives way to the next flow, and is collected.
+    match CONNTRACK.insert(&*key, &*entry, 0) {
+        Ok(()) => Created::Yes,
+        Err(_) => Created::Full,
     }
-    Ok(())
 }

@@ -8,12 +8,14 @@ use sluice_abi::{FragmentKey, FragmentPorts};
 
 use crate::{
     maps::FRAGMENTS,
+    node::copy,
     packet::Packet,
     parse::{self, Ip, Part, Transport},
 };
 
 /// Whether the ports of a packet are known.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
 pub enum Ports {
     /// They are.
     Known,
@@ -26,9 +28,8 @@ pub enum Ports {
 #[inline(always)]
 fn key(ip: &Ip, transport: &Transport) -> FragmentKey {
     FragmentKey {
-        // Word by word: a copy of the whole would become a call of memmove.
-        src: sluice_abi::Addr([ip.src.0[0], ip.src.0[1], ip.src.0[2], ip.src.0[3]]),
-        dst: sluice_abi::Addr([ip.dst.0[0], ip.dst.0[1], ip.dst.0[2], ip.dst.0[3]]),
+        src: copy(&ip.src),
+        dst: copy(&ip.dst),
         id: transport.id,
         proto: transport.proto,
         reserved: [0; 3],
@@ -36,7 +37,7 @@ fn key(ip: &Ip, transport: &Transport) -> FragmentKey {
 }
 
 /// Reads the transport header, or finds the ports that the first fragment had.
-#[inline(never)]
+#[inline(always)]
 pub fn transport<const V6: bool, P: Packet>(packet: P, ip: &Ip, out: &mut Transport) -> Ports {
     let Some(transport) = parse::transport::<V6, P>(packet, ip) else { return Ports::None };
     *out = transport;

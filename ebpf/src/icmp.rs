@@ -5,15 +5,17 @@
 //! other way round. Errors about a flow of ours are found by the quotation alone: a router on the
 //! way may have sent them.
 
-use sluice_abi::{Addr, Counter, CtFlags, CtKey, proto};
+use sluice_abi::{Counter, CtFlags, CtKey, proto};
 
 use crate::{
     counters::count,
-    csum::Sum,
+    csum::{self, Sum},
     ct,
-    packet::{Broken, Header, Packet},
-    parse::{self, ETH_LEN, Ip, Part, Quoted},
-    service::Outcome,
+    nat::Rewrite,
+    node::{self, copy},
+    packet::{Broken, Header, Packet, Skb},
+    parse::{self, Ip, Part, Quoted, Transport},
+    service::{self, Decision, Place},
 };
 
 /// RFC 792, RFC 4443 §2.1; numbers in network byte order.
@@ -43,38 +45,41 @@ const fn is_error(v6: bool, kind: u8) -> bool {
     if v6 { matches!(kind, 1..=4) } else { matches!(kind, 3 | 11 | 12) }
 }
 
-/// An error about a packet that seemed to come from a service goes to the backend that sent it.
+/// Decides on an ICMP error at the place given. If it is about a flow of ours, its quotation is
+/// translated at once; its own addresses are to become those in `to`, for which `transport` says
+/// where its checksum is.
 #[inline(always)]
-pub fn to_backend<const V6: bool, P: Packet>(packet: P, ip: &mut Ip) -> Outcome {
-    translate::<V6, P>(packet, ip, 0)
-}
-
-/// An error about a packet to a service goes to the client that sent it.
-#[inline(always)]
-pub fn to_client<const V6: bool, P: Packet>(packet: P, ip: &mut Ip) -> Outcome {
-    translate::<V6, P>(packet, ip, CtFlags::REVERSE)
-}
-
-/// Word by word: a copy of the whole would become a call of memmove.
-#[inline(always)]
-fn copy(addr: &Addr) -> Addr {
-    Addr([addr.0[0], addr.0[1], addr.0[2], addr.0[3]])
-}
-
-/// `flags`: those of the key of the packets that go the same way as the error.
-#[inline(never)]
-fn translate<const V6: bool, P: Packet>(packet: P, ip: &mut Ip, flags: u8) -> Outcome {
-    // Each step has a stack of its own, see `crate::service`.
-    let mut message = Message::empty();
-    if !read::<V6, P>(packet, ip, &mut message) || !look_up(ip, &mut message, flags) {
-        return Outcome::Untouched;
+pub fn error<const V6: bool>(
+    packet: Skb,
+    ip: &Ip,
+    place: Place,
+    transport: &mut Transport,
+    to: &mut Rewrite,
+) -> Decision {
+    let mut message = Message::none();
+    if !read::<V6>(packet, ip, &mut message) {
+        return Decision::Leave;
     }
-    if write::<V6, P>(packet, ip, &message).is_err() {
+    // The error is for the client, or else for the backend.
+    let mut decision = look_up(ip, &mut message, place, true);
+    if decision == Decision::Leave {
+        decision = look_up(ip, &mut message, place, false);
+    }
+    if decision == Decision::Leave {
+        return decision;
+    }
+    if write::<V6>(packet, &message).is_err() {
         count(Counter::DropRewrite);
-        return Outcome::Dropped;
+        return Decision::Drop;
     }
     count(Counter::IcmpTranslated);
-    Outcome::Translated
+    transport.offset = message.offset;
+    transport.proto = parse::icmp_proto(V6);
+    // The error goes to whom sent the packet.
+    to.dst = copy(&message.new.src);
+    to.src = copy(if message.hide != 0 { &message.new.dst } else { &ip.src });
+    // Its quotation is translated: nobody else can have it as it was.
+    if decision == Decision::Shortcut { Decision::Direct } else { decision }
 }
 
 /// An ICMP error that is to be translated.
@@ -93,15 +98,22 @@ struct Message {
 
 impl Message {
     #[inline(always)]
-    const fn empty() -> Self {
-        Self { old: Quoted::empty(), new: Quoted::empty(), offset: 0, checksum: 0, hide: 0 }
+    fn none() -> Self {
+        let zero = node::zero();
+        Self {
+            old: Quoted::none(),
+            new: Quoted::none(),
+            offset: zero,
+            checksum: zero as u16,
+            hide: zero as u16,
+        }
     }
 }
 
 /// Reads the error. `false` if it is none.
 #[inline(never)]
-fn read<const V6: bool, P: Packet>(packet: P, ip: &Ip, message: &mut Message) -> bool {
-    let Some(upper) = parse::upper::<V6, P>(packet, ip) else { return false };
+fn read<const V6: bool>(packet: Skb, ip: &Ip, message: &mut Message) -> bool {
+    let Some(upper) = parse::upper::<V6, _>(packet, ip) else { return false };
     if upper.part != Part::Whole || upper.proto != parse::icmp_proto(V6) {
         return false;
     }
@@ -113,13 +125,29 @@ fn read<const V6: bool, P: Packet>(packet: P, ip: &Ip, message: &mut Message) ->
     message.checksum = header.checksum;
     message.new.offset = upper.offset + ICMP_LEN;
     // Who sent the packet is told.
-    parse::quoted::<V6, P>(packet, message.new.offset, &mut message.old)
+    parse::quoted::<V6, _>(packet, message.new.offset, &mut message.old)
         && message.old.src == ip.dst
+}
+
+/// What is to become of an error to the backend of a flow whose forward entry has the flags.
+#[inline(always)]
+fn way_there(flags: u16, place: Place) -> Decision {
+    let masked = flags & CtFlags::SNAT != 0;
+    let masquerade = flags & CtFlags::MASQUERADE != 0;
+    match place {
+        Place::AtPod => Decision::Leave,
+        Place::ToOutside if masquerade => Decision::Translate,
+        Place::ToOutside => Decision::Leave,
+        // A pod's, which the program at the uplink translates.
+        _ if masquerade => Decision::Leave,
+        _ if masked => Decision::Direct,
+        _ => Decision::Translate,
+    }
 }
 
 /// Finds the flow that the quoted packet belongs to, and what it is on the other side.
 #[inline(never)]
-fn look_up(ip: &Ip, message: &mut Message, flags: u8) -> bool {
+fn look_up(ip: &Ip, message: &mut Message, place: Place, to_client: bool) -> Decision {
     let (old, new) = (&message.old, &mut message.new);
     let key = CtKey {
         src: copy(&old.dst),
@@ -127,17 +155,27 @@ fn look_up(ip: &Ip, message: &mut Message, flags: u8) -> bool {
         sport: old.dport,
         dport: old.sport,
         proto: old.proto,
-        flags,
+        flags: if to_client { CtFlags::REVERSE } else { 0 },
         reserved: 0,
     };
-    let Some(entry) = ct::find(&key) else { return false };
+    let Some(entry) = ct::find(&key) else { return Decision::Leave };
+    let decision = if to_client {
+        match service::way_back(entry.flags, place) {
+            Some((decision, _)) => decision,
+            None => Decision::Leave,
+        }
+    } else {
+        way_there(entry.flags, place)
+    };
+    if decision == Decision::Leave {
+        return decision;
+    }
     new.src = copy(&old.src);
     new.dst = copy(&old.dst);
     new.sport = old.sport;
     new.dport = old.dport;
     let snat = entry.flags & CtFlags::SNAT != 0;
-    let reverse = flags & CtFlags::REVERSE != 0;
-    if reverse {
+    if to_client {
         new.dst = copy(&entry.addr);
         new.dport = entry.port;
         if snat {
@@ -156,17 +194,13 @@ fn look_up(ip: &Ip, message: &mut Message, flags: u8) -> bool {
     // outside and the node hides from it what is behind: networks in between might drop it. A pod
     // that left the cluster is told who outside sent the error.
     let masquerade = entry.flags & CtFlags::MASQUERADE != 0;
-    message.hide = u16::from(ip.src == old.dst || (snat && !(masquerade && reverse)));
-    true
+    message.hide = u16::from(ip.src == old.dst || (snat && !(masquerade && to_client)));
+    decision
 }
 
-/// Writes the quotation, then the IP header.
+/// Writes the quotation.
 #[inline(never)]
-fn write<const V6: bool, P: Packet>(
-    packet: P,
-    ip: &mut Ip,
-    message: &Message,
-) -> Result<(), Broken> {
+fn write<const V6: bool>(packet: Skb, message: &Message) -> Result<(), Broken> {
     let Message { old, new, .. } = message;
     // What changes for the checksum of the quoted transport header, and for that of ICMP.
     let inner = Sum::new()
@@ -180,18 +214,12 @@ fn write<const V6: bool, P: Packet>(
         .changed(old.sport.to_network(), new.sport.to_network())
         .changed(old.dport.to_network(), new.dport.to_network());
     if V6 {
-        // The quoted addresses, and then those of the pseudo header. IPv4 has no pseudo header, and
-        // the checksum in the quoted IP header makes up for the quoted addresses.
+        // In IPv4, the checksum in the quoted IP header makes up for the quoted addresses.
         outer = outer
             .less_addr::<V6>(&old.src)
             .addr::<V6>(&new.src)
             .less_addr::<V6>(&old.dst)
-            .addr::<V6>(&new.dst)
-            .less_addr::<V6>(&ip.dst)
-            .addr::<V6>(&new.src);
-        if message.hide != 0 {
-            outer = outer.less_addr::<V6>(&ip.src).addr::<V6>(&new.dst);
-        }
+            .addr::<V6>(&new.dst);
     }
 
     let at = match old.proto {
@@ -215,36 +243,14 @@ fn write<const V6: bool, P: Packet>(
     }
     packet.store(old.offset, &new.sport.to_network())?;
     packet.store(old.offset + 2, &new.dport.to_network())?;
-    set_addr::<V6, P>(packet, new.offset, SOURCE, &old.src, &new.src)?;
-    set_addr::<V6, P>(packet, new.offset, DESTINATION, &old.dst, &new.dst)?;
-    packet.store(message.offset + 2, &outer.half(!message.checksum).checksum())?;
-
-    set_addr::<V6, P>(packet, ETH_LEN, DESTINATION, &ip.dst, &new.src)?;
-    ip.dst = copy(&new.src);
-    if message.hide != 0 {
-        set_addr::<V6, P>(packet, ETH_LEN, SOURCE, &ip.src, &new.dst)?;
-        ip.src = copy(&new.dst);
-    }
-    Ok(())
-}
-
-/// Which address of an IP header.
-const SOURCE: u32 = 0;
-const DESTINATION: u32 = 1;
-
-/// Writes an address into the IP header at `header`, whose own checksum follows.
-#[inline(always)]
-fn set_addr<const V6: bool, P: Packet>(
-    packet: P,
-    header: u32,
-    which: u32,
-    from: &Addr,
-    to: &Addr,
-) -> Result<(), Broken> {
     if V6 {
-        packet.store(header + 8 + which * 16, &to.0)
+        packet.store(new.offset + 8, &new.src.0)?;
+        packet.store(new.offset + 24, &new.dst.0)?;
     } else {
-        packet.fix_ip_checksum(header + 10, from.v4(), to.v4())?;
-        packet.store(header + 12 + which * 4, &to.v4())
+        let addrs = [new.src.v4(), new.dst.v4()];
+        let difference = csum::difference([old.src.v4(), old.dst.v4()], addrs);
+        packet.fix_ip_checksum(new.offset + 10, difference)?;
+        packet.store(new.offset + 12, &addrs)?;
     }
+    packet.store(message.offset + 2, &outer.half(!message.checksum).checksum())
 }

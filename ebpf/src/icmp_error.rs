@@ -1,17 +1,16 @@
 //! ICMP errors that the node sends itself, made of the packet that they are about.
 
-use aya_ebpf::bindings::TC_ACT_SHOT;
 use sluice_abi::{Addr, Be16, Counter, proto};
 
 use crate::{
+    DROP,
     counters::count,
     csum::Sum,
     ct,
-    icmp::{self, ICMP_LEN, IcmpHeader},
+    icmp::{ICMP_LEN, IcmpHeader},
     maps::ICMP_BUDGET,
     packet::{Broken, Packet, Skb},
     parse::{self, ETH_LEN, Ip, Ipv4Fragment, Ipv4Header, Ipv6Header, Part},
-    reject::FAILED,
 };
 
 /// Hops of every packet that is made here.
@@ -38,19 +37,25 @@ pub struct Kind {
 
 /// Nobody listens at the port (RFC 792; RFC 4443 §3.1).
 #[inline(always)]
-const fn port_unreachable(v6: bool) -> Kind {
+pub const fn port_unreachable(v6: bool) -> Kind {
     if v6 { Kind { kind: 1, code: 4, rest: 0 } } else { Kind { kind: 3, code: 3, rest: 0 } }
 }
 
 /// The packet is larger than the next link takes (RFC 1191 §4; RFC 4443 §3.2).
 #[inline(always)]
-const fn packet_too_big(v6: bool, mtu: u32) -> Kind {
+pub const fn packet_too_big(v6: bool, mtu: u32) -> Kind {
     if v6 {
         Kind { kind: 2, code: 0, rest: mtu.to_be() }
     } else {
         let mtu = if mtu > 0xffff { 0xffff } else { mtu };
         Kind { kind: 3, code: 4, rest: mtu.to_be() }
     }
+}
+
+/// The packet has no hop left (RFC 792; RFC 4443 §3.3).
+#[inline(always)]
+pub const fn time_exceeded(v6: bool) -> Kind {
+    if v6 { Kind { kind: 3, code: 0, rest: 0 } } else { Kind { kind: 11, code: 0, rest: 0 } }
 }
 
 /// Bytes of a packet that are quoted at most: RFC 1812 §4.3.2.3 has the error at 576 bytes, RFC 4443
@@ -75,39 +80,18 @@ pub fn is_one_host(addr: &Addr) -> bool {
     u32::from_be(addr.0[0]) >> 24 != 0xff && !unspecified
 }
 
-/// Turns the packet into the error that nobody listens at its port, and sends it back from the
-/// address that was asked. The verdict, or [`FAILED`].
-#[inline(never)]
-pub fn unreachable<const V6: bool>(packet: Skb, ip: &Ip) -> i32 {
-    match make::<V6>(packet, ip, port_unreachable(V6)) {
-        Ok(()) => packet.send_back().unwrap_or(FAILED),
-        Err(Broken) => FAILED,
-    }
-}
-
-/// Turns a packet that was translated, and is too big for the link it is to leave by, into the error
-/// that says so, and sends it back to whom it came from, who learns the link's MTU. The packet's IP
-/// header, and `ip`, must be as after the translation.
-///
-/// The verdict.
-#[inline(never)]
-pub fn too_big<const V6: bool>(packet: Skb, ip: &Ip, mtu: u32) -> i32 {
-    match send_too_big::<V6>(packet, ip, mtu) {
-        Some(verdict) => verdict,
-        None => {
-            count(Counter::DropNoRoute);
-            TC_ACT_SHOT as i32
+/// Turns the packet into the error, and sends it back from the address that the packet was to, by
+/// the interface that it came in by. What must not be answered, or one error too many in too short a
+/// time, is dropped and counted as said. The verdict.
+#[inline(always)]
+pub fn send<const V6: bool>(packet: Skb, ip: &Ip, kind: Kind, otherwise: Counter) -> i32 {
+    match make::<V6>(packet, ip, kind) {
+        Ok(()) => packet.send_back().unwrap_or(DROP),
+        Err(Broken) => {
+            count(otherwise);
+            DROP
         }
     }
-}
-
-#[inline(always)]
-fn send_too_big<const V6: bool>(packet: Skb, ip: &Ip, mtu: u32) -> Option<i32> {
-    make::<V6>(packet, ip, packet_too_big(V6, mtu)).ok()?;
-    // It quotes what the client never sent, and goes where the client is not.
-    let mut error = parse::ip::<V6, _>(packet)?;
-    icmp::to_client::<V6, _>(packet, &mut error);
-    packet.send_back()
 }
 
 /// Takes one error from this CPU's budget, if there is one left.
@@ -158,7 +142,7 @@ fn quote<const V6: bool>(packet: Skb, ip: &Ip, out: &mut Quotation) -> Result<()
     {
         return Err(Broken);
     }
-    let len = ip_len::<V6>(packet).ok_or(Broken)?;
+    let len = ip_len::<V6>(packet, ip);
     out.len = if len > max_quote(V6) { max_quote(V6) } else { len };
     out.summed = out.len;
     // A checksum that is yet to be completed will be, behind our back. That does not depend on the
@@ -208,17 +192,12 @@ fn write_headers<const V6: bool>(
 }
 
 /// Bytes from the IP header on, without what Ethernet pads. Of a packet that its device put together
-/// of many, the header does not say.
+/// of many, the header may not say.
 #[inline(always)]
-pub fn ip_len<const V6: bool>(packet: Skb) -> Option<u32> {
-    let there = packet.len() - ETH_LEN;
-    let said = if V6 {
-        40 + u32::from(u16::from_be(packet.load::<u16>(ETH_LEN + 4)?))
-    } else {
-        u32::from(u16::from_be(packet.load::<u16>(ETH_LEN + 2)?))
-    };
-    let least = parse::fixed_len(V6) - ETH_LEN;
-    Some(if said > there || said <= least { there } else { said })
+pub fn ip_len<const V6: bool>(packet: Skb, ip: &Ip) -> u32 {
+    let end =
+        if ip.end > packet.len() || ip.end <= parse::fixed_len(V6) { packet.len() } else { ip.end };
+    end - ETH_LEN
 }
 
 /// Adds bytes of the packet to a sum.

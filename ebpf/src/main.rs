@@ -16,6 +16,7 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod calls;
 mod counters;
 mod csum;
 mod ct;
@@ -29,9 +30,11 @@ mod nat;
 mod node;
 mod packet;
 mod parse;
+mod path;
 mod reject;
 mod service;
 mod sock;
+mod uplink;
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
@@ -40,7 +43,14 @@ use aya_ebpf::{
 };
 use sluice_abi::NodeState;
 
-use crate::{packet::Skb, service::Outcome};
+use crate::{
+    ct::Origin,
+    fragment::Ports,
+    nat::Rewrite,
+    packet::Skb,
+    parse::Transport,
+    service::{Decision, Place},
+};
 
 /// Leaves the packet to whatever else is attached, then to the stack.
 const PASS: i32 = TC_ACT_UNSPEC;
@@ -97,23 +107,33 @@ pub fn sluice_release(context: SockContext) -> i32 {
 }
 
 #[cgroup_sock(post_bind4)]
-pub fn sluice_post_bind4(_context: SockContext) -> i32 {
-    sock::PROCEED
+pub fn sluice_post_bind4(context: SockContext) -> i32 {
+    sock::post_bind(&context)
 }
 
 #[cgroup_sock(post_bind6)]
-pub fn sluice_post_bind6(_context: SockContext) -> i32 {
-    sock::PROCEED
+pub fn sluice_post_bind6(context: SockContext) -> i32 {
+    sock::post_bind(&context)
 }
 
 #[classifier]
-pub fn sluice_uplink_in(_context: TcContext) -> i32 {
-    PASS
+pub fn sluice_uplink_in(context: TcContext) -> i32 {
+    let packet = Skb(context.skb.skb);
+    match packet.ethertype() {
+        Some(parse::ETH_P_IP) => uplink::incoming::<false>(packet),
+        Some(parse::ETH_P_IPV6) => uplink::incoming::<true>(packet),
+        _ => PASS,
+    }
 }
 
 #[classifier]
-pub fn sluice_uplink_out(_context: TcContext) -> i32 {
-    PASS
+pub fn sluice_uplink_out(context: TcContext) -> i32 {
+    let packet = Skb(context.skb.skb);
+    match packet.ethertype() {
+        Some(parse::ETH_P_IP) => uplink::outgoing::<false>(packet),
+        Some(parse::ETH_P_IPV6) => uplink::outgoing::<true>(packet),
+        _ => PASS,
+    }
 }
 
 #[classifier]
@@ -126,35 +146,50 @@ pub fn sluice_pod_send(context: TcContext) -> i32 {
     }
 }
 
-/// A function of its own for each family, so that their stacks share the kernel's 512 bytes.
-#[inline(never)]
+#[inline(always)]
 fn pod_send<const V6: bool>(packet: Skb) -> i32 {
     let Some(mut ip) = parse::ip::<V6, _>(packet) else { return PASS };
-    let mut outcome = Outcome::Untouched;
-    if lb::may_be_service(&ip.dst) {
-        outcome = service::to_backend::<V6, _>(packet, &mut ip);
-        match outcome {
-            Outcome::Dropped => return DROP,
-            Outcome::Rejected => return reject::answer::<V6>(packet, &ip),
-            Outcome::Untouched | Outcome::Translated => {}
+    let state = node::state();
+    let fast = state.flags & NodeState::FAST_PATH != 0;
+    // With no hop left, the stack answers with an ICMP error.
+    let delivered = fast && ip.hops > 1 && fastpath::is_endpoint(&ip.dst);
+    let may_be_service = lb::may_be_service(&ip.dst);
+    if may_be_service || state.ct_used != 0 {
+        let place = match (delivered, fast) {
+            (true, _) => Place::PodToPod,
+            (false, true) => Place::PodFast,
+            (false, false) => Place::Pod,
+        };
+        let mut transport = Transport::none();
+        let ports = calls::transport::<V6>(packet, &ip, &mut transport);
+        let mut to = Rewrite::none(&ip, &transport);
+        let mut decision = Decision::Leave;
+        if ip.proto == parse::icmp_proto(V6) {
+            if state.ct_used != 0 {
+                decision = calls::icmp_error::<V6>(packet, &ip, place, &mut transport, &mut to);
+            }
+        } else if ports == Ports::Known {
+            // What opens a connection is no answer.
+            if state.ct_used != 0 && !transport.opens_connection() {
+                decision = calls::answer(&ip, &transport, place, &mut to);
+            }
+            if decision == Decision::Leave && may_be_service {
+                decision = service::request::<V6>(packet, &ip, &transport, Origin::Pod, &mut to);
+            }
+            if decision == Decision::Leave && state.ct_used != 0 && transport.opens_connection() {
+                calls::supersede(&ip, &transport);
+            }
+        } else if may_be_service {
+            decision = service::without_ports(&ip, ports);
+        }
+        match decision {
+            Decision::Leave => {}
+            Decision::Drop => return DROP,
+            Decision::Reject => return calls::reject::<V6>(packet, &ip),
+            _ => return calls::take::<V6>(packet, &mut ip, &mut transport, &to, decision),
         }
     }
-
-    let node = node::state();
-    // With no hop left, the stack answers with an ICMP error.
-    let endpoint = if node.flags & NodeState::FAST_PATH != 0 && ip.hops > 1 {
-        fastpath::endpoint(&ip.dst)
-    } else {
-        None
-    };
-    if node.ct_used != 0
-        && outcome == Outcome::Untouched
-        && service::from_pod::<V6, _>(packet, &mut ip, endpoint.is_some()) == Outcome::Dropped
-    {
-        return DROP;
-    }
-    let Some(endpoint) = endpoint else { return PASS };
-    fastpath::deliver::<V6>(packet, &endpoint).unwrap_or(PASS)
+    if delivered { calls::to_pod::<V6>(packet, &ip) } else { PASS }
 }
 
 #[classifier]
@@ -170,13 +205,22 @@ pub fn sluice_pod_recv(context: TcContext) -> i32 {
     }
 }
 
-#[inline(never)]
+#[inline(always)]
 fn pod_recv<const V6: bool>(packet: Skb) -> i32 {
     let Some(mut ip) = parse::ip::<V6, _>(packet) else { return PASS };
-    match service::to_client::<V6, _>(packet, &mut ip) {
-        Outcome::Dropped | Outcome::Rejected => DROP,
-        Outcome::Untouched | Outcome::Translated => PASS,
+    let mut transport = Transport::none();
+    let ports = calls::transport::<V6>(packet, &ip, &mut transport);
+    let mut to = Rewrite::none(&ip, &transport);
+    let mut decision = Decision::Leave;
+    if ip.proto == parse::icmp_proto(V6) {
+        decision = calls::icmp_error::<V6>(packet, &ip, Place::AtPod, &mut transport, &mut to);
+    } else if ports == Ports::Known {
+        decision = calls::answer(&ip, &transport, Place::AtPod, &mut to);
     }
+    if decision == Decision::Leave {
+        return PASS;
+    }
+    calls::take::<V6>(packet, &mut ip, &mut transport, &to, decision)
 }
 
 /// The helpers that need it are GPL only.

@@ -40,6 +40,9 @@ pub static CONNTRACK: LruHashMap<CtKey, CtEntry, 524288> = LruHashMap::new();
 pub static SOCK_PEERS: HashMap<u64, SockPeer, 131072, NO_PREALLOC> = HashMap::new();
 
 #[btf_map]
+pub static UDP_SOCKS: HashMap<u64, SockPeer, 131072, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
 pub static BACKEND_PORTS: Array<PortMarks, { 65536 / PORTS_PER_ELEMENT as usize }> = Array::new();
 
 #[btf_map]

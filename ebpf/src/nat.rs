@@ -3,7 +3,8 @@
 use sluice_abi::{Addr, Be16};
 
 use crate::{
-    csum,
+    csum, fragment,
+    node::copy,
     packet::{Broken, Packet},
     parse::{ETH_LEN, Ip, Part, Transport},
 };
@@ -11,67 +12,78 @@ use crate::{
 /// Offset of the IPv4 header checksum.
 const IPV4_CHECKSUM: u32 = ETH_LEN + 10;
 
-/// Writes the destination into the packet and into what was read of it.
+/// What a packet's addresses and ports are to be.
+#[repr(C)]
+pub struct Rewrite {
+    /// Source address.
+    pub src: Addr,
+    /// Destination address.
+    pub dst: Addr,
+    /// Source port.
+    pub sport: Be16,
+    /// Destination port.
+    pub dport: Be16,
+}
+
+impl Rewrite {
+    /// What they are.
+    #[inline(always)]
+    pub fn none(ip: &Ip, transport: &Transport) -> Self {
+        Self {
+            src: copy(&ip.src),
+            dst: copy(&ip.dst),
+            sport: transport.sport,
+            dport: transport.dport,
+        }
+    }
+}
+
+/// Both ports as they stand in the packet.
 #[inline(always)]
-pub fn set_destination<const V6: bool, P: Packet>(
+fn word(sport: Be16, dport: Be16) -> u32 {
+    let [a, b] = sport.to_network().to_ne_bytes();
+    let [c, d] = dport.to_network().to_ne_bytes();
+    u32::from_ne_bytes([a, b, c, d])
+}
+
+/// Writes addresses and ports into the packet and into what was read of it.
+#[inline(always)]
+pub fn apply<const V6: bool, P: Packet>(
     packet: P,
     ip: &mut Ip,
-    transport: &Transport,
-    addr: &Addr,
-    port: Be16,
+    transport: &mut Transport,
+    to: &Rewrite,
 ) -> Result<(), Broken> {
-    let offset = ETH_LEN + if V6 { 24 } else { 16 };
-    rewrite::<V6, P>(packet, transport, offset, &ip.dst, addr)?;
-    rewrite_port(packet, transport, 2, transport.dport, port)?;
-    ip.dst = *addr;
-    Ok(())
-}
-
-/// Writes the source into the packet.
-#[inline(always)]
-pub fn set_source<const V6: bool, P: Packet>(
-    packet: P,
-    ip: &Ip,
-    transport: &Transport,
-    addr: &Addr,
-    port: Be16,
-) -> Result<(), Broken> {
-    let offset = ETH_LEN + if V6 { 8 } else { 12 };
-    rewrite::<V6, P>(packet, transport, offset, &ip.src, addr)?;
-    rewrite_port(packet, transport, 0, transport.sport, port)
-}
-
-#[inline(always)]
-fn rewrite<const V6: bool, P: Packet>(
-    packet: P,
-    transport: &Transport,
-    offset: u32,
-    from: &Addr,
-    to: &Addr,
-) -> Result<(), Broken> {
-    csum::address_changes::<V6, P>(packet, transport, from, to)?;
+    fragment::remember(ip, transport);
     if V6 && transport.part == Part::Later {
         // Nothing in the packet makes up for the change.
-        packet.replace(offset, &to.0)
+        packet.replace(ETH_LEN + 8, &to.src.0)?;
+        packet.replace(ETH_LEN + 24, &to.dst.0)?;
     } else if V6 {
-        packet.store(offset, &to.0)
+        let [a, b, c, d] = ip.src.0;
+        let [e, f, g, h] = ip.dst.0;
+        let [i, j, k, l] = to.src.0;
+        let [m, n, o, p] = to.dst.0;
+        let difference = csum::difference([a, b, c, d, e, f, g, h], [i, j, k, l, m, n, o, p]);
+        csum::addresses_change::<V6, P>(packet, transport, difference)?;
+        packet.store(ETH_LEN + 8, &to.src.0)?;
+        packet.store(ETH_LEN + 24, &to.dst.0)?;
     } else {
-        packet.fix_ip_checksum(IPV4_CHECKSUM, from.v4(), to.v4())?;
-        packet.store(offset, &to.v4())
+        let new = [to.src.v4(), to.dst.v4()];
+        let difference = csum::difference([ip.src.v4(), ip.dst.v4()], new);
+        csum::addresses_change::<V6, P>(packet, transport, difference)?;
+        packet.fix_ip_checksum(IPV4_CHECKSUM, difference)?;
+        packet.store(ETH_LEN + 12, &new)?;
     }
-}
-
-#[inline(always)]
-fn rewrite_port<P: Packet>(
-    packet: P,
-    transport: &Transport,
-    at: u32,
-    from: Be16,
-    to: Be16,
-) -> Result<(), Broken> {
-    if from == to || transport.part == Part::Later {
-        return Ok(());
+    let old = word(transport.sport, transport.dport);
+    let new = word(to.sport, to.dport);
+    if old != new && transport.part != Part::Later {
+        csum::ports_change(packet, ip, transport, old, new)?;
+        packet.store(transport.offset, &new)?;
     }
-    csum::port_changes(packet, transport, from, to)?;
-    packet.store(transport.offset + at, &to.to_network())
+    ip.src = copy(&to.src);
+    ip.dst = copy(&to.dst);
+    transport.sport = to.sport;
+    transport.dport = to.dport;
+    Ok(())
 }

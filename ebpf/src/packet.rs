@@ -3,12 +3,17 @@
 use core::{arch::asm, mem::MaybeUninit};
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM, TC_ACT_REDIRECT, bpf_adj_room_mode},
+    bindings::{
+        __sk_buff, BPF_F_CURRENT_NETNS, BPF_F_RECOMPUTE_CSUM, TC_ACT_REDIRECT, bpf_adj_room_mode,
+        bpf_sock_tuple,
+    },
     helpers::{
-        bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_adjust_room,
-        bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_sk_lookup_udp, bpf_sk_release,
+        bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data,
+        bpf_skb_store_bytes, bpf_skc_lookup_tcp,
     },
 };
+use sluice_abi::{CtKey, proto};
 
 /// A change could not be made; the packet may be half changed.
 pub struct Broken;
@@ -30,17 +35,16 @@ pub trait Packet: Copy {
     /// change. What the device summed up over the whole packet (`CHECKSUM_COMPLETE`) follows.
     fn replace<T: Header>(self, offset: u32, value: &T) -> Result<(), Broken>;
 
-    /// Adapts the IPv4 header checksum at `offset` to a word that changes.
-    fn fix_ip_checksum(self, offset: u32, from: u32, to: u32) -> Result<(), Broken>;
+    /// Adapts the IPv4 header checksum at `offset` to a [`crate::csum::difference`].
+    fn fix_ip_checksum(self, offset: u32, difference: u32) -> Result<(), Broken>;
 
-    /// Adapts the checksum of TCP or UDP at `offset`; see `bpf_l4_csum_replace` for the rest.
-    fn fix_transport_checksum(
-        self,
-        offset: u32,
-        from: u64,
-        to: u64,
-        flags: u64,
-    ) -> Result<(), Broken>;
+    /// Adapts the checksum of TCP or UDP at `offset` to a [`crate::csum::difference`]; see
+    /// `bpf_l4_csum_replace` for the flags.
+    fn fix_transport_checksum(self, offset: u32, difference: u32, flags: u64)
+    -> Result<(), Broken>;
+
+    /// Whether a socket of the node's own would take an answer with this key.
+    fn meets_socket<const V6: bool>(self, answer: &CtKey) -> bool;
 }
 
 /// A type that any bytes are a valid value of.
@@ -56,6 +60,8 @@ unsafe impl Header for u8 {}
 unsafe impl Header for u16 {}
 // SAFETY: every bit pattern is valid.
 unsafe impl Header for u32 {}
+// SAFETY: every bit pattern is valid.
+unsafe impl Header for [u32; 2] {}
 // SAFETY: every bit pattern is valid.
 unsafe impl Header for [u32; 4] {}
 
@@ -111,6 +117,9 @@ impl Head {
     access!(load u32, u32, "u32");
 }
 
+/// What [`Skb::set_done`] writes.
+const DONE: u32 = 0x51ce;
+
 /// A packet at a tc hook.
 #[derive(Clone, Copy)]
 pub struct Skb(pub *mut __sk_buff);
@@ -127,6 +136,35 @@ impl Skb {
             }
             Some((*self.0).protocol as u16)
         }
+    }
+
+    /// Index of the interface that the packet is at.
+    #[inline(always)]
+    pub fn ifindex(self) -> u32 {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.0).ifindex }
+    }
+
+    /// Whether the kernel will cut the packet into segments before it leaves.
+    #[inline(always)]
+    pub fn is_gso(self) -> bool {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.0).gso_size != 0 }
+    }
+
+    /// Tells the program at the uplink's egress that nothing is left to do. The field belongs to
+    /// traffic control and is used by nobody else between here and there.
+    #[inline(always)]
+    pub fn set_done(self, done: bool) {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.0).tc_index = if done { DONE } else { 0 } };
+    }
+
+    /// Whether a program of this node has done all there is to do; see [`Skb::set_done`].
+    #[inline(always)]
+    pub fn is_done(self) -> bool {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.0).tc_index == DONE }
     }
 
     #[inline(always)]
@@ -161,7 +199,7 @@ impl Skb {
     #[inline(always)]
     pub fn is_partial(self, offset: u32) -> bool {
         let Some(before) = self.load::<u16>(offset) else { return false };
-        if self.fix_transport_checksum(offset, 0, 1, 2).is_err() {
+        if self.fix_transport_checksum(offset, 1, 0).is_err() {
             return false;
         }
         if self.load::<u16>(offset) == Some(before) {
@@ -202,10 +240,9 @@ impl Skb {
     /// Sends the packet out of the interface that it came in by. The verdict.
     #[inline(always)]
     pub fn send_back(self) -> Option<i32> {
-        // SAFETY: the context is valid while the program runs.
-        let ifindex = unsafe { (*self.0).ifindex };
+        self.set_done(true);
         // SAFETY: the helper has no conditions.
-        let verdict = unsafe { bpf_redirect(ifindex, 0) } as i32;
+        let verdict = unsafe { bpf_redirect(self.ifindex(), 0) } as i32;
         if verdict == TC_ACT_REDIRECT as i32 { Some(verdict) } else { None }
     }
 
@@ -269,10 +306,9 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn fix_ip_checksum(self, offset: u32, from: u32, to: u32) -> Result<(), Broken> {
+    fn fix_ip_checksum(self, offset: u32, difference: u32) -> Result<(), Broken> {
         // SAFETY: the context is valid; the helper checks the offset.
-        let failed =
-            unsafe { bpf_l3_csum_replace(self.0, offset, u64::from(from), u64::from(to), 4) };
+        let failed = unsafe { bpf_l3_csum_replace(self.0, offset, 0, u64::from(difference), 0) };
         if failed == 0 { Ok(()) } else { Err(Broken) }
     }
 
@@ -280,12 +316,45 @@ impl Packet for Skb {
     fn fix_transport_checksum(
         self,
         offset: u32,
-        from: u64,
-        to: u64,
+        difference: u32,
         flags: u64,
     ) -> Result<(), Broken> {
         // SAFETY: the context is valid; the helper checks the offset.
-        let failed = unsafe { bpf_l4_csum_replace(self.0, offset, from, to, flags) };
+        let failed =
+            unsafe { bpf_l4_csum_replace(self.0, offset, 0, u64::from(difference), flags) };
         if failed == 0 { Ok(()) } else { Err(Broken) }
+    }
+
+    #[inline(never)]
+    fn meets_socket<const V6: bool>(self, answer: &CtKey) -> bool {
+        // `bpf_sock_tuple`: addresses, then ports; remote, then local.
+        let [a, b] = answer.sport.to_network().to_ne_bytes();
+        let [c, d] = answer.dport.to_network().to_ne_bytes();
+        let ports = u32::from_ne_bytes([a, b, c, d]);
+        let (mut tuple, len) = if V6 {
+            let [a, b, c, d] = answer.src.0;
+            let [e, f, g, h] = answer.dst.0;
+            ([a, b, c, d, e, f, g, h, ports], 36)
+        } else {
+            let zero = crate::node::zero();
+            let [src, dst] = [answer.src.v4(), answer.dst.v4()];
+            ([src, dst, ports, zero, zero, zero, zero, zero, zero], 12)
+        };
+        let tuple: *mut bpf_sock_tuple = tuple.as_mut_ptr().cast();
+        let netns = i64::from(BPF_F_CURRENT_NETNS) as u64;
+        // SAFETY: the tuple is as long as `len` says; what is found is given back at once.
+        unsafe {
+            let found = match answer.proto {
+                proto::TCP => bpf_skc_lookup_tcp(self.0.cast(), tuple, len, netns, 0),
+                proto::UDP => bpf_sk_lookup_udp(self.0.cast(), tuple, len, netns, 0),
+                // The kernel has no such lookup for SCTP.
+                _ => return false,
+            };
+            if found.is_null() {
+                return false;
+            }
+            bpf_sk_release(found.cast());
+        }
+        true
     }
 }

@@ -2,7 +2,10 @@
 
 use sluice_abi::{Addr, Be16, proto};
 
-use crate::packet::{Header, Packet};
+use crate::{
+    node,
+    packet::{Header, Packet},
+};
 
 /// EtherTypes, in network byte order.
 pub const ETH_P_IP: u16 = 0x0800_u16.to_be();
@@ -23,19 +26,24 @@ const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
 
 /// What the IP header says.
+#[repr(C)]
 pub struct Ip {
     /// Source address.
     pub src: Addr,
     /// Destination address.
     pub dst: Addr,
+    /// Where the next header begins, from the packet's start.
+    pub next: u32,
+    /// Where the packet ends by what its header says, from its start.
+    pub end: u32,
     /// Protocol, or IPv6's next header.
     pub proto: u8,
     /// Hops left.
     pub hops: u8,
-    /// Whether it is an IPv4 fragment, the first one included.
-    fragment: bool,
-    /// Where the next header begins, from the packet's start.
-    pub next: u32,
+    /// Not 0 if it is an IPv4 fragment, the first one included.
+    fragment: u8,
+    /// Zero.
+    reserved: u8,
 }
 
 /// Protocol number of ICMP for the family.
@@ -79,8 +87,10 @@ pub fn ip<const V6: bool, P: Packet>(packet: P) -> Option<Ip> {
             ]),
             proto: head.u8::<20>(),
             hops: head.u8::<21>(),
-            fragment: false,
+            fragment: 0,
+            reserved: 0,
             next: fixed_len(true),
+            end: fixed_len(true) + u32::from(u16::from_be(head.u16::<18>())),
         });
     }
     // Version 4, and a header of at least five words.
@@ -92,8 +102,10 @@ pub fn ip<const V6: bool, P: Packet>(packet: P) -> Option<Ip> {
         dst: Addr::from_v4(head.u32::<30>()),
         proto: head.u8::<23>(),
         hops: head.u8::<22>(),
-        fragment: head.u16::<20>() & IPV4_FRAGMENT != 0,
+        fragment: u8::from(head.u16::<20>() & IPV4_FRAGMENT != 0),
+        reserved: 0,
         next: ETH_LEN + u32::from(first & 0xf) * 4,
+        end: ETH_LEN + u32::from(u16::from_be(head.u16::<16>())),
     })
 }
 
@@ -123,39 +135,54 @@ pub struct Upper {
     pub id: u32,
 }
 
-/// Ports of TCP or UDP, and where they stand.
+/// Ports of TCP, UDP or SCTP, and where they stand.
+#[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Transport {
-    /// See [`proto`].
-    pub proto: u8,
-    /// Bits of [`tcp`]; 0 for UDP.
-    pub tcp: u8,
+    /// Where the header begins, from the packet's start. A fragment other than the first has none:
+    /// only its addresses are translated.
+    pub offset: u32,
+    /// Of a fragment, the datagram's identification, in network byte order.
+    pub id: u32,
     /// Source port.
     pub sport: Be16,
     /// Destination port.
     pub dport: Be16,
-    /// Where the header begins, from the packet's start. A fragment other than the first has none:
-    /// only its addresses are translated.
-    pub offset: u32,
+    /// See [`proto`].
+    pub proto: u8,
+    /// Bits of [`tcp`]; for SCTP, what its first chunk means in TCP's terms; 0 for UDP.
+    pub tcp: u8,
     /// Which part of the datagram the packet holds.
     pub part: Part,
-    /// Of a fragment, the datagram's identification, in network byte order.
-    pub id: u32,
 }
 
 impl Transport {
     /// One to be filled in.
     #[inline(always)]
-    pub const fn empty() -> Self {
+    pub fn none() -> Self {
+        let zero = node::zero();
         Self {
-            proto: 0,
-            tcp: 0,
-            sport: Be16::new(0),
-            dport: Be16::new(0),
-            offset: 0,
+            offset: zero,
+            id: zero,
+            sport: Be16::from_network(zero as u16),
+            dport: Be16::from_network(zero as u16),
+            proto: zero as u8,
+            tcp: zero as u8,
             part: Part::Whole,
-            id: 0,
         }
+    }
+
+    /// Whether the packet asks for a new connection.
+    #[inline(always)]
+    pub const fn opens_connection(&self) -> bool {
+        self.tcp & (tcp::SYN | tcp::ACK | tcp::RST | tcp::FIN) == tcp::SYN
+    }
+
+    /// Whether the packet may begin a flow: datagrams have no other sign.
+    #[inline(always)]
+    pub const fn may_open(&self) -> bool {
+        // All fragments go where the first one went.
+        (self.proto == proto::UDP && !matches!(self.part, Part::Later)) || self.opens_connection()
     }
 }
 
@@ -209,6 +236,34 @@ struct UdpHeader {
 
 // SAFETY: repr(C), no padding, numbers only.
 unsafe impl Header for UdpHeader {}
+
+/// The common header and the type of the first chunk (RFC 9260 §3).
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct SctpHeader {
+    sport: u16,
+    dport: u16,
+    tag: u32,
+    checksum: u32,
+    chunk: [u8; 4],
+}
+
+// SAFETY: repr(C), no padding, numbers only.
+unsafe impl Header for SctpHeader {}
+
+/// What a chunk that comes first in a packet means for the association, as bits of [`tcp`]
+/// (RFC 9260 §3.2).
+#[inline(always)]
+const fn sctp_meaning(chunk: u8) -> u8 {
+    const INIT: u8 = 1;
+    const ABORT: u8 = 6;
+    const SHUTDOWN_COMPLETE: u8 = 14;
+    match chunk {
+        INIT => tcp::SYN,
+        ABORT | SHUTDOWN_COMPLETE => tcp::RST,
+        _ => tcp::ACK,
+    }
+}
 
 /// What every extension header begins with.
 #[repr(C)]
@@ -298,7 +353,7 @@ pub fn upper<const V6: bool, P: Packet>(packet: P, ip: &Ip) -> Option<Upper> {
         return walk(packet, ip.proto, ip.next);
     }
     let mut upper = Upper { proto: ip.proto, part: Part::Whole, offset: ip.next, id: 0 };
-    if ip.fragment {
+    if ip.fragment != 0 {
         let header: Ipv4Fragment = packet.load(ETH_LEN + 4)?;
         upper.part = if header.fragment & IPV4_OFFSET == 0 { Part::First } else { Part::Later };
         upper.id = u32::from(header.id);
@@ -306,30 +361,36 @@ pub fn upper<const V6: bool, P: Packet>(packet: P, ip: &Ip) -> Option<Upper> {
     Some(upper)
 }
 
-/// Reads the transport header.
+/// Reads the transport header, past options and extension headers.
 ///
-/// `None` if it is neither TCP nor UDP, or is cut off. A fragment other than the first has no such
-/// header, so that both ports are 0 here: [`crate::fragment::transport`] knows them.
+/// `None` if it is none of TCP, UDP and SCTP, or is cut off. A fragment other than the first has no
+/// such header, so that both ports are 0 here: [`crate::fragment::transport`] knows them. SCTP in
+/// fragments is not understood: its checksum covers them all.
 #[inline(always)]
 pub fn transport<const V6: bool, P: Packet>(packet: P, ip: &Ip) -> Option<Transport> {
     let Upper { proto, part, offset, id } = upper::<V6, P>(packet, ip)?;
-    let mut transport =
-        Transport { proto, tcp: 0, sport: Be16::new(0), dport: Be16::new(0), offset, part, id };
-    if proto != proto::TCP && proto != proto::UDP {
-        return None;
-    }
-    if part == Part::Later {
-        return Some(transport);
-    }
-    if proto == proto::TCP {
-        let header: TcpHeader = packet.load(offset)?;
-        transport.sport = Be16::from_network(header.sport);
-        transport.dport = Be16::from_network(header.dport);
-        transport.tcp = header.flags;
-    } else {
-        let header: UdpHeader = packet.load(offset)?;
-        transport.sport = Be16::from_network(header.sport);
-        transport.dport = Be16::from_network(header.dport);
+    let none = Be16::new(0);
+    let mut transport = Transport { offset, id, sport: none, dport: none, proto, tcp: 0, part };
+    match proto {
+        proto::TCP | proto::UDP if part == Part::Later => {}
+        proto::TCP => {
+            let header: TcpHeader = packet.load(offset)?;
+            transport.sport = Be16::from_network(header.sport);
+            transport.dport = Be16::from_network(header.dport);
+            transport.tcp = header.flags;
+        }
+        proto::UDP => {
+            let header: UdpHeader = packet.load(offset)?;
+            transport.sport = Be16::from_network(header.sport);
+            transport.dport = Be16::from_network(header.dport);
+        }
+        proto::SCTP if part == Part::Whole => {
+            let header: SctpHeader = packet.load(offset)?;
+            transport.sport = Be16::from_network(header.sport);
+            transport.dport = Be16::from_network(header.dport);
+            transport.tcp = sctp_meaning(header.chunk[0]);
+        }
+        _ => return None,
     }
     Some(transport)
 }
@@ -353,14 +414,15 @@ pub struct Quoted {
 impl Quoted {
     /// One to be filled in.
     #[inline(always)]
-    pub const fn empty() -> Self {
+    pub fn none() -> Self {
+        let zero = node::zero();
         Self {
-            src: Addr([0; 4]),
-            dst: Addr([0; 4]),
-            sport: Be16::new(0),
-            dport: Be16::new(0),
-            proto: 0,
-            offset: 0,
+            src: node::no_addr(),
+            dst: node::no_addr(),
+            sport: Be16::from_network(zero as u16),
+            dport: Be16::from_network(zero as u16),
+            proto: zero as u8,
+            offset: zero,
         }
     }
 }

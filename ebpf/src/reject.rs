@@ -1,21 +1,16 @@
 //! Rejects: what nobody serves is answered at once, so that the client need not wait for its
 //! time-out.
 
-use aya_ebpf::bindings::TC_ACT_SHOT;
 use sluice_abi::{Be16, Counter, proto};
 
 use crate::{
+    DROP,
     counters::count,
     csum::Sum,
     icmp_error::{self, ip_len, is_one_host, swap_hardware_addresses, write_ip},
     packet::{Broken, Packet, Skb},
     parse::{self, ETH_LEN, Ip, Part, TcpHeader, Upper, tcp},
 };
-
-/// Instead of a verdict: there is no answer of this kind.
-const UNANSWERED: i32 = -1;
-/// Instead of a verdict: the packet must not be answered, or could not be.
-pub const FAILED: i32 = -2;
 
 /// Length of a TCP header without options.
 const TCP_LEN: u32 = 20;
@@ -25,34 +20,31 @@ const TCP_LEN: u32 = 20;
 /// packet came in by. What must not be answered is dropped. The verdict.
 #[inline(always)]
 pub fn answer<const V6: bool>(packet: Skb, ip: &Ip) -> i32 {
-    // Each on a stack of its own, in this order: what is not TCP is left by the first as it was.
-    let mut verdict = reset::<V6>(packet, ip);
-    if verdict == UNANSWERED {
-        verdict = icmp_error::unreachable::<V6>(packet, ip);
+    let verdict = match parse::upper::<V6, _>(packet, ip) {
+        Some(upper) if upper.proto == proto::TCP => reset::<V6>(packet, ip, &upper),
+        Some(_) => {
+            let kind = icmp_error::port_unreachable(V6);
+            icmp_error::send::<V6>(packet, ip, kind, Counter::DropNoBackend)
+        }
+        None => DROP,
+    };
+    if verdict != DROP {
+        count(Counter::PacketReject);
     }
-    if verdict < 0 {
-        count(Counter::DropNoBackend);
-        return TC_ACT_SHOT as i32;
-    }
-    count(Counter::PacketReject);
     verdict
 }
 
-/// Sends the reset that a closed port answers with. The verdict, [`UNANSWERED`] if the packet is not
-/// TCP, or [`FAILED`].
 #[inline(never)]
-fn reset<const V6: bool>(packet: Skb, ip: &Ip) -> i32 {
-    let Some(upper) = parse::upper::<V6, _>(packet, ip) else { return FAILED };
-    if upper.proto != proto::TCP {
-        return UNANSWERED;
+fn reset<const V6: bool>(packet: Skb, ip: &Ip, upper: &Upper) -> i32 {
+    if upper.part == Part::Later
+        || packet.is_to_many()
+        || !is_one_host(&ip.src)
+        || turn::<V6>(packet, ip, upper).is_err()
+    {
+        count(Counter::DropNoBackend);
+        return DROP;
     }
-    if upper.part == Part::Later || packet.is_to_many() || !is_one_host(&ip.src) {
-        return FAILED;
-    }
-    match turn::<V6>(packet, ip, &upper) {
-        Ok(()) => packet.send_back().unwrap_or(FAILED),
-        Err(Broken) => FAILED,
-    }
+    packet.send_back().unwrap_or(DROP)
 }
 
 /// Turns a segment into a reset (RFC 9293 §3.10.7.1).
@@ -66,7 +58,7 @@ fn turn<const V6: bool>(packet: Skb, ip: &Ip, upper: &Upper) -> Result<(), Broke
         (segment.acknowledgement, 0, tcp::RST)
     } else {
         let headers = upper.offset - ETH_LEN + u32::from(segment.offset >> 4) * 4;
-        let data = ip_len::<V6>(packet).ok_or(Broken)?.saturating_sub(headers);
+        let data = ip_len::<V6>(packet, ip).saturating_sub(headers);
         let len = data
             + u32::from(segment.flags & tcp::SYN != 0)
             + u32::from(segment.flags & tcp::FIN != 0);

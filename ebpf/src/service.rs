@@ -1,250 +1,292 @@
-//! Services for packets that no socket hook has seen: raw sockets, virtual machines, sandboxes with
-//! a network stack of their own, sockets older than the agent.
+//! Services for packets that no socket hook has seen: clients outside, and of the node's own pods
+//! raw sockets, virtual machines, sandboxes with a network stack of their own, sockets older than
+//! the agent.
 //!
-//! Known limit: packets of a pod to a service whose only backend is the pod itself are dropped by the
-//! pod in effect, since they claim to come from its own address. At the socket it works.
+//! What is to become of a packet is decided here, without changing it; [`crate::path`] does it.
 
-use sluice_abi::{Addr, Be16, Counter, FrontendFlags, FrontendKey, Scope, proto};
+use sluice_abi::{Be16, Counter, CtFlags, FrontendFlags, FrontendKey, Scope, proto};
 
 use crate::{
+    calls,
     counters::count,
-    ct::{self, Refused, Side},
-    fragment::{self, Ports},
-    icmp,
-    lb::{self, Choice},
-    nat, node,
-    packet::Packet,
-    parse::{self, Ip, Part, Transport, tcp},
+    ct::{self, Created, Origin, Side},
+    fragment::Ports,
+    lb::{self, Choice, Pick},
+    nat::Rewrite,
+    node,
+    packet::Skb,
+    parse::{Ip, Transport},
 };
 
-/// What became of a packet.
+/// What is to become of a packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// Not translated; none of ours.
-    Untouched,
-    /// Translated.
-    Translated,
+#[repr(u32)]
+pub enum Decision {
+    /// It is none of ours.
+    Leave,
+    /// To be translated; the stack may have it then.
+    Translate,
+    /// To be translated and sent out at once. If that cannot be, the stack may have it as it is: the
+    /// program at the uplink's egress will translate it.
+    Shortcut,
+    /// To be translated and sent on at once: with an address of the node, or of a service, for its
+    /// source the stack would refuse it.
+    Direct,
+    /// Nobody serves it: to be answered, see [`crate::reject`].
+    Reject,
     /// To be dropped; it is counted.
-    Dropped,
-    /// Nobody serves it: to be answered with [`crate::reject::answer`].
-    Rejected,
+    Drop,
 }
 
 /// How often another backend is tried where a flow would clash with another one.
 const ATTEMPTS: u32 = 3;
 
-#[inline(always)]
-fn dropped(reason: Counter) -> Outcome {
-    count(reason);
-    Outcome::Dropped
-}
-
-/// Translates a packet whose destination may be a service.
-#[inline(always)]
-pub fn to_backend<const V6: bool, P: Packet>(packet: P, ip: &mut Ip) -> Outcome {
-    if ip.proto != parse::icmp_proto(V6) {
-        return request::<V6, P>(packet, ip);
-    }
-    match icmp::to_backend::<V6, P>(packet, ip) {
-        // A pod that is its own backend sees the service as its client.
-        Outcome::Untouched => icmp::to_client::<V6, P>(packet, ip),
-        outcome => outcome,
-    }
-}
-
-/// What a step of [`request`] found.
+/// What [`choose`] found.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Step {
-    /// The flow is known, or there is none and none begins.
-    Known,
-    /// A flow begins, or is to get another backend.
-    Begins,
-    /// Nobody serves it.
-    Rejected,
-    /// Not for a service.
-    Untouched,
-    /// It cannot be served; that is counted.
-    Dropped,
-}
-
-/// Each step has a stack of its own: together they would not fit into the kernel's 512 bytes.
-#[inline(always)]
-fn request<const V6: bool, P: Packet>(packet: P, ip: &mut Ip) -> Outcome {
-    let mut transport = Transport::empty();
-    match fragment::transport::<V6, P>(packet, ip, &mut transport) {
-        Ports::Known => {}
-        Ports::Orphan if is_cluster_ip(&ip.dst) => return dropped(Counter::FragmentUnknown),
-        // At an address of the node's, it may be for a process of the node.
-        Ports::Orphan => return Outcome::Untouched,
-        Ports::None if is_cluster_ip(&ip.dst) => return Outcome::Rejected,
-        Ports::None => return Outcome::Untouched,
-    }
-    // All fragments go where the first one went.
-    let mut step = Step::Known;
-    if (transport.proto == proto::UDP || opens_connection(&transport))
-        && transport.part != Part::Later
-    {
-        step = look_up(ip, &transport);
-        if step == Step::Begins {
-            step = open(ip, &transport);
-        }
-    }
-    match step {
-        Step::Known | Step::Begins => send_on::<V6, P>(packet, ip, &transport),
-        Step::Rejected => Outcome::Rejected,
-        Step::Untouched => Outcome::Untouched,
-        Step::Dropped => Outcome::Dropped,
-    }
+#[repr(u32)]
+pub enum Chosen {
+    /// No service is asked.
+    NotService,
+    /// The flow keeps what it has.
+    Kept,
+    /// The flow is to get the backend.
+    Backend,
+    /// The service has no backend.
+    Empty,
+    /// It has none on this node, and wants no other.
+    NoLocal,
+    /// The client may not come.
+    NotAdmitted,
+    /// The list or the backend is not there.
+    Missing,
 }
 
 #[inline(always)]
-fn frontend_key(ip: &Ip, transport: &Transport) -> FrontendKey {
-    FrontendKey {
-        addr: ip.dst,
+fn dropped(reason: Counter) -> Decision {
+    count(reason);
+    Decision::Drop
+}
+
+/// Looks for the service that is asked, and whether the flow has a backend already. Else the pick
+/// says which frontend to choose one of, and under which scope (as its number).
+#[inline(always)]
+pub fn choose(ip: &Ip, transport: &Transport, origin: Origin, pick: &mut Pick) -> Chosen {
+    let mut frontend_key = FrontendKey {
+        addr: node::copy(&ip.dst),
         port: transport.dport,
         proto: transport.proto,
         scope: Scope::Internal as u8,
-    }
-}
-
-/// Whether a service is asked, and whether it has an answer yet.
-#[inline(never)]
-fn look_up(ip: &Ip, transport: &Transport) -> Step {
-    let Some(frontend) = lb::frontend(&frontend_key(ip, transport)) else {
-        // At a ClusterIP, the ports that no service has are rejected too.
-        return if is_cluster_ip(&ip.dst) { Step::Rejected } else { Step::Untouched };
     };
+    let Some(mut frontend) = lb::frontend(&frontend_key) else { return Chosen::NotService };
+    if origin == Origin::Outside && frontend.flags & FrontendFlags::EXTERNAL_DIFFERS != 0 {
+        frontend_key.scope = Scope::External as u8;
+        match lb::frontend(&frontend_key) {
+            Some(external) => frontend = external,
+            // The two became one just now.
+            None => frontend_key.scope = Scope::Internal as u8,
+        }
+    }
+    if frontend.flags & FrontendFlags::SOURCE_RANGES != 0 && !lb::admits(&frontend, &ip.src) {
+        return Chosen::NotAdmitted;
+    }
     let key = ct::key(ip, transport, Side::Client);
-    let Some(entry) = ct::find(&key) else { return Step::Begins };
-    let over = transport.proto == proto::TCP && ct::has_ended(&key, entry);
-    if !over && lb::keeps(&frontend, entry.backend, entry.list) {
-        entry.list = frontend.list;
-        return Step::Known;
+    if let Some(entry) = ct::find(&key) {
+        let over = transport.proto != proto::UDP && ct::has_ended(&key, entry);
+        if !over && lb::keeps(&frontend, entry.backend, entry.list) {
+            entry.list = frontend.list;
+            return Chosen::Kept;
+        }
+        ct::forget_answers(&key, entry);
     }
-    ct::forget_answers(&key, entry);
-    Step::Begins
+    pick.frontend = frontend;
+    pick.number = u32::from(frontend_key.scope);
+    Chosen::Backend
 }
 
-/// Gives the flow a backend.
-#[inline(never)]
-fn open(ip: &Ip, transport: &Transport) -> Step {
-    let key = ct::key(ip, transport, Side::Client);
-    let reason = match choose(&frontend_key(ip, transport), &key, ct::now()) {
-        Ok(()) => return Step::Known,
-        Err(Counter::DropNoBackend) => return Step::Rejected,
-        Err(reason) => reason,
+/// Chooses the backend, after [`choose`] has said that the flow is to get one.
+#[inline(always)]
+pub fn select(ip: &Ip, transport: &Transport, pick: &mut Pick) -> Chosen {
+    let key = FrontendKey {
+        addr: node::copy(&ip.dst),
+        port: transport.dport,
+        proto: transport.proto,
+        scope: pick.number as u8,
     };
-    count(reason);
-    Step::Dropped
-}
-
-/// Writes the backend into the packet.
-#[inline(never)]
-fn send_on<const V6: bool, P: Packet>(packet: P, ip: &mut Ip, transport: &Transport) -> Outcome {
-    // A packet amid a connection needs its entry; one without is left to the stack, which may know
-    // the connection from before.
-    let Some(entry) = ct::find(&ct::key(ip, transport, Side::Client)) else {
-        return Outcome::Untouched;
-    };
-    ct::note(entry, Side::Client, transport.tcp, ct::now());
-    let (addr, port) = (entry.addr, entry.port);
-    fragment::remember(ip, transport);
-    if nat::set_destination::<V6, P>(packet, ip, transport, &addr, port).is_err() {
-        return dropped(Counter::DropRewrite);
+    match lb::select(&key, &lb::Client::address(&ip.src)) {
+        Choice::Picked(found) => {
+            pick.frontend = found.frontend;
+            pick.number = found.number;
+            pick.backend.addr = node::copy(&found.backend.addr);
+            pick.backend.port = found.backend.port;
+            pick.backend.proto = found.backend.proto;
+            pick.backend.flags = found.backend.flags;
+            Chosen::Backend
+        }
+        Choice::Missing => Chosen::Missing,
+        Choice::NotService | Choice::Empty => {
+            if pick.keeps_client() {
+                Chosen::NoLocal
+            } else {
+                Chosen::Empty
+            }
+        }
     }
-    count(Counter::PacketForward);
-    Outcome::Translated
 }
 
-/// Whether every port of the address is a service's (a ClusterIP).
-#[inline(never)]
-fn is_cluster_ip(addr: &Addr) -> bool {
-    let key =
-        FrontendKey { addr: *addr, port: Be16::new(0), proto: 0, scope: Scope::Internal as u8 };
+/// Whether every port of the destination is a service's (a ClusterIP).
+#[inline(always)]
+pub fn is_cluster_ip(ip: &Ip) -> bool {
+    let key = FrontendKey {
+        addr: node::copy(&ip.dst),
+        port: Be16::new(0),
+        proto: 0,
+        scope: Scope::Internal as u8,
+    };
     lb::frontend(&key).is_some_and(|frontend| frontend.flags & FrontendFlags::ANY_PORT != 0)
 }
 
-/// Chooses a backend that the flow can have.
+/// Decides on a packet whose destination may be a service's address, but whose ports are not known.
 #[inline(always)]
-fn choose(frontend: &FrontendKey, key: &sluice_abi::CtKey, now: u64) -> Result<(), Counter> {
-    for _ in 0..ATTEMPTS {
-        let pick = match lb::select(frontend) {
-            Choice::Picked(pick) => pick,
-            Choice::Missing => return Err(Counter::BackendMissing),
-            Choice::NotService | Choice::Empty => return Err(Counter::DropNoBackend),
-        };
-        match ct::create(key, &pick, now) {
-            Ok(()) => {
+pub fn without_ports(ip: &Ip, ports: Ports) -> Decision {
+    if !calls::is_cluster_ip(ip) {
+        // It may be for a process of the node.
+        return Decision::Leave;
+    }
+    if ports == Ports::Orphan { dropped(Counter::FragmentUnknown) } else { Decision::Reject }
+}
+
+/// Decides on a packet whose destination may be a service's address.
+#[inline(always)]
+pub fn request<const V6: bool>(
+    packet: Skb,
+    ip: &Ip,
+    transport: &Transport,
+    origin: Origin,
+    to: &mut Rewrite,
+) -> Decision {
+    if transport.may_open() {
+        let mut pick = Pick::none();
+        let mut created = Created::Clash;
+        for _ in 0..ATTEMPTS {
+            let mut chosen = calls::choose(ip, transport, origin, &mut pick);
+            if chosen == Chosen::Backend {
+                chosen = calls::select(ip, transport, &mut pick);
+            }
+            match chosen {
+                // At a ClusterIP, the ports that no service has are rejected too.
+                Chosen::NotService if calls::is_cluster_ip(ip) => return Decision::Reject,
+                Chosen::NotService => return Decision::Leave,
+                Chosen::Kept => {
+                    created = Created::Yes;
+                    break;
+                }
+                Chosen::Backend => {}
+                Chosen::Empty => return Decision::Reject,
+                Chosen::NoLocal => return dropped(Counter::DropNoLocal),
+                Chosen::NotAdmitted => return dropped(Counter::DropSourceRange),
+                Chosen::Missing => return dropped(Counter::BackendMissing),
+            }
+            created = calls::create::<V6>(packet, ip, transport, &pick, origin);
+            if created == Created::Yes {
                 node::conntrack_is_used();
                 count(Counter::FlowCreated);
-                return Ok(());
             }
-            Err(Refused::Full) => return Err(Counter::DropConntrackFull),
-            Err(Refused::Clash) => {}
+            if created != Created::Clash {
+                break;
+            }
+        }
+        if let Some(reason) = reason(created) {
+            return dropped(reason);
         }
     }
-    Err(Counter::DropFlowClash)
+
+    // A packet amid a connection needs its entry; one without is left to the stack, which may know
+    // the connection from before.
+    let key = ct::key(ip, transport, Side::Client);
+    let Some(entry) = ct::find(&key) else { return Decision::Leave };
+    ct::note(entry, Side::Client, transport.tcp, ct::now());
+    to.dst = node::copy(&entry.addr);
+    to.dport = entry.port;
+    count(if origin == Origin::Outside { Counter::UplinkForward } else { Counter::PacketForward });
+    if entry.flags & CtFlags::SNAT == 0 {
+        return Decision::Translate;
+    }
+    to.src = node::copy(&entry.nat_addr);
+    to.sport = entry.nat_port;
+    Decision::Direct
 }
 
-/// A packet that was not translated leaves a pod. Call only once flows are translated at all.
-///
-/// `delivered`: it will not pass the program at the receiver's host side, so that one's work is
-/// done here.
+/// Why a flow could not be made, if it could not.
 #[inline(always)]
-pub fn from_pod<const V6: bool, P: Packet>(packet: P, ip: &mut Ip, delivered: bool) -> Outcome {
-    if ip.proto != parse::icmp_proto(V6) {
-        return other::<V6, P>(packet, ip, delivered);
+pub fn reason(created: Created) -> Option<Counter> {
+    match created {
+        Created::Yes => None,
+        Created::Full => Some(Counter::DropConntrackFull),
+        Created::Clash => Some(Counter::DropFlowClash),
+        Created::NoPort => Some(Counter::DropSnatExhausted),
     }
-    if delivered { icmp::to_client::<V6, P>(packet, ip) } else { Outcome::Untouched }
 }
 
-#[inline(never)]
-fn other<const V6: bool, P: Packet>(packet: P, ip: &Ip, delivered: bool) -> Outcome {
-    let mut transport = Transport::empty();
-    if fragment::transport::<V6, P>(packet, ip, &mut transport) != Ports::Known {
-        return Outcome::Untouched;
-    }
-    if opens_connection(&transport) {
-        ct::supersede(ip, &transport, ct::now());
-        // What opens a connection is no answer.
-        return Outcome::Untouched;
-    }
-    if delivered { answer::<V6, P>(packet, ip, &transport) } else { Outcome::Untouched }
+/// Where an answer is now.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Place {
+    /// It leaves a pod, and goes past no other program: to a pod by the fast path.
+    PodToPod,
+    /// It leaves a pod; what is for clients outside may be sent out at once.
+    PodFast,
+    /// It leaves a pod for the stack.
+    Pod,
+    /// It arrives at a pod.
+    AtPod,
+    /// It arrives from outside at the node's own address.
+    FromOutside,
+    /// It leaves the node.
+    ToOutside,
 }
 
+/// What is to become of a packet to the client of a flow whose reverse entry has the flags, and how
+/// it is counted. `None` if it is another program's business.
 #[inline(always)]
-const fn opens_connection(transport: &Transport) -> bool {
-    transport.tcp & (tcp::SYN | tcp::ACK | tcp::RST | tcp::FIN) == tcp::SYN
+pub fn way_back(flags: u16, place: Place) -> Option<(Decision, Counter)> {
+    let masked = flags & CtFlags::SNAT != 0;
+    let way = match place {
+        // At the node's own address, or at a service's, nobody else would take it.
+        Place::PodToPod | Place::PodFast | Place::Pod if masked => {
+            (Decision::Direct, Counter::PacketReverse)
+        }
+        Place::PodFast if flags & CtFlags::EXTERNAL != 0 => {
+            (Decision::Shortcut, Counter::UplinkReverse)
+        }
+        Place::PodToPod | Place::AtPod if !masked => (Decision::Translate, Counter::PacketReverse),
+        Place::ToOutside if !masked && flags & CtFlags::EXTERNAL != 0 => {
+            (Decision::Translate, Counter::UplinkReverse)
+        }
+        Place::FromOutside if flags & CtFlags::MASQUERADE != 0 => {
+            (Decision::Translate, Counter::Masqueraded)
+        }
+        Place::FromOutside if masked => (Decision::Direct, Counter::UplinkReverse),
+        _ => return None,
+    };
+    Some(way)
 }
 
-/// Gives a backend's answer the service's address.
+/// Decides on a packet that may be a backend's answer.
 #[inline(always)]
-pub fn to_client<const V6: bool, P: Packet>(packet: P, ip: &mut Ip) -> Outcome {
-    if ip.proto == parse::icmp_proto(V6) {
-        return icmp::to_client::<V6, P>(packet, ip);
-    }
-    received::<V6, P>(packet, ip)
-}
-
-#[inline(never)]
-fn received<const V6: bool, P: Packet>(packet: P, ip: &Ip) -> Outcome {
-    let mut transport = Transport::empty();
-    if fragment::transport::<V6, P>(packet, ip, &mut transport) != Ports::Known {
-        return Outcome::Untouched;
-    }
-    answer::<V6, P>(packet, ip, &transport)
-}
-
-#[inline(always)]
-fn answer<const V6: bool, P: Packet>(packet: P, ip: &Ip, transport: &Transport) -> Outcome {
+pub fn answer(ip: &Ip, transport: &Transport, place: Place, to: &mut Rewrite) -> Decision {
     let key = ct::key(ip, transport, Side::Backend);
-    let Some(entry) = ct::find(&key) else { return Outcome::Untouched };
+    let Some(entry) = ct::find(&key) else { return Decision::Leave };
+    let Some((decision, counter)) = way_back(entry.flags, place) else { return Decision::Leave };
+    let masked = entry.flags & CtFlags::SNAT != 0;
     ct::note(entry, Side::Backend, transport.tcp, ct::now());
-    let (addr, port) = (entry.addr, entry.port);
-    fragment::remember(ip, transport);
-    if nat::set_source::<V6, P>(packet, ip, transport, &addr, port).is_err() {
-        return dropped(Counter::DropRewrite);
+    to.src = node::copy(&entry.addr);
+    to.sport = entry.port;
+    if masked {
+        to.dst = node::copy(&entry.nat_addr);
+        to.dport = entry.nat_port;
     }
-    count(Counter::PacketReverse);
-    Outcome::Translated
+    if counter != Counter::Masqueraded {
+        count(counter);
+    }
+    decision
 }

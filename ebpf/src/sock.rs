@@ -12,13 +12,14 @@ use aya_ebpf::{
     programs::{SockAddrContext, SockContext},
 };
 use sluice_abi::{
-    Addr, Be16, Counter, FrontendKey, PORTS_PER_ELEMENT, PeerFlags, PeerKey, Scope, SockPeer, proto,
+    Addr, Be16, Counter, Frontend, FrontendFlags, FrontendKey, NodePortKey, PORTS_PER_ELEMENT,
+    PeerFlags, PeerKey, Scope, SockPeer, proto,
 };
 
 use crate::{
     counters::count,
-    lb::{self, Choice, Pick},
-    maps::{BACKEND_PORTS, SOCK_PEERS, UDP_PEERS},
+    lb::{self, Choice, Client, Pick},
+    maps::{BACKEND_PORTS, SOCK_PEERS, UDP_PEERS, UDP_SOCKS},
     node,
 };
 
@@ -27,8 +28,10 @@ pub const PROCEED: i32 = 1;
 /// Verdict: the call fails, with what `bpf_set_retval` was told.
 const REFUSE: i32 = 0;
 
-/// `ECONNREFUSED` of every architecture that eBPF runs on, except MIPS and SPARC.
+// Numbers of every architecture that eBPF runs on, except MIPS and SPARC.
+const EADDRINUSE: i32 = 98;
 const ECONNREFUSED: i32 = 111;
+const EHOSTUNREACH: i32 = 113;
 
 /// `bpf_sock.state` of a socket that is connected.
 const TCP_ESTABLISHED: u32 = 1;
@@ -109,13 +112,23 @@ impl<const V6: bool> Sock<'_, V6> {
         unsafe { bpf_get_socket_cookie(self.0.as_ptr()) }
     }
 
+    /// Cookie of the socket's network namespace: stands for the pod, or for the node.
+    #[inline(always)]
+    fn netns(&self) -> u64 {
+        // SAFETY: the context is what the helper expects.
+        unsafe { bpf_get_netns_cookie(self.0.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn client(&self) -> Client {
+        Client::namespace(self.netns())
+    }
+
     /// Whether the address is none for services, whatever frontends there are: that of a pod's own
     /// loopback. NodePorts are served on the node's.
     #[inline(always)]
     fn is_private(&self, addr: &Addr) -> bool {
-        // SAFETY: the context is what the helper expects.
-        addr.is_loopback()
-            && unsafe { bpf_get_netns_cookie(self.0.as_ptr()) } != node::state().netns
+        addr.is_loopback() && self.netns() != node::state().netns
     }
 
     /// Forgets the service that the socket was connected to.
@@ -125,24 +138,47 @@ impl<const V6: bool> Sock<'_, V6> {
     #[inline(always)]
     fn forget(&self, proto: u8) {
         if proto == proto::UDP {
-            let _ = SOCK_PEERS.remove(self.cookie());
+            let _ = UDP_SOCKS.remove(self.cookie());
         }
     }
 
     /// Remembers the service that the socket is connected to, until it is closed.
     #[inline(always)]
-    fn remember(&self, peer: &SockPeer) {
+    fn remember(&self, proto: u8, peer: &SockPeer) {
         mark_port(peer.backend_port);
-        if SOCK_PEERS.insert(self.cookie(), peer, 0).is_err() {
+        let cookie = self.cookie();
+        let inserted = if proto == proto::UDP {
+            UDP_SOCKS.insert(cookie, peer, 0)
+        } else {
+            SOCK_PEERS.insert(cookie, peer, 0)
+        };
+        if inserted.is_err() {
             count(Counter::SockPeerLost);
         }
     }
 
     #[inline(always)]
-    fn connected_peer(&self) -> Option<&SockPeer> {
+    fn connected_peer(&self, proto: u8) -> Option<&SockPeer> {
+        let cookie = self.cookie();
         // SAFETY: the entry lives until the socket is closed or connected elsewhere. Should another
         // thread do that right now, what is read is compared with the address that the socket has.
-        unsafe { SOCK_PEERS.get(self.cookie()) }
+        unsafe { if proto == proto::UDP { UDP_SOCKS.get(cookie) } else { SOCK_PEERS.get(cookie) } }
+    }
+
+    /// What becomes of a socket at a frontend that may be meant for certain clients only.
+    #[inline(always)]
+    fn access(&self, frontend: &Frontend, addr: &Addr) -> Access {
+        if frontend.flags & FrontendFlags::SOURCE_RANGES == 0 {
+            return Access::Granted;
+        }
+        if self.netns() != node::state().netns {
+            return Access::PerPacket;
+        }
+        if lb::admits(frontend, &node::own_address(addr.is_v4())) {
+            Access::Granted
+        } else {
+            Access::Denied
+        }
     }
 
     /// Shows the service instead of the backend.
@@ -156,16 +192,33 @@ impl<const V6: bool> Sock<'_, V6> {
     }
 }
 
+/// See [`Sock::access`].
+enum Access {
+    /// The client may come.
+    Granted,
+    /// The client is a pod. What address its packets have is known only once they leave it, so they
+    /// are looked at one by one there.
+    PerPacket,
+    /// The client may not come.
+    Denied,
+}
+
+/// The call fails with that error, and not with the `EPERM` of a program that says no.
 #[inline(always)]
-fn refuse(counter: Counter) -> i32 {
+fn fail(errno: i32, counter: Counter) -> i32 {
     count(counter);
     // SAFETY: a negative errno is what the helper expects.
-    let _ = unsafe { bpf_set_retval(-ECONNREFUSED) };
+    let _ = unsafe { bpf_set_retval(-errno) };
     REFUSE
 }
 
 #[inline(always)]
-fn peer_of(addr: Addr, port: Be16, pick: &Pick) -> SockPeer {
+fn refuse(counter: Counter) -> i32 {
+    fail(ECONNREFUSED, counter)
+}
+
+#[inline(always)]
+fn peer_of(addr: Addr, port: Be16, pick: &Pick, netns: u64) -> SockPeer {
     SockPeer {
         addr,
         backend_addr: pick.backend.addr,
@@ -174,6 +227,7 @@ fn peer_of(addr: Addr, port: Be16, pick: &Pick) -> SockPeer {
         service: pick.frontend.service,
         backend: pick.number,
         list: pick.frontend.list,
+        netns,
     }
 }
 
@@ -189,15 +243,29 @@ pub fn connect<const V6: bool>(context: &SockAddrContext) -> i32 {
     }
     let port = sock.port();
     let key = FrontendKey { addr, port, proto, scope: Scope::Internal as u8 };
-    match lb::select(&key) {
+    match lb::select_by(&key, || sock.client()) {
         Choice::NotService => {
             sock.forget(proto);
+            // To connect a datagram socket to port 0 is to ask for a route, as resolvers do that
+            // put addresses in order.
+            let asks_for_route = proto == proto::UDP && port.get() == 0;
+            if !asks_for_route && lb::rejects_other_ports(&addr) {
+                return refuse(Counter::SockRejected);
+            }
             PROCEED
         }
         Choice::Empty => refuse(Counter::SockRejected),
         Choice::Missing => refuse(Counter::BackendMissing),
         Choice::Picked(pick) => {
-            sock.remember(&peer_of(addr, port, &pick));
+            match sock.access(&pick.frontend, &addr) {
+                Access::Granted => {}
+                Access::PerPacket => {
+                    sock.forget(proto);
+                    return PROCEED;
+                }
+                Access::Denied => return fail(EHOSTUNREACH, Counter::DropSourceRange),
+            }
+            sock.remember(proto, &peer_of(addr, port, &pick, sock.netns()));
             sock.set(&pick.backend.addr, pick.backend.port);
             count(Counter::SockConnect);
             PROCEED
@@ -220,7 +288,18 @@ pub fn sendmsg<const V6: bool>(context: &SockAddrContext) -> i32 {
     let Some(proto) = sock.proto() else { return PROCEED };
     let port = sock.port();
     let frontend_key = FrontendKey { addr, port, proto, scope: Scope::Internal as u8 };
-    let Some(frontend) = lb::frontend(&frontend_key) else { return PROCEED };
+    let Some(frontend) = lb::frontend(&frontend_key) else {
+        return if lb::rejects_other_ports(&addr) {
+            refuse(Counter::SockRejected)
+        } else {
+            PROCEED
+        };
+    };
+    match sock.access(&frontend, &addr) {
+        Access::Granted => {}
+        Access::PerPacket => return PROCEED,
+        Access::Denied => return fail(EHOSTUNREACH, Counter::DropSourceRange),
+    }
 
     let cookie = sock.cookie();
     let mut key = PeerKey { cookie, addr, port, proto, flags: PeerFlags::SERVICE, reserved: 0 };
@@ -236,11 +315,11 @@ pub fn sendmsg<const V6: bool>(context: &SockAddrContext) -> i32 {
             peer.list = frontend.list;
             (peer, moved)
         }
-        _ => match lb::select(&frontend_key) {
+        _ => match lb::select_by(&frontend_key, || sock.client()) {
             Choice::NotService => return PROCEED,
             Choice::Empty => return refuse(Counter::SockRejected),
             Choice::Missing => return refuse(Counter::BackendMissing),
-            Choice::Picked(pick) => (peer_of(addr, port, &pick), true),
+            Choice::Picked(pick) => (peer_of(addr, port, &pick, 0), true),
         },
     };
     if changed {
@@ -271,7 +350,7 @@ pub fn recvmsg<const V6: bool>(context: &SockAddrContext) {
     let addr = sock.addr();
     let port = sock.port();
     if sock.is_connected() {
-        if let Some(peer) = sock.connected_peer() {
+        if let Some(peer) = sock.connected_peer(proto::UDP) {
             if sock.unmask(peer, &addr, port) {
                 return;
             }
@@ -294,7 +373,8 @@ pub fn getpeername<const V6: bool>(context: &SockAddrContext) {
     if !is_backend_port(port) {
         return;
     }
-    if let Some(peer) = sock.connected_peer() {
+    let Some(proto) = sock.proto() else { return };
+    if let Some(peer) = sock.connected_peer(proto) {
         sock.unmask(peer, &sock.addr(), port);
     }
 }
@@ -310,7 +390,43 @@ pub fn release(context: &SockContext) {
     }
     // SAFETY: the context is what the helper expects.
     let cookie = unsafe { bpf_get_socket_cookie(context.as_ptr()) };
-    let _ = SOCK_PEERS.remove(cookie);
+    if protocol(context) == u32::from(proto::UDP) {
+        let _ = UDP_SOCKS.remove(cookie);
+    } else {
+        let _ = SOCK_PEERS.remove(cookie);
+    }
+}
+
+#[inline(always)]
+fn protocol(context: &SockContext) -> u32 {
+    // SAFETY: the context is valid while the program runs; the verifier allows this read.
+    unsafe { ptr::read_volatile(&raw const (*context.sock).protocol) }
+}
+
+/// `bind(2)`, once the socket has its port: a process of the node does not get one that a Service
+/// has there. What is sent to it would go to the Service.
+///
+/// The kernel does not say whether the port was asked for or picked (`bind` to port 0), nor does it
+/// pick another one when this says no: a range of NodePorts that overlaps the kernel's
+/// (`net.ipv4.ip_local_port_range`) fails such calls now and then. `connect` without `bind` does
+/// not come here.
+#[inline(always)]
+pub fn post_bind(context: &SockContext) -> i32 {
+    let proto = match protocol(context) {
+        6 => proto::TCP,
+        17 => proto::UDP,
+        _ => return PROCEED,
+    };
+    // SAFETY: as above; the field is in the host's byte order.
+    let port = unsafe { ptr::read_volatile(&raw const (*context.sock).src_port) };
+    if !node::is_node_port(&NodePortKey { port: Be16::new(port as u16), proto, reserved: 0 }) {
+        return PROCEED;
+    }
+    // SAFETY: the context is what the helper expects.
+    if unsafe { bpf_get_netns_cookie(context.as_ptr()) } != node::state().netns {
+        return PROCEED;
+    }
+    fail(EADDRINUSE, Counter::BindRefused)
 }
 
 #[inline(always)]

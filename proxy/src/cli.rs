@@ -69,6 +69,11 @@ pub struct SluicedArgs {
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
     pub socket_lb: bool,
 
+    /// Reset TCP connections of this node's sockets to an endpoint of a Service once the endpoint is
+    /// gone (not while it is terminating). Connected UDP sockets are always woken.
+    #[arg(long, default_value_t = false, action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub reset_deleted_endpoint_connections: bool,
+
     /// Attach to the pods that sluice-cni made: balance what did not pass a socket hook.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
     pub pod_programs: bool,
@@ -152,7 +157,8 @@ pub struct SizeArgs {
     /// Names of Service ports, for people who read the maps.
     #[arg(long, default_value_t = 16_384, value_name = "N")]
     pub map_size_names: u32,
-    /// Sockets connected to a Service; beyond that, sockets name their backend as the peer.
+    /// Sockets connected to a Service, so many streams and so many datagram sockets; beyond that,
+    /// sockets name their backend as the peer.
     #[arg(long, default_value_t = 131_072, value_name = "N")]
     pub map_size_sock_peers: u32,
     /// Entries for datagram sockets that are not connected: two a conversation.
@@ -167,6 +173,9 @@ pub struct SizeArgs {
     /// Ranges of clients that Services admit (loadBalancerSourceRanges), for each Service port.
     #[arg(long, default_value_t = 16_384, value_name = "N")]
     pub map_size_source_ranges: u32,
+    /// Ports of the node that Services are served at, for each protocol.
+    #[arg(long, default_value_t = 16_384, value_name = "N")]
+    pub map_size_node_ports: u32,
 }
 
 /// Flags of `proxyctl`.
@@ -218,6 +227,9 @@ pub enum Noun {
     /// Flows that are translated packet by packet.
     #[command(subcommand, alias = "ct")]
     Conntrack(ListVerb),
+    /// Clients of Services with session affinity, and the backend that each keeps.
+    #[command(subcommand)]
+    Affinity(ListVerb),
     /// Pods of this node.
     #[command(subcommand, alias = "ep", visible_alias = "endpoints")]
     Endpoint(ListVerb),

@@ -11,6 +11,7 @@
 //! | [`node_ports`] | which addresses NodePorts are served on |
 //! | [`health`] | health checks and metrics over HTTP |
 //! | [`routes`] | host-gw routes to the other nodes |
+//! | [`wake`] | sockets whose backend is gone |
 //! | [`view`] | rows that people and scripts read, from a dump of the kernel's maps |
 
 pub mod agent;
@@ -23,3 +24,4 @@ pub mod health;
 pub mod node_ports;
 pub mod routes;
 pub mod view;
+pub mod wake;

@@ -12,11 +12,12 @@ use std::{
 use anyhow::{Context, Result};
 use aya::{
     TestRun as _, TestRunOptions,
+    maps::MapData,
     programs::{ProgramError, SchedClassifier},
 };
 use sluice_abi::{
-    Addr, Backend, Be16, Counter, Endpoint, Frontend, FrontendFlags, FrontendKey, SLOTS_PER_CHUNK,
-    Scope, ServiceName, SlotKey, Slots, programs, vip_filter_bit,
+    ABI_VERSION, Addr, Backend, Be16, Counter, Endpoint, Frontend, FrontendFlags, FrontendKey,
+    SLOTS_PER_CHUNK, Scope, ServiceName, SlotKey, Slots, programs, vip_filter_bit,
 };
 use sluice_plan::{MapOp, Tables};
 use sluice_proxy::dataplane::{Config, Dataplane, MapSizes};
@@ -50,6 +51,7 @@ pub const SMALL: MapSizes = MapSizes {
     endpoints: 256,
     affinity: 1024,
     source_ranges: 1024,
+    node_ports: 1024,
 };
 
 /// A dataplane with pins of its own, and services in it.
@@ -180,8 +182,8 @@ impl Lab {
                 service,
                 list,
                 count: u32::try_from(numbers.len())?,
-                flags: FrontendFlags::CLUSTER_IP,
-                affinity_secs: 0,
+                flags: old.map_or(FrontendFlags::CLUSTER_IP, |old| old.flags),
+                affinity_secs: old.map_or(0, |old| old.affinity_secs),
             },
         ));
         self.apply(&ops)?;
@@ -205,6 +207,24 @@ impl Lab {
                 Frontend { service, list, count: 0, flags, affinity_secs: 0 },
             ),
         ])
+    }
+
+    /// Changes what a frontend says beside its backends: affinity, flags. It keeps that when
+    /// [`Lab::service`] gives it other backends.
+    ///
+    /// # Errors
+    /// There is no such frontend, or as [`Lab::apply`].
+    pub fn adjust(
+        &mut self,
+        frontend: &str,
+        proto: u8,
+        change: impl FnOnce(&mut Frontend),
+    ) -> Result<()> {
+        let key = frontend_key(frontend, proto);
+        let found = self.tables.frontends.get(&key).copied();
+        let mut value = found.with_context(|| format!("no frontend {frontend}"))?;
+        change(&mut value);
+        self.apply(&[MapOp::PutFrontend(key, value)])
     }
 
     /// Deletes a service.
@@ -237,6 +257,15 @@ impl Lab {
             .map(|number| MapOp::DeleteBackend(*number))
             .collect();
         self.apply(&ops)
+    }
+
+    /// A map of the dataplane's, for tests that write what the agent or a program would.
+    ///
+    /// # Errors
+    /// It is not pinned.
+    pub fn map(&self, name: &str) -> Result<MapData> {
+        let path = self.root().join(format!("v{ABI_VERSION}/maps")).join(name);
+        MapData::from_pin(&path).with_context(|| path.display().to_string())
     }
 
     /// Says that a pod of this node has the address.

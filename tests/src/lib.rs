@@ -39,6 +39,7 @@ pub mod pod;
 pub mod process;
 pub mod root;
 pub mod shop;
+pub mod stress;
 pub mod sweep;
 pub mod wait;
 

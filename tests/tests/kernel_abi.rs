@@ -34,8 +34,7 @@ fn expected(map: &str) -> (Expected, Expected) {
     // The programs' library has the length and the rest of such a key.
     let prefix =
         |size: usize| Expected { size: size as u32, members: vec![("prefix_len", 0), ("data", 4)] };
-    let sock_peer =
-        || expected!(SockPeer: addr, backend_addr, port, backend_port, service, backend, list);
+    let sock_peer = || expected!(SockPeer: addr, backend_addr, port, backend_port, service, backend, list, netns);
     match map {
         maps::FRONTENDS => (
             expected!(FrontendKey: addr, port, proto, scope),
@@ -50,7 +49,7 @@ fn expected(map: &str) -> (Expected, Expected) {
             expected!(CtEntry: last_seen, addr, port, flags, service, backend, list, nat_addr,
                 nat_port, reserved, reserved2),
         ),
-        maps::SOCK_PEERS => (wide_number(), sock_peer()),
+        maps::SOCK_PEERS | maps::UDP_SOCKS => (wide_number(), sock_peer()),
         maps::BACKEND_PORTS => {
             (number(), Expected { size: size_of::<PortMarks>() as u32, members: Vec::new() })
         }
@@ -126,6 +125,7 @@ fn sizes_in_the_object_are_the_defaults_of_the_agent() {
         (maps::CONNTRACK, sizes.conntrack),
         (maps::UDP_PEERS, sizes.udp_peers),
         (maps::SOCK_PEERS, sizes.sock_peers),
+        (maps::UDP_SOCKS, sizes.sock_peers),
         (maps::ENDPOINTS, sizes.endpoints),
         (maps::AFFINITY, sizes.affinity),
         (maps::SOURCE_RANGES, sizes.source_ranges),

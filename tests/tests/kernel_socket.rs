@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use sluice_abi::{ABI_VERSION, Counter, maps, programs, proto};
+use sluice_proxy::dataplane::SocketKind;
 use sluice_tests::{
     kernel::{Lab, isolated},
     netns::NetNs,
@@ -90,11 +91,18 @@ fn sockets_are_forgotten_when_they_are_closed() -> Result<()> {
             (0..10).map(|_| TcpStream::connect(VIP)).collect::<io::Result<_>>()?;
         let datagrams = udp_client("127.0.0.1:0")?;
         datagrams.connect(VIP)?;
-        assert_eq!(lab.dataplane.view().sock_peers()?.len(), 11);
+        let remembered = |kind| lab.dataplane.view().sock_peers(kind);
+        assert_eq!(remembered(SocketKind::Stream)?.len(), 10);
+        assert_eq!(remembered(SocketKind::Datagram)?.len(), 1);
         datagrams.connect(&*udp_backend)?;
-        assert_eq!(lab.dataplane.view().sock_peers()?.len(), 10);
+        assert_eq!(remembered(SocketKind::Datagram)?, vec![]);
+        assert_eq!(remembered(SocketKind::Stream)?.len(), 10);
         drop(streams);
-        assert_eq!(lab.dataplane.view().sock_peers()?, vec![]);
+        assert_eq!(remembered(SocketKind::Stream)?, vec![]);
+        datagrams.connect(VIP)?;
+        assert_eq!(remembered(SocketKind::Datagram)?.len(), 1);
+        drop(datagrams);
+        assert_eq!(remembered(SocketKind::Datagram)?, vec![]);
         assert_eq!(lab.count(Counter::SockPeerLost), 0);
         Ok(())
     })
@@ -108,7 +116,7 @@ fn connections_work_when_no_more_peers_can_be_remembered() -> Result<()> {
         lab.dataplane.attach_cgroup()?;
         let (server, backend) = udp_server("127.0.0.1:0")?;
         lab.service(VIP, proto::UDP, &[&backend])?;
-        let most = lab.dataplane.view().size(maps::SOCK_PEERS).context("its size is known")?;
+        let most = lab.dataplane.view().size(maps::UDP_SOCKS).context("its size is known")?;
         let mut sockets = Vec::new();
         nix::sys::resource::setrlimit(
             nix::sys::resource::Resource::RLIMIT_NOFILE,

@@ -22,6 +22,8 @@ fn wanted(key: &Key, boot: &str) -> Record {
         pod_namespace: String::new(),
         pod_name: String::new(),
         pod_uid: String::new(),
+        host_ports: Vec::new(),
+        created: 0,
         boot_id: boot.into(),
     }
 }

@@ -19,6 +19,8 @@ fn record() -> Record {
         pod_namespace: String::new(),
         pod_name: String::new(),
         pod_uid: String::new(),
+        host_ports: Vec::new(),
+        created: 0,
         boot_id: "b".into(),
     }
 }

@@ -11,7 +11,7 @@ pub struct AffinityKey {
     pub client: Addr,
     /// Number of the service port.
     pub service: u32,
-    /// [`AffinityKey::COOKIE`] or 0.
+    /// Bits: [`AffinityKey::COOKIE`], [`AffinityKey::V6`].
     pub flags: u32,
 }
 
@@ -20,8 +20,11 @@ abi!(AffinityKey, size 24, align 4, fields [0 => client: Addr, 16 => service: u3
 impl AffinityKey {
     /// The client is a network namespace's cookie.
     pub const COOKIE: u32 = 1 << 0;
+    /// It came to an IPv6 address of the service. A client has a backend for each family: their
+    /// lists have no backend in common.
+    pub const V6: u32 = 1 << 1;
 
-    /// The key of sockets in a network namespace.
+    /// The key of sockets in a network namespace that go to an IPv4 address.
     #[inline(always)]
     pub const fn of_namespace(cookie: u64, service: u32) -> Self {
         Self {

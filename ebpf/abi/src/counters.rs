@@ -8,7 +8,8 @@ pub enum Counter {
     SockConnect = 0,
     /// A datagram of an unconnected socket was sent to a backend.
     SockSendmsg = 1,
-    /// A connect or datagram to a service without backends was refused.
+    /// A connect or datagram to a service without backends, or to a port that a ClusterIP does not
+    /// have, was refused.
     SockRejected = 2,
     /// A frontend named a backend list or a backend that was not there, after a second look.
     BackendMissing = 3,

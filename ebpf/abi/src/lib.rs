@@ -66,12 +66,16 @@ pub mod maps {
     pub const VIP_FILTER: &str = "VIP_FILTER";
     /// LRU hash: [`CtKey`](crate::CtKey) to [`CtEntry`](crate::CtEntry).
     pub const CONNTRACK: &str = "CONNTRACK";
-    /// Hash: socket cookie (`u64`) to [`SockPeer`](crate::SockPeer), sockets connected to a service.
+    /// Hash: socket cookie (`u64`) to [`SockPeer`](crate::SockPeer), stream sockets connected to a
+    /// service.
     ///
     /// Not socket storage: that costs a connection four times as much (Linux 6.18).
     pub const SOCK_PEERS: &str = "SOCK_PEERS";
+    /// The same for datagram sockets that are connected to a service. They are few, and looked
+    /// through whenever a backend goes, so they are not among the streams.
+    pub const UDP_SOCKS: &str = "UDP_SOCKS";
     /// Array of 1,024 times 64 bytes, a byte a port: not 0 once a socket was connected to a backend
-    /// with that port. Spares all other sockets the lookup in [`SOCK_PEERS`]. The programs write it.
+    /// with that port. Spares all other sockets the lookup of its cookie. The programs write it.
     pub const BACKEND_PORTS: &str = "BACKEND_PORTS";
     /// LRU hash: [`PeerKey`](crate::PeerKey) to [`SockPeer`](crate::SockPeer) for unconnected
     /// datagram sockets.
@@ -102,7 +106,7 @@ pub mod maps {
     pub const COUNTERS: &str = "COUNTERS";
 
     /// Every map, in no particular order.
-    pub const ALL: [&str; 19] = [
+    pub const ALL: [&str; 20] = [
         FRONTENDS,
         SLOTS,
         BACKENDS,
@@ -110,6 +114,7 @@ pub mod maps {
         VIP_FILTER,
         CONNTRACK,
         SOCK_PEERS,
+        UDP_SOCKS,
         BACKEND_PORTS,
         UDP_PEERS,
         ENDPOINTS,

@@ -21,9 +21,12 @@ pub struct SockPeer {
     /// Number of the backend list that the backend was last found in. While the frontend still
     /// names this list, the backend need not be looked for again.
     pub list: u32,
+    /// Cookie of the socket's network namespace (`SO_NETNS_COOKIE`): where it is found should its
+    /// backend go. 0 for a socket that is not connected.
+    pub netns: u64,
 }
 
-abi!(SockPeer, size 48, align 4, fields [0 => addr: Addr, 16 => backend_addr: Addr, 32 => port: Be16, 34 => backend_port: Be16, 36 => service: u32, 40 => backend: u32, 44 => list: u32]);
+abi!(SockPeer, size 56, align 8, fields [0 => addr: Addr, 16 => backend_addr: Addr, 32 => port: Be16, 34 => backend_port: Be16, 36 => service: u32, 40 => backend: u32, 44 => list: u32, 48 => netns: u64]);
 
 /// Ports in one element of [`BACKEND_PORTS`](crate::maps::BACKEND_PORTS): one cache line.
 pub const PORTS_PER_ELEMENT: u32 = 64;

@@ -91,6 +91,9 @@ pub struct Service {
     pub ingress: Vec<LoadBalancerIngress>,
     /// `loadBalancerSourceRanges`.
     pub source_ranges: Vec<IpNet>,
+    /// The entries of `loadBalancerSourceRanges` that are no CIDRs, by their index: they must not
+    /// open what the others were to close.
+    pub bad_source_ranges: Vec<(usize, String)>,
     /// `sessionAffinity: ClientIP` with its `timeoutSeconds`.
     pub affinity_secs: Option<u32>,
     /// `externalTrafficPolicy`.

@@ -5,11 +5,12 @@ use std::fmt::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
 
 use sluice_abi::{
-    Addr, Backend, Be16, Frontend, FrontendFlags, FrontendKey, Scope, ServiceName, Slots,
-    vip_filter_bit,
+    Addr, Backend, BackendFlags, Be16, Frontend, FrontendFlags, FrontendKey, NodePortKey, Scope,
+    ServiceName, Slots, SourceRangeKey, vip_filter_bit,
 };
 use sluice_model::Protocol;
 
+use crate::frontends::is_any_port;
 use crate::{MapOp, Tables, filter, lists};
 
 impl Tables {
@@ -29,6 +30,12 @@ impl Tables {
         for (number, name) in &self.names {
             line(&mut out, format_args!("name {number} {}", Name(name)));
         }
+        for key in self.sorted_ranges() {
+            line(&mut out, format_args!("admit {} {}", key.service, Clients(key)));
+        }
+        for (key, service) in self.sorted_node_ports() {
+            line(&mut out, format_args!("node-port {} service {service}", Port(key)));
+        }
         for (word, bits) in &self.vip_filter {
             line(&mut out, format_args!("filter {word} {bits:#018x}"));
         }
@@ -40,20 +47,35 @@ impl Tables {
     pub fn canonical(&self) -> String {
         let mut out = String::new();
         let lists = lists::by_list(&self.slots);
+        let mut ranges: BTreeMap<u32, Vec<&SourceRangeKey>> = BTreeMap::new();
+        for key in self.sorted_ranges() {
+            ranges.entry(key.service).or_default().push(key);
+        }
         for (key, frontend) in self.sorted_frontends() {
+            let has = |flag: u32| frontend.flags & flag != 0;
             let name = match self.names.get(&frontend.service) {
-                Some(name) => Name(name).to_string(),
-                None => "?".to_owned(),
+                Some(name) => format!(" {}", Name(name)),
+                None if has(FrontendFlags::ANY_PORT) && frontend.service == 0 => String::new(),
+                None => " ?".to_owned(),
             };
-            line(&mut out, format_args!("{} {name}{}", Key(key), Traits(frontend)));
+            line(&mut out, format_args!("{}{name}{}", Key(key), Traits(frontend)));
+            if has(FrontendFlags::SOURCE_RANGES) {
+                for range in ranges.get(&frontend.service).into_iter().flatten() {
+                    line(&mut out, format_args!("  admit {}", Clients(range)));
+                }
+            }
             if frontend.count == 0 {
-                line(&mut out, format_args!("  reject"));
+                let word = if has(FrontendFlags::LOCAL_ONLY) { "drop" } else { "reject" };
+                line(&mut out, format_args!("  {word}"));
             }
             let slots = lists.get(&frontend.list).map_or(&[][..], Vec::as_slice);
             let slots: BTreeMap<u32, &Slots> = slots.iter().copied().collect();
             for text in self.members(frontend, &slots) {
                 line(&mut out, format_args!("  {text}"));
             }
+        }
+        for (key, _) in self.sorted_node_ports() {
+            line(&mut out, format_args!("node-port {}", Port(key)));
         }
         for text in self.leftovers(&lists) {
             line(&mut out, format_args!("! {text}"));
@@ -65,6 +87,20 @@ impl Tables {
     fn sorted_frontends(&self) -> Vec<(&FrontendKey, &Frontend)> {
         let mut all: Vec<_> = self.frontends.iter().collect();
         all.sort_by_key(|(key, _)| (key.addr.to_ip(), key.port.get(), key.proto, key.scope));
+        all
+    }
+
+    /// Admitted ranges by service number and address.
+    fn sorted_ranges(&self) -> Vec<&SourceRangeKey> {
+        let mut all: Vec<_> = self.source_ranges.iter().collect();
+        all.sort_by_key(|key| (key.service, key.addr.to_ip(), key.prefix_len));
+        all
+    }
+
+    /// Ports of the node by their number.
+    fn sorted_node_ports(&self) -> Vec<(&NodePortKey, &u32)> {
+        let mut all: Vec<_> = self.node_ports.iter().collect();
+        all.sort_by_key(|(key, _)| (key.port.get(), key.proto));
         all
     }
 
@@ -140,6 +176,44 @@ impl Tables {
                 found.push(format!("several numbers for {name}"));
             }
         }
+        let asking: BTreeSet<u32> = self
+            .frontends
+            .values()
+            .filter(|f| f.flags & FrontendFlags::SOURCE_RANGES != 0)
+            .map(|f| f.service)
+            .collect();
+        for key in self.source_ranges.iter().filter(|key| !asking.contains(&key.service)) {
+            found.push(format!("unused range {}", Clients(key)));
+        }
+        for (key, frontend) in &self.frontends {
+            let inside = FrontendKey { scope: Scope::Internal as u8, ..*key };
+            let differs = |f: &Frontend| f.flags & FrontendFlags::EXTERNAL_DIFFERS != 0;
+            if key.scope == Scope::External as u8
+                && !self.frontends.get(&inside).is_some_and(differs)
+            {
+                found.push(format!("unused frontend {}", Key(key)));
+            }
+            let outside = FrontendKey { scope: Scope::External as u8, ..*key };
+            if *key == inside && differs(frontend) && !self.frontends.contains_key(&outside) {
+                found.push(format!("no frontend {}", Key(&outside)));
+            }
+        }
+        let served: BTreeSet<(NodePortKey, u32)> = self
+            .frontends
+            .iter()
+            .filter(|(_, f)| f.flags & FrontendFlags::NODE_PORT != 0)
+            .map(|(key, f)| {
+                (NodePortKey { port: key.port, proto: key.proto, reserved: 0 }, f.service)
+            })
+            .collect();
+        for (key, service) in &self.node_ports {
+            if !served.contains(&(*key, *service)) {
+                found.push(format!("unused node-port {}", Port(key)));
+            }
+        }
+        for (key, _) in served.iter().filter(|(key, _)| !self.node_ports.contains_key(key)) {
+            found.push(format!("no node-port {}", Port(key)));
+        }
         let wanted: BTreeMap<u32, IpAddr> = self
             .frontends
             .keys()
@@ -173,6 +247,16 @@ impl fmt::Display for MapOp {
             Self::PutName(number, name) => write!(f, "put name {number} {}", Name(name)),
             Self::DeleteName(number) => write!(f, "delete name {number}"),
             Self::SetFilterWord(word, bits) => write!(f, "set filter {word} {bits:#018x}"),
+            Self::PutSourceRange(key) => {
+                write!(f, "put admit {} {}", key.service, Clients(key))
+            }
+            Self::DeleteSourceRange(key) => {
+                write!(f, "delete admit {} {}", key.service, Clients(key))
+            }
+            Self::PutNodePort(key, service) => {
+                write!(f, "put node-port {} service {service}", Port(key))
+            }
+            Self::DeleteNodePort(key) => write!(f, "delete node-port {}", Port(key)),
             Self::PutFrontend(key, frontend) => {
                 write!(f, "put frontend {} {}", Key(key), Value(frontend))
             }
@@ -192,7 +276,11 @@ struct Key<'a>(&'a FrontendKey);
 impl fmt::Display for Key<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let FrontendKey { addr, port, proto, scope } = *self.0;
-        write!(f, "{}", Socket(addr, port, proto))?;
+        if is_any_port(&FrontendKey { scope: Scope::Internal as u8, ..*self.0 }) {
+            write!(f, "{} any", addr.to_ip())?;
+        } else {
+            write!(f, "{}", Socket(addr, port, proto))?;
+        }
         match scope {
             s if s == Scope::Internal as u8 => Ok(()),
             s if s == Scope::External as u8 => f.write_str(" external"),
@@ -208,7 +296,11 @@ impl fmt::Display for Target<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Backend { addr, port, proto, flags } = *self.0;
         write!(f, "{}", Socket(addr, port, proto))?;
-        if flags == 0 { Ok(()) } else { write!(f, " flags {flags:#x}") }
+        match flags {
+            0 => Ok(()),
+            BackendFlags::LOCAL => f.write_str(" local"),
+            flags => write!(f, " flags {flags:#x}"),
+        }
     }
 }
 
@@ -221,6 +313,33 @@ impl fmt::Display for Socket {
         match Protocol::from_number(self.2) {
             Some(protocol) => write!(f, "{protocol}"),
             None => write!(f, "{}", self.2),
+        }
+    }
+}
+
+/// `203.0.113.0/24`.
+struct Clients<'a>(&'a SourceRangeKey);
+
+impl fmt::Display for Clients<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let SourceRangeKey { prefix_len, addr, .. } = *self.0;
+        let before = if addr.is_v4() { 32 + 96 } else { 32 };
+        match prefix_len.checked_sub(before) {
+            Some(len) => write!(f, "{}/{len}", addr.to_ip()),
+            None => write!(f, "{} of {prefix_len} bits", addr.to_ip()),
+        }
+    }
+}
+
+/// `30080/TCP`.
+struct Port<'a>(&'a NodePortKey);
+
+impl fmt::Display for Port<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/", self.0.port.get())?;
+        match Protocol::from_number(self.0.proto) {
+            Some(protocol) => write!(f, "{protocol}"),
+            None => write!(f, "{}", self.0.proto),
         }
     }
 }
@@ -246,6 +365,11 @@ impl fmt::Display for Traits<'_> {
             (FrontendFlags::NODE_PORT, "node-port"),
             (FrontendFlags::EXTERNAL_IP, "external-ip"),
             (FrontendFlags::LOAD_BALANCER, "load-balancer"),
+            (FrontendFlags::HOST_PORT, "host-port"),
+            (FrontendFlags::ANY_PORT, "any-port"),
+            (FrontendFlags::EXTERNAL_DIFFERS, "external-differs"),
+            (FrontendFlags::LOCAL_ONLY, "local-only"),
+            (FrontendFlags::SOURCE_RANGES, "source-ranges"),
         ] {
             if rest & flag != 0 {
                 write!(f, " {word}")?;

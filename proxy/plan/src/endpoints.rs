@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use sluice_abi::{Addr, Backend, Be16};
+use sluice_abi::{Addr, Backend, BackendFlags, Be16};
 use sluice_model::{Endpoint, IpFamily, Protocol};
 
 use crate::NodeContext;
@@ -19,6 +19,7 @@ pub(crate) fn family(addr: &IpAddr) -> IpFamily {
 #[derive(Debug)]
 pub(crate) struct Pool<'a> {
     members: Vec<(Backend, &'a Endpoint)>,
+    node: &'a NodeContext,
 }
 
 /// Which of the ready endpoints the hints of all of them lead this node to.
@@ -36,9 +37,11 @@ impl<'a> Pool<'a> {
         port: &str,
         protocol: Protocol,
         wanted: IpFamily,
+        node: &'a NodeContext,
     ) -> Self {
         let mut members = Vec::new();
         for endpoint in endpoints.iter().filter(|endpoint| family(&endpoint.addr) == wanted) {
+            let flags = if is_local(endpoint, node) { BackendFlags::LOCAL } else { 0 };
             for served in &endpoint.ports {
                 if served.name == port
                     && served.protocol == protocol
@@ -48,13 +51,13 @@ impl<'a> Pool<'a> {
                         addr: endpoint.addr.into(),
                         port: Be16::new(number),
                         proto: protocol.number(),
-                        flags: 0,
+                        flags,
                     };
                     members.push((backend, endpoint));
                 }
             }
         }
-        Self { members }
+        Self { members, node }
     }
 
     /// The backends under the traffic policy `Cluster`: sorted, each once.
@@ -64,8 +67,9 @@ impl<'a> Pool<'a> {
     /// takes the last ready pod away loses no connection ([KEP-1669]).
     ///
     /// [KEP-1669]: https://github.com/kubernetes/enhancements/tree/master/keps/sig-network/1669-proxy-terminating-endpoints
-    pub(crate) fn cluster(&self, node: &NodeContext) -> Arc<[Backend]> {
-        let topology = self.topology(node);
+    pub(crate) fn cluster(&self) -> Arc<[Backend]> {
+        let node = self.node;
+        let topology = self.topology();
         let near = |endpoint: &Endpoint| match topology {
             Topology::SameNode => endpoint.for_nodes.contains(&node.name),
             Topology::SameZone => {
@@ -79,8 +83,8 @@ impl<'a> Pool<'a> {
 
     /// The backends under the traffic policy `Local`: those of this node, which may be terminating
     /// ones though other nodes have ready ones. Hints do not count.
-    pub(crate) fn local(&self, node: &NodeContext) -> Arc<[Backend]> {
-        let here = |endpoint: &Endpoint| endpoint.node.as_ref() == Some(&node.name);
+    pub(crate) fn local(&self) -> Arc<[Backend]> {
+        let here = |endpoint: &Endpoint| is_local(endpoint, self.node);
         let ready = self.backends(|endpoint| endpoint.conditions.ready && here(endpoint));
         if ready.is_empty() {
             self.backends(|endpoint| stands_in(endpoint) && here(endpoint))
@@ -93,7 +97,8 @@ impl<'a> Pool<'a> {
     /// name nodes come before those that name zones ([KEP-3015]).
     ///
     /// [KEP-3015]: https://github.com/kubernetes/enhancements/tree/master/keps/sig-network/3015-prefer-same-node
-    fn topology(&self, node: &NodeContext) -> Topology {
+    fn topology(&self) -> Topology {
+        let node = self.node;
         let ready =
             || self.members.iter().map(|(_, endpoint)| *endpoint).filter(|e| e.conditions.ready);
         let leads = |hints: fn(&Endpoint) -> &[String], to: &String| {
@@ -112,10 +117,16 @@ impl<'a> Pool<'a> {
     fn backends(&self, usable: impl Fn(&Endpoint) -> bool) -> Arc<[Backend]> {
         let usable = self.members.iter().filter(|(_, endpoint)| usable(endpoint));
         let mut found: Vec<Backend> = usable.map(|(backend, _)| *backend).collect();
-        found.sort_unstable_by_key(|backend| (backend.addr.to_ip(), backend.port.get()));
-        found.dedup();
+        // Of an endpoint that is said to be here and elsewhere, it is here that counts.
+        found.sort_unstable_by_key(|b| (b.addr.to_ip(), b.port.get(), std::cmp::Reverse(b.flags)));
+        found.dedup_by_key(|backend| (backend.addr, backend.port));
         found.into()
     }
+}
+
+/// Whether the endpoint is on this node.
+fn is_local(endpoint: &Endpoint, node: &NodeContext) -> bool {
+    endpoint.node.as_ref() == Some(&node.name)
 }
 
 /// Whether the endpoint takes connections while no endpoint is ready.

@@ -1,7 +1,6 @@
 //! Which frontends a Service has, and what each leads to.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map;
+use std::collections::{BTreeMap, BTreeSet, btree_map};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -13,6 +12,7 @@ use sluice_model::{
 use crate::NodeContext;
 use crate::endpoints::{Pool, family};
 use crate::node::Depends;
+use crate::ranges::{Range, Ranges};
 use crate::warning::{Problem, Warning};
 
 /// Services that another implementation proxies, as kube-proxy knows it.
@@ -31,6 +31,11 @@ pub(crate) struct Want {
     pub(crate) affinity_secs: u32,
     /// Sorted, each once; empty: connections are rejected.
     pub(crate) backends: Arc<[Backend]>,
+    /// What clients outside get instead: the backends of this node, and nothing where there are none
+    /// (`externalTrafficPolicy: Local`).
+    pub(crate) outside: Option<Arc<[Backend]>>,
+    /// The clients that are admitted, if not all are.
+    pub(crate) ranges: Option<Arc<[Range]>>,
     /// The field of the Service that asks for the frontend, for warnings.
     pub(crate) field: String,
 }
@@ -40,10 +45,36 @@ pub(crate) struct Want {
 pub(crate) struct Wants {
     /// By the frontend's key.
     pub(crate) frontends: BTreeMap<FrontendKey, Want>,
+    /// Keys of addresses all of whose ports are the Service's to refuse.
+    pub(crate) any_port: BTreeSet<FrontendKey>,
     /// What of the Service makes no sense.
     pub(crate) warnings: Vec<Warning>,
     /// With what change of the node all this may change.
     pub(crate) depends: Depends,
+}
+
+impl Wants {
+    /// The keys of all that is asked for.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &FrontendKey> {
+        self.frontends.keys().chain(&self.any_port)
+    }
+}
+
+/// The key that stands for all ports and protocols of an address that have no key of their own.
+pub(crate) fn any_port(addr: Addr) -> FrontendKey {
+    FrontendKey { addr, port: Be16::new(0), proto: 0, scope: Scope::Internal as u8 }
+}
+
+/// The key for clients inside at the same address, port and protocol: what Services ask for goes by
+/// it, and the frontend for clients outside goes with it.
+pub(crate) fn inside(key: &FrontendKey) -> FrontendKey {
+    let scope = if key.scope == Scope::External as u8 { Scope::Internal as u8 } else { key.scope };
+    FrontendKey { scope, ..*key }
+}
+
+/// Whether the key is one of [`any_port`]'s.
+pub(crate) fn is_any_port(key: &FrontendKey) -> bool {
+    *key == any_port(key.addr)
 }
 
 /// Whether the Service is somebody else's business: its labels say so, whatever their values.
@@ -61,7 +92,10 @@ pub(crate) fn wants(service: &Service, endpoints: &[Endpoint], node: &NodeContex
         return wants;
     }
     wants.depends = Depends::of(service, endpoints);
-    let refuses_some = [IpFamily::V4, IpFamily::V6].map(|family| refuses_some(service, family));
+    let own = service.cluster_ips.iter().filter(|ip| !node.addrs.contains(ip));
+    wants.any_port = own.map(|ip| any_port(Addr::from(*ip))).collect();
+    let ranges = Ranges::of(service);
+    wants.warnings.extend(ranges.warnings(service));
     for (index, port) in service.ports.iter().enumerate() {
         let same = |p: &ServicePort| p.name == port.name && p.protocol == port.protocol;
         if let Some(first) = service.ports[..index].iter().position(same) {
@@ -75,16 +109,24 @@ pub(crate) fn wants(service: &Service, endpoints: &[Endpoint], node: &NodeContex
         let mut lists = PortLists::new(service, port, endpoints, node);
         for address in addresses(service, index, port, node) {
             let family = family(&address.addr);
-            if address.flags == FrontendFlags::LOAD_BALANCER && refuses_some[family as usize] {
-                wants.warn(service, address.field, Problem::SourceRanges { addr: address.addr });
-                continue;
-            }
-            let backends = if address.flags == FrontendFlags::CLUSTER_IP {
-                lists.internal(family)
-            } else {
-                lists.cluster(family)
+            let inside = address.flags == FrontendFlags::CLUSTER_IP;
+            let backends = if inside { lists.internal(family) } else { lists.cluster(family) };
+            // A Service without any endpoint refuses whoever comes, as one with the policy `Cluster`.
+            let differs =
+                !inside && service.external_policy == TrafficPolicy::Local && !backends.is_empty();
+            let want = Want {
+                port: Arc::clone(&lists.name),
+                flags: address.flags,
+                affinity_secs: service.affinity_secs.unwrap_or(0),
+                backends,
+                outside: differs.then(|| lists.local(family)),
+                ranges: (address.flags == FrontendFlags::LOAD_BALANCER)
+                    .then(|| ranges.admitted(family))
+                    .flatten(),
+                field: address.field,
             };
-            wants.add(service, index, &lists.name, address, backends);
+            let at = (address.addr, address.port);
+            wants.add(service, index, at, address.port_field, want);
         }
     }
     wants
@@ -163,13 +205,6 @@ fn has_family(service: &Service, wanted: IpFamily) -> bool {
     }
 }
 
-/// Whether `loadBalancerSourceRanges` keep some clients of that family away.
-fn refuses_some(service: &Service, wanted: IpFamily) -> bool {
-    let mut ranges =
-        service.source_ranges.iter().filter(|range| family(&range.addr()) == wanted).peekable();
-    ranges.peek().is_some() && ranges.all(|range| range.prefix_len() != 0)
-}
-
 /// The name and the backend lists of one service port, each list made once when it is asked for.
 struct PortLists<'a> {
     name: Arc<ServicePortName>,
@@ -203,7 +238,7 @@ impl<'a> PortLists<'a> {
     }
 
     fn pool(&self, family: IpFamily) -> Pool<'a> {
-        Pool::new(self.endpoints, &self.name.port, self.name.protocol, family)
+        Pool::new(self.endpoints, &self.name.port, self.name.protocol, family, self.node)
     }
 
     /// For ClusterIPs ([KEP-2086]).
@@ -213,55 +248,59 @@ impl<'a> PortLists<'a> {
         if self.internal_policy == TrafficPolicy::Cluster {
             return self.cluster(family);
         }
+        self.local(family)
+    }
+
+    /// The endpoints of this node.
+    fn local(&mut self, family: IpFamily) -> Arc<[Backend]> {
         let index = family as usize;
-        let list = self.local[index].take().unwrap_or_else(|| self.pool(family).local(self.node));
+        let list = self.local[index].take().unwrap_or_else(|| self.pool(family).local());
         Arc::clone(self.local[index].insert(list))
     }
 
-    /// For all other addresses, whatever the external policy: the client is inside.
+    /// For clients inside at all other addresses, whatever the external policy, and for all clients
+    /// where that is `Cluster`.
     fn cluster(&mut self, family: IpFamily) -> Arc<[Backend]> {
         let index = family as usize;
-        let list =
-            self.cluster[index].take().unwrap_or_else(|| self.pool(family).cluster(self.node));
+        let list = self.cluster[index].take().unwrap_or_else(|| self.pool(family).cluster());
         Arc::clone(self.cluster[index].insert(list))
     }
 }
 
 impl Wants {
-    /// Adds a frontend of the service port that stands at `index`.
+    /// Adds a frontend at an address and port, of the service port that stands at `index`.
     fn add(
         &mut self,
         service: &Service,
         index: usize,
-        name: &Arc<ServicePortName>,
-        address: Address,
-        backends: Arc<[Backend]>,
+        (addr, port): (IpAddr, u16),
+        port_field: &str,
+        want: Want,
     ) {
+        let protocol = want.port.protocol;
         let key = FrontendKey {
-            addr: Addr::from(address.addr),
-            port: Be16::new(address.port),
-            proto: name.protocol.number(),
+            addr: Addr::from(addr),
+            port: Be16::new(port),
+            proto: protocol.number(),
             scope: Scope::Internal as u8,
         };
         match self.frontends.entry(key) {
             btree_map::Entry::Vacant(entry) => {
-                entry.insert(Want {
-                    port: Arc::clone(name),
-                    flags: address.flags,
-                    affinity_secs: service.affinity_secs.unwrap_or(0),
-                    backends,
-                    field: address.field,
-                });
+                entry.insert(want);
             }
             // An address may be a Service's in several ways, such as a load balancer's that stands
             // among the external IPs; a port number may not be two ports'.
-            btree_map::Entry::Occupied(mut entry) if entry.get().port == *name => {
-                entry.get_mut().flags |= address.flags;
+            btree_map::Entry::Occupied(mut entry) if entry.get().port == want.port => {
+                let first = entry.get_mut();
+                // A ClusterIP stays one; and nobody gets past the ranges by the other name.
+                if first.flags & FrontendFlags::CLUSTER_IP == 0 {
+                    first.ranges = first.ranges.take().or(want.ranges);
+                }
+                first.flags |= want.flags;
             }
             btree_map::Entry::Occupied(entry) => {
                 let first = entry.get().port.port.clone();
-                let field = format!("spec.ports[{index}].{}", address.port_field);
-                let (port, protocol) = (address.port, name.protocol);
+                let field = format!("spec.ports[{index}].{port_field}");
                 self.warn(service, field, Problem::DuplicatePort { port, protocol, first });
             }
         }

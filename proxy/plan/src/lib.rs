@@ -14,30 +14,39 @@
 //! ```text
 //! FRONTENDS {addr, port, proto, scope} -> {service, list, count, ...}
 //!               SERVICE_NAMES service -> {namespace, name, port}
+//!     SOURCE_RANGES {service, client} -> 1
 //!                 SLOTS {list, chunk} -> [backend; 16]
 //!                    BACKENDS backend -> {addr, port, proto}
+//!            NODE_PORTS {port, proto} -> service
 //! ```
 //!
-//! Every address that reaches a Service from pods and processes of the node has a frontend: ClusterIPs,
-//! external IPs, ingress addresses of load balancers, and NodePorts on the node's own addresses, which
-//! the [`NodeContext`] tells. A connection that a client inside makes to an address for clients
-//! outside gets an endpoint of the whole cluster even under `externalTrafficPolicy: Local`, as
-//! kube-proxy does it.
+//! Every address that reaches a Service has a frontend: ClusterIPs, external IPs, ingress addresses of
+//! load balancers, and NodePorts on the node's own addresses, which the [`NodeContext`] tells. One
+//! frontend of scope `Internal` serves clients inside and outside alike, but under
+//! `externalTrafficPolicy: Local`, where clients outside have one of scope `External` with the
+//! endpoints of this node, as kube-proxy does it. It is written before the other says that it is
+//! there, and deleted after.
+//!
+//! One more frontend for each ClusterIP stands for all its other ports, so that they are refused. No
+//! Service owns it: it is there while any Service has the address.
 //!
 //! [`trace`] tells from [`Tables`] alone what a connection would meet.
 
+mod admissions;
 mod backends;
 mod claims;
 mod dump;
 mod endpoints;
 mod filter;
 mod frontends;
+mod host_ports;
 mod ids;
 mod lists;
 mod mirror;
 mod node;
 mod ops;
 mod planner;
+mod ranges;
 mod refs;
 mod restore;
 mod services;
@@ -46,8 +55,9 @@ mod trace;
 mod warning;
 
 pub use frontends::is_foreign;
+pub use host_ports::{HostPort, PodPorts};
 pub use node::NodeContext;
 pub use ops::{MapOp, Tables};
 pub use planner::{Plan, Planner};
-pub use trace::{Breakage, Destination, Verdict, trace};
+pub use trace::{Breakage, Client, Destination, DropReason, Here, Place, Source, Verdict, trace};
 pub use warning::{Problem, Warning};

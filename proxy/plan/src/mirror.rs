@@ -1,12 +1,14 @@
 //! What the kernel holds, and the difference to what one frontend should be.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
+use std::sync::Arc;
 
-use sluice_abi::{Addr, Backend, Frontend, FrontendKey};
+use sluice_abi::{Addr, Backend, Frontend, FrontendFlags, FrontendKey, NodePortKey, Scope};
 
+use crate::admissions::Admissions;
 use crate::backends::Backends;
 use crate::filter::{self, FilterRefs};
-use crate::frontends::Want;
+use crate::frontends::{Want, is_any_port};
 use crate::lists::{self, Lists};
 use crate::services::{self, Services};
 use crate::stage::{Phase, Stage};
@@ -24,6 +26,9 @@ pub(crate) struct Mirror {
     lists: Lists,
     services: Services,
     filter: FilterRefs,
+    admissions: Admissions,
+    /// The service ports that are served at each port of the node, with the number of frontends.
+    node_ports: BTreeMap<NodePortKey, BTreeMap<u32, u32>>,
 }
 
 impl Mirror {
@@ -35,15 +40,14 @@ impl Mirror {
             backends: Backends::restore(&tables.backends, named_backends.clone()),
             lists: Lists::restore(&tables.slots, &tables.backends, named_lists),
             services: Services::restore(&tables.names, &tables.frontends),
-            filter: FilterRefs::default(),
-            tables: Tables::default(),
+            admissions: Admissions::restore(&tables.source_ranges),
+            ..Self::default()
         };
         for number in named_backends {
             mirror.backends.refs.retain(number);
         }
         for (key, frontend) in &tables.frontends {
-            mirror.services.refs.retain(frontend.service);
-            mirror.retain_list(frontend.list);
+            mirror.retain(key, frontend);
             mirror.filter.retain(&key.addr);
         }
         mirror.tables = tables;
@@ -55,43 +59,100 @@ impl Mirror {
         &self.tables
     }
 
-    /// Makes a frontend what a Service wants it to be.
+    /// Makes a frontend what a Service wants it to be, with the one for clients outside, if they get
+    /// something else.
     pub(crate) fn put(&mut self, key: FrontendKey, want: &Want, stage: &mut Stage) {
         let service = self.service(want, stage);
-        let list = self.list(&want.backends, stage);
-        let frontend = Frontend {
+        let mut flags = want.flags;
+        if let Some(ranges) = &want.ranges {
+            flags |= FrontendFlags::SOURCE_RANGES;
+            self.admissions.want(service, ranges);
+            stage.ranged.insert(service);
+        }
+        let mut frontend = |backends: &Arc<[Backend]>, flags, mirror: &mut Self| Frontend {
             service,
-            list,
-            count: u32::try_from(want.backends.len()).unwrap_or(u32::MAX),
-            flags: want.flags,
+            list: mirror.list(backends, stage),
+            count: u32::try_from(backends.len()).unwrap_or(u32::MAX),
+            flags,
             affinity_secs: want.affinity_secs,
         };
+        let Some(outside) = &want.outside else {
+            let frontend = frontend(&want.backends, flags, self);
+            self.write(key, frontend, stage);
+            self.take(outside_of(&key), stage);
+            return;
+        };
+        let of_outside = frontend(outside, flags | FrontendFlags::LOCAL_ONLY, self);
+        let of_inside = frontend(&want.backends, flags | FrontendFlags::EXTERNAL_DIFFERS, self);
+        self.write(outside_of(&key), of_outside, stage);
+        self.write(key, of_inside, stage);
+    }
+
+    /// Has all ports of an address refused that have no frontend.
+    pub(crate) fn put_any_port(&mut self, key: FrontendKey, stage: &mut Stage) {
+        let frontend = Frontend { flags: FrontendFlags::ANY_PORT, ..Frontend::default() };
+        self.write(key, frontend, stage);
+        self.take(outside_of(&key), stage);
+    }
+
+    /// Makes a frontend disappear, with the one for clients outside.
+    pub(crate) fn delete(&mut self, key: FrontendKey, stage: &mut Stage) {
+        self.take(key, stage);
+        if key.scope == Scope::Internal as u8 {
+            self.take(outside_of(&key), stage);
+        }
+    }
+
+    /// Writes one element, unless it is there.
+    fn write(&mut self, key: FrontendKey, frontend: Frontend, stage: &mut Stage) {
         self.admit(&key.addr, stage);
         let old = self.tables.frontends.get(&key).copied();
         if old == Some(frontend) {
             return;
         }
-        self.services.refs.retain(service);
-        self.retain_list(list);
+        self.retain(&key, &frontend);
         match old {
-            Some(old) => self.release(&old, stage),
+            Some(old) => self.release(&key, &old, stage),
             None => {
                 self.filter.retain(&key.addr);
             }
         }
-        self.emit(Phase::PutFrontends, MapOp::PutFrontend(key, frontend), stage);
+        if let Some(port) = node_port(&key, &frontend) {
+            stage.node_ports.insert(port);
+        }
+        let phase = if key.scope == Scope::External as u8 {
+            Phase::PutExternal
+        } else if is_any_port(&key) {
+            Phase::PutAnyPort
+        } else {
+            Phase::PutFrontends
+        };
+        self.emit(phase, MapOp::PutFrontend(key, frontend), stage);
     }
 
-    /// Makes a frontend disappear.
-    pub(crate) fn delete(&mut self, key: FrontendKey, stage: &mut Stage) {
+    /// Deletes one element, if it is there.
+    fn take(&mut self, key: FrontendKey, stage: &mut Stage) {
         let Some(old) = self.tables.frontends.get(&key).copied() else { return };
-        self.release(&old, stage);
+        self.release(&key, &old, stage);
         stage.loose_bits.extend(self.filter.release(&key.addr));
-        self.emit(Phase::DeleteFrontends, MapOp::DeleteFrontend(key), stage);
+        let phase = if key.scope == Scope::External as u8 {
+            Phase::DeleteExternal
+        } else if is_any_port(&key) {
+            Phase::DeleteAnyPort
+        } else {
+            Phase::DeleteFrontends
+        };
+        self.emit(phase, MapOp::DeleteFrontend(key), stage);
     }
 
     /// Deletes what lost its last reference while the plan was made. The last step of a plan.
     pub(crate) fn collect(&mut self, stage: &mut Stage) {
+        for key in std::mem::take(&mut stage.node_ports) {
+            self.settle_node_port(key, stage);
+        }
+        for service in std::mem::take(&mut stage.ranged) {
+            self.settle_ranges(service, stage);
+        }
         for bit in std::mem::take(&mut stage.loose_bits) {
             self.clear_bit(bit, stage);
         }
@@ -126,6 +187,38 @@ impl Mirror {
         stage.loose_lists.extend(self.tables.slots.keys().map(|key| key.list));
         stage.loose_services.extend(self.tables.names.keys());
         stage.loose_backends.extend(self.tables.backends.keys());
+        stage.ranged.extend(self.admissions.services());
+        // Those that are there too much, and those that are missing.
+        stage.node_ports.extend(self.tables.node_ports.keys().copied());
+        stage.node_ports.extend(self.node_ports.keys().copied());
+    }
+
+    /// Takes a port of the node for one of the service ports that are served there, or gives it back.
+    /// The one that has it keeps it for as long as it is among them.
+    fn settle_node_port(&mut self, key: NodePortKey, stage: &mut Stage) {
+        let current = self.tables.node_ports.get(&key).copied();
+        let users = self.node_ports.get(&key);
+        match (users.and_then(|users| users.keys().next()).copied(), current) {
+            (Some(_), Some(service)) if users.is_some_and(|u| u.contains_key(&service)) => {}
+            (Some(first), _) => {
+                self.emit(Phase::PutNodePorts, MapOp::PutNodePort(key, first), stage);
+            }
+            (None, Some(_)) => {
+                self.emit(Phase::DeleteNodePorts, MapOp::DeleteNodePort(key), stage);
+            }
+            (None, None) => {}
+        }
+    }
+
+    /// Brings the ranges that a service port admits to what it wants.
+    fn settle_ranges(&mut self, service: u32, stage: &mut Stage) {
+        let change = self.admissions.settle(service);
+        for key in change.put {
+            self.emit(Phase::PutSourceRanges, MapOp::PutSourceRange(key), stage);
+        }
+        for key in change.delete {
+            self.emit(Phase::DeleteSourceRanges, MapOp::DeleteSourceRange(key), stage);
+        }
     }
 
     /// The number of the service port, with its name in the table.
@@ -176,13 +269,41 @@ impl Mirror {
         }
     }
 
+    /// Counts a frontend's references.
+    fn retain(&mut self, key: &FrontendKey, frontend: &Frontend) {
+        self.services.refs.retain(frontend.service);
+        self.retain_list(frontend.list);
+        if frontend.flags & FrontendFlags::SOURCE_RANGES != 0 {
+            self.admissions.refs.retain(frontend.service);
+        }
+        if let Some(port) = node_port(key, frontend) {
+            *self.node_ports.entry(port).or_default().entry(frontend.service).or_default() += 1;
+        }
+    }
+
     /// Drops a frontend's references.
-    fn release(&mut self, old: &Frontend, stage: &mut Stage) {
+    fn release(&mut self, key: &FrontendKey, old: &Frontend, stage: &mut Stage) {
         if self.services.refs.release(old.service) {
             stage.loose_services.insert(old.service);
         }
         if self.lists.refs.release(old.list) {
             stage.loose_lists.insert(old.list);
+        }
+        if old.flags & FrontendFlags::SOURCE_RANGES != 0
+            && self.admissions.refs.release(old.service)
+        {
+            stage.ranged.insert(old.service);
+        }
+        if let Some(port) = node_port(key, old) {
+            stage.node_ports.insert(port);
+            if let btree_map::Entry::Occupied(mut users) = self.node_ports.entry(port) {
+                let count = users.get_mut().entry(old.service).or_default();
+                *count = count.saturating_sub(1);
+                users.get_mut().retain(|_, count| *count > 0);
+                if users.get().is_empty() {
+                    users.remove();
+                }
+            }
         }
     }
 
@@ -230,6 +351,17 @@ impl Mirror {
         self.tables.apply(&op);
         stage.push(phase, op);
     }
+}
+
+/// The key for clients outside at the same address, port and protocol.
+fn outside_of(key: &FrontendKey) -> FrontendKey {
+    FrontendKey { scope: Scope::External as u8, ..*key }
+}
+
+/// The port of the node that the frontend takes.
+fn node_port(key: &FrontendKey, frontend: &Frontend) -> Option<NodePortKey> {
+    let takes = frontend.flags & FrontendFlags::NODE_PORT != 0;
+    takes.then_some(NodePortKey { port: key.port, proto: key.proto, reserved: 0 })
 }
 
 fn word_at(words: &BTreeMap<u32, u64>, word: u32) -> u64 {

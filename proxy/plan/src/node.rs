@@ -18,6 +18,9 @@ pub struct NodeContext {
     /// The node's own addresses that NodePorts are served on, `127.0.0.1` and `::1` among them if
     /// processes of the node are to reach NodePorts there.
     pub node_port_addrs: BTreeSet<IpAddr>,
+    /// The node's own addresses. A Service that has one of them for its ClusterIP takes its own ports
+    /// there and leaves all others to the node.
+    pub addrs: BTreeSet<IpAddr>,
     /// Whether `spec.externalIPs` are served ([KEP-5707]: a Service's author may take any address
     /// by them, so clusters with authors that are not trusted turn them off).
     ///
@@ -32,6 +35,7 @@ impl Default for NodeContext {
             name: String::new(),
             zone: None,
             node_port_addrs: BTreeSet::new(),
+            addrs: BTreeSet::new(),
             external_ips: true,
         }
     }
@@ -43,6 +47,7 @@ pub(crate) struct Depends {
     pub(crate) name: bool,
     pub(crate) zone: bool,
     pub(crate) node_port_addrs: bool,
+    pub(crate) addrs: bool,
     pub(crate) external_ips: bool,
 }
 
@@ -51,9 +56,11 @@ impl Depends {
     pub(crate) fn of(service: &Service, endpoints: &[Endpoint]) -> Self {
         Self {
             name: service.internal_policy == TrafficPolicy::Local
-                || endpoints.iter().any(|endpoint| !endpoint.for_nodes.is_empty()),
+                || service.external_policy == TrafficPolicy::Local
+                || endpoints.iter().any(|e| e.node.is_some() || !e.for_nodes.is_empty()),
             zone: endpoints.iter().any(|endpoint| !endpoint.for_zones.is_empty()),
             node_port_addrs: service.ports.iter().any(|port| port.node_port.is_some()),
+            addrs: !service.cluster_ips.is_empty(),
             external_ips: !service.external_ips.is_empty(),
         }
     }
@@ -64,6 +71,7 @@ impl Depends {
             name: one.name != other.name,
             zone: one.zone != other.zone,
             node_port_addrs: one.node_port_addrs != other.node_port_addrs,
+            addrs: one.addrs != other.addrs,
             external_ips: one.external_ips != other.external_ips,
         }
     }
@@ -73,6 +81,7 @@ impl Depends {
         (self.name && other.name)
             || (self.zone && other.zone)
             || (self.node_port_addrs && other.node_port_addrs)
+            || (self.addrs && other.addrs)
             || (self.external_ips && other.external_ips)
     }
 }

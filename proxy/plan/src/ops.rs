@@ -1,8 +1,10 @@
 //! The kernel's service tables as userspace sees them, and the operations that change them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use sluice_abi::{Backend, Frontend, FrontendKey, ServiceName, SlotKey, Slots};
+use sluice_abi::{
+    Backend, Frontend, FrontendKey, NodePortKey, ServiceName, SlotKey, Slots, SourceRangeKey,
+};
 
 /// What the kernel's service maps hold.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -17,6 +19,10 @@ pub struct Tables {
     pub names: BTreeMap<u32, ServiceName>,
     /// [`sluice_abi::maps::VIP_FILTER`]: the words that are not zero, by their index.
     pub vip_filter: BTreeMap<u32, u64>,
+    /// [`sluice_abi::maps::SOURCE_RANGES`]: bits beyond the prefix are zero.
+    pub source_ranges: BTreeSet<SourceRangeKey>,
+    /// [`sluice_abi::maps::NODE_PORTS`]: the number of a service port that is served there.
+    pub node_ports: BTreeMap<NodePortKey, u32>,
 }
 
 impl Tables {
@@ -48,6 +54,18 @@ impl Tables {
             MapOp::SetFilterWord(word, bits) => {
                 self.vip_filter.insert(word, bits);
             }
+            MapOp::PutSourceRange(key) => {
+                self.source_ranges.insert(key);
+            }
+            MapOp::DeleteSourceRange(key) => {
+                self.source_ranges.remove(&key);
+            }
+            MapOp::PutNodePort(key, service) => {
+                self.node_ports.insert(key, service);
+            }
+            MapOp::DeleteNodePort(key) => {
+                self.node_ports.remove(&key);
+            }
             MapOp::PutFrontend(key, frontend) => {
                 self.frontends.insert(key, frontend);
             }
@@ -76,6 +94,14 @@ pub enum MapOp {
     DeleteName(u32),
     /// Writes the word with that index of the address filter; its bits are in the host's order.
     SetFilterWord(u32, u64),
+    /// Admits a range of clients to a service port.
+    PutSourceRange(SourceRangeKey),
+    /// Admits it no more.
+    DeleteSourceRange(SourceRangeKey),
+    /// Takes a port of the node for a service port, by its number: no process may bind it.
+    PutNodePort(NodePortKey, u32),
+    /// Gives a port of the node back.
+    DeleteNodePort(NodePortKey),
     /// Inserts or replaces a frontend: the one atomic write that switches it to another list.
     PutFrontend(FrontendKey, Frontend),
     /// Deletes a frontend.

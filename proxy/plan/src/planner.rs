@@ -7,7 +7,7 @@ use sluice_abi::{Backend, FrontendKey};
 use sluice_model::{Endpoint, ObjectName, Service};
 
 use crate::claims::{Claims, Rank};
-use crate::frontends::{self, Want, Wants};
+use crate::frontends::{self, Want, Wants, inside, is_any_port};
 use crate::mirror::Mirror;
 use crate::node::Depends;
 use crate::restore::Held;
@@ -99,12 +99,17 @@ impl Planner {
             self.keep_api_server(&mut wants);
         }
         let rank = Rank { created: service.meta.created, service: service.meta.name.clone() };
+        self.state(rank, wants)
+    }
+
+    /// States all frontends that somebody asks for, and its place in the queue for them.
+    pub(crate) fn state(&mut self, rank: Rank, wants: Wants) -> Plan {
         // Most of what changes in a Service or its endpoints is of no consequence here.
         if self.services.get(&rank.service).is_some_and(|e| e.wants == wants && e.rank == rank) {
             return Plan::default();
         }
         let (mut affected, old) = self.retract(&rank.service);
-        for key in wants.frontends.keys() {
+        for key in wants.keys() {
             self.claims.add(*key, rank.clone());
             affected.insert(*key);
         }
@@ -126,7 +131,7 @@ impl Planner {
     pub fn prune(&mut self) -> Plan {
         self.held.release_all();
         // What Services ask for and was held back until now is among them.
-        let affected = self.mirror.tables().frontends.keys().copied().collect();
+        let affected = self.mirror.tables().frontends.keys().map(inside).collect();
         let mut stage = Stage::default();
         self.mirror.sweep(&mut stage);
         self.settle_in(stage, affected, Vec::new())
@@ -165,7 +170,9 @@ impl Planner {
         let tables = self.mirror.tables();
         let name = services::kernel_name(&want.port);
         let same_port = |other: &FrontendKey| {
-            other.proto == key.proto && other.addr.is_v4() == key.addr.is_v4()
+            other.proto == key.proto
+                && other.scope == key.scope
+                && other.addr.is_v4() == key.addr.is_v4()
         };
         let (_, frontend) = tables.frontends.iter().find(|(other, frontend)| {
             frontend.count != 0
@@ -184,10 +191,10 @@ impl Planner {
 
     /// Takes back all that the Service asked for; returns the frontends that it had in hand.
     fn retract(&mut self, name: &ObjectName) -> (BTreeSet<FrontendKey>, Option<Entry>) {
-        let mut affected: BTreeSet<FrontendKey> = self.held.release(name).into_iter().collect();
+        let mut affected = self.held.release(name);
         let old = self.services.remove(name);
         if let Some(old) = &old {
-            for key in old.wants.frontends.keys() {
+            for key in old.wants.keys() {
                 self.claims.remove(key, &old.rank);
                 affected.insert(*key);
             }
@@ -195,7 +202,12 @@ impl Planner {
         (affected, old)
     }
 
-    fn settle(&mut self, affected: BTreeSet<FrontendKey>, warnings: Vec<Warning>) -> Plan {
+    /// Makes each of these frontends what the first in its queue wants.
+    pub(crate) fn settle(
+        &mut self,
+        affected: BTreeSet<FrontendKey>,
+        warnings: Vec<Warning>,
+    ) -> Plan {
         self.settle_in(Stage::default(), affected, warnings)
     }
 
@@ -211,6 +223,11 @@ impl Planner {
                 continue;
             }
             match self.claims.queue(&key) {
+                // It is the same whoever asks for it.
+                Some(_) if is_any_port(&key) => {
+                    self.mirror.put_any_port(key, &mut stage);
+                    continue;
+                }
                 Some((owner, _)) => {
                     if let Some(want) = want(&self.services, owner, &key) {
                         self.mirror.put(key, want, &mut stage);

@@ -1,11 +1,12 @@
 //! Frontends that the kernel had when the agent began, and whom they belonged to.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
-use sluice_abi::FrontendKey;
+use sluice_abi::{Frontend, FrontendFlags, FrontendKey};
 use sluice_model::ObjectName;
 
 use crate::Tables;
+use crate::frontends::{any_port, inside};
 
 /// Restored frontends whose Service has not been heard of yet.
 ///
@@ -14,8 +15,9 @@ use crate::Tables;
 /// it the frontend would cross connections for as long as the rest of the list takes to arrive.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Held {
-    by_key: HashMap<FrontendKey, ObjectName>,
-    by_service: HashMap<ObjectName, Vec<FrontendKey>>,
+    /// More than one where Services share an address: any of them may want its other ports refused.
+    by_key: HashMap<FrontendKey, BTreeSet<ObjectName>>,
+    by_service: HashMap<ObjectName, BTreeSet<FrontendKey>>,
 }
 
 impl Held {
@@ -23,13 +25,26 @@ impl Held {
     pub(crate) fn restore(tables: &Tables) -> Self {
         let mut held = Self::default();
         for (key, frontend) in &tables.frontends {
+            // Ports of pods are no Service's, and pods are stated first of all.
+            if frontend.flags & FrontendFlags::HOST_PORT != 0 {
+                continue;
+            }
             let Some(name) = tables.names.get(&frontend.service) else { continue };
             let (namespace, name, _) = name.parts();
             let service = ObjectName::new(namespace, name);
-            held.by_key.insert(*key, service.clone());
-            held.by_service.entry(service).or_default().push(*key);
+            held.hold(inside(key), &service);
+            let any_port = any_port(key.addr);
+            let of_cluster = |f: &Frontend| f.flags & FrontendFlags::CLUSTER_IP != 0;
+            if of_cluster(frontend) && tables.frontends.contains_key(&any_port) {
+                held.hold(any_port, &service);
+            }
         }
         held
+    }
+
+    fn hold(&mut self, key: FrontendKey, service: &ObjectName) {
+        self.by_key.entry(key).or_default().insert(service.clone());
+        self.by_service.entry(service.clone()).or_default().insert(key);
     }
 
     /// Whether the frontend waits for its Service.
@@ -37,11 +52,15 @@ impl Held {
         self.by_key.contains_key(key)
     }
 
-    /// The Service has been heard of: its frontends are held no more.
-    pub(crate) fn release(&mut self, service: &ObjectName) -> Vec<FrontendKey> {
+    /// The Service has been heard of: its frontends are held for it no more.
+    pub(crate) fn release(&mut self, service: &ObjectName) -> BTreeSet<FrontendKey> {
         let keys = self.by_service.remove(service).unwrap_or_default();
         for key in &keys {
-            self.by_key.remove(key);
+            let Some(services) = self.by_key.get_mut(key) else { continue };
+            services.remove(service);
+            if services.is_empty() {
+                self.by_key.remove(key);
+            }
         }
         keys
     }

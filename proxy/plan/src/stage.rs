@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use sluice_abi::NodePortKey;
+
 use crate::MapOp;
 
 /// The phases of a plan, in their order.
@@ -13,10 +15,20 @@ pub(crate) enum Phase {
     PutBackends,
     PutSlots,
     PutNames,
+    PutSourceRanges,
+    PutNodePorts,
     SetFilter,
+    /// Frontends for clients outside: before those that say that there are such.
+    PutExternal,
     PutFrontends,
+    /// What stands for all other ports of an address, while those that have frontends have them.
+    PutAnyPort,
+    DeleteAnyPort,
     DeleteFrontends,
+    DeleteExternal,
     ClearFilter,
+    DeleteNodePorts,
+    DeleteSourceRanges,
     DeleteSlots,
     DeleteNames,
     DeleteBackends,
@@ -34,6 +46,9 @@ pub(crate) struct Stage {
     pub(crate) loose_services: BTreeSet<u32>,
     pub(crate) loose_backends: BTreeSet<u32>,
     pub(crate) loose_bits: BTreeSet<u32>,
+    /// Service numbers whose admitted ranges, and ports of the node whose owners, may have changed.
+    pub(crate) ranged: BTreeSet<u32>,
+    pub(crate) node_ports: BTreeSet<NodePortKey>,
 }
 
 impl Stage {

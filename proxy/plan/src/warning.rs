@@ -5,10 +5,13 @@ use std::net::IpAddr;
 
 use sluice_model::{ObjectName, Protocol};
 
-/// A field of a Service that cannot be programmed as it stands. The rest of the Service is.
+use crate::host_ports::Subject;
+
+/// A field of a Service, or of a Pod with ports of the node, that cannot be programmed as it stands.
+/// The rest of the object is.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Warning {
-    /// The Service.
+    /// The Service, or the name that stands for a Pod; [`Warning::subject`] tells them apart.
     pub service: ObjectName,
     /// The field, as the Kubernetes API spells it.
     pub field: String,
@@ -29,7 +32,7 @@ pub enum Problem {
         port: u16,
         /// Its protocol.
         protocol: Protocol,
-        /// The Service that has it.
+        /// The Service that has it, or the name that stands for a Pod.
         owner: ObjectName,
     },
     /// Another port of the same Service has the same name and protocol; this one is left out.
@@ -48,12 +51,12 @@ pub enum Problem {
         /// Name of the port that is programmed.
         first: String,
     },
-    /// `loadBalancerSourceRanges` keep some clients away from the address, which this version does
-    /// not check; the address is not served here, so that connections go on to the load balancer,
-    /// which does.
-    SourceRanges {
-        /// The ingress address.
-        addr: IpAddr,
+    /// A range of clients that cannot be read; it admits nobody.
+    BadSourceRange {
+        /// What stands there.
+        text: String,
+        /// Whether no range is left, so that nobody at all is admitted.
+        nobody: bool,
     },
 }
 
@@ -62,7 +65,8 @@ impl fmt::Display for Problem {
         match self {
             Self::Conflict { addr, port, protocol, owner } => write!(
                 f,
-                "{addr} port {port}/{protocol} belongs to Service {owner}; this Service does not get it"
+                "{addr} port {port}/{protocol} belongs to {}; this Service does not get it",
+                Subject(owner)
             ),
             Self::DuplicatePortName { name, first } => {
                 write!(
@@ -70,11 +74,14 @@ impl fmt::Display for Problem {
                     "{name:?} is the name of spec.ports[{first}] already; the port is skipped"
                 )
             }
-            Self::SourceRanges { addr } => write!(
-                f,
-                "{addr} has spec.loadBalancerSourceRanges, which are not checked here; connections \
-                 to it go to the load balancer"
-            ),
+            Self::BadSourceRange { text, nobody } => {
+                write!(f, "{text:?} is not a CIDR and admits no client")?;
+                if *nobody {
+                    f.write_str("; no other is left, so nobody is admitted")
+                } else {
+                    Ok(())
+                }
+            }
             Self::DuplicatePort { port, protocol, first } => {
                 write!(f, "{port}/{protocol} is taken by the port {first:?}; the port is skipped")
             }
@@ -84,6 +91,29 @@ impl fmt::Display for Problem {
 
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Service {}: {}: {}", self.service, self.field, self.problem)
+        write!(f, "{}: {}", self.subject(), self.message())
+    }
+}
+
+impl Warning {
+    /// `Service shop/web` or `Pod shop/web-0`.
+    pub fn subject(&self) -> impl fmt::Display {
+        Subject(&self.service)
+    }
+
+    /// The field, and what is wrong with it.
+    pub fn message(&self) -> String {
+        match &self.problem {
+            Problem::Conflict { addr, port, protocol, owner }
+                if Subject(&self.service).is_pod() =>
+            {
+                format!(
+                    "{}: {addr} port {port}/{protocol} belongs to {}; this Pod is not reached there",
+                    self.field,
+                    Subject(owner)
+                )
+            }
+            problem => format!("{}: {problem}", self.field),
+        }
     }
 }

@@ -3,10 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType, netdevice};
 use sluice_abi::{Addr, Endpoint};
 
+use super::leaks;
 use super::records::{self, Record};
 use crate::control::EndpointRef;
 use crate::dataplane::{Dataplane, DataplaneError};
@@ -20,6 +23,8 @@ pub struct Endpoints {
     on: bool,
     /// What is attached and how, by container and interface.
     attached: BTreeMap<EndpointRef, Attached>,
+    /// Records of pods with ports of the node, of those that are there: with programs or without.
+    with_ports: Vec<Record>,
     /// Pods that the plugin is taking away: their record is still there, but they are served no
     /// more.
     leaving: BTreeSet<EndpointRef>,
@@ -44,6 +49,7 @@ impl Endpoints {
             directory,
             on,
             attached: BTreeMap::new(),
+            with_ports: Vec::new(),
             leaving: BTreeSet::new(),
             problems: BTreeMap::new(),
             next_number: 1,
@@ -58,10 +64,7 @@ impl Endpoints {
     /// Only where the maps cannot be read or written. A pod whose programs cannot be attached is a
     /// problem of its own, which [`Endpoints::problems`] tells.
     pub fn sync(&mut self, dataplane: &mut Dataplane) -> Result<(), DataplaneError> {
-        let (mut records, errors) = records::read_all(&self.directory);
-        if !self.on {
-            records.clear();
-        }
+        let (records, errors) = records::read_all(&self.directory);
         let mut problems = BTreeMap::new();
         for error in errors {
             problems.insert(error.to_string(), "the pod it belongs to is not served".to_owned());
@@ -74,12 +77,19 @@ impl Endpoints {
 
         let mut wanted = BTreeMap::new();
         let mut attached = BTreeMap::new();
+        let mut with_ports = Vec::new();
         for (key, record) in records {
             if self.leaving.contains(&key) {
                 continue;
             }
             // No interface: the plugin is at work on it, or the pod's namespace is gone.
             let Some(ifindex) = interface_index(&record.host_interface) else { continue };
+            if !record.host_ports.is_empty() {
+                with_ports.push(record.clone());
+            }
+            if !self.on {
+                continue;
+            }
             let before = self.attached.get(&key).filter(|a| a.ifindex == ifindex);
             let how = match before {
                 Some(before) if before.how != FAILED => before.how.clone(),
@@ -148,6 +158,7 @@ impl Endpoints {
             }
         }
         self.attached = attached;
+        self.with_ports = with_ports;
         self.problems = problems;
         Ok(())
     }
@@ -188,6 +199,27 @@ impl Endpoints {
         self.leaving.remove(key);
     }
 
+    /// The pods that ask for ports of the node, after [`Endpoints::sync`].
+    pub(super) fn with_ports(&self) -> impl Iterator<Item = &Record> {
+        self.with_ports.iter()
+    }
+
+    /// Frees the addresses of pods that went without a DEL.
+    pub(super) fn heal(&self) {
+        let Some(state_dir) = self.directory.parent() else { return };
+        match leaks::heal(state_dir, SystemTime::now(), leaks::GRACE, interface_is_gone) {
+            Ok(removed) => {
+                for path in removed {
+                    tracing::warn!(
+                        record = %path.display(),
+                        "the pod went without a DEL; its addresses are free again"
+                    );
+                }
+            }
+            Err(error) => tracing::warn!("leaks below {}: {error}", state_dir.display()),
+        }
+    }
+
     /// What is known of the pod with that address.
     pub fn note(&self, address: IpAddr) -> EndpointNote {
         self.attached
@@ -197,6 +229,7 @@ impl Endpoints {
                 pod: pod.record.label(),
                 interface: pod.record.host_interface.clone(),
                 attached: pod.how.clone(),
+                host_ports: pod.record.host_ports.iter().map(ToString::to_string).collect(),
             })
             .unwrap_or_default()
     }
@@ -220,6 +253,14 @@ impl Endpoints {
 
 /// How a pod is attached whose programs could not be.
 const FAILED: &str = "none";
+
+/// Whether there is certainly no interface of that name in this process's network namespace.
+fn interface_is_gone(name: &str) -> bool {
+    let Ok(socket) = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None) else {
+        return false;
+    };
+    matches!(netdevice::name_to_index(&socket, name), Err(Errno::NODEV))
+}
 
 /// Index of an interface in this process's network namespace.
 fn interface_index(name: &str) -> Option<u32> {

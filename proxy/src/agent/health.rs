@@ -10,7 +10,7 @@ use super::StartError;
 use super::reconcile::Reconciler;
 use super::run::Agent;
 use crate::cli::SluicedArgs;
-use crate::dataplane::Pinned;
+use crate::dataplane::{Pinned, SocketKind};
 use crate::health::{Config, Figures, Health, Refresh};
 
 /// Starts the servers, once the maps are pinned.
@@ -53,6 +53,7 @@ impl Agent {
     pub(super) fn retry(&mut self) {
         let begun = Instant::now();
         self.reconciler.retry(&mut self.dataplane, &self.cache);
+        self.wakes.changed(Instant::now());
         self.health.end(begun, self.reconciler.retry_at().is_none(), true);
     }
 
@@ -71,6 +72,9 @@ impl Agent {
         }
         for (map, failures) in self.reconciler.failures() {
             metrics.apply_failures(map, *failures);
+        }
+        for (protocol, kind) in [("TCP", SocketKind::Stream), ("UDP", SocketKind::Datagram)] {
+            metrics.sockets_destroyed(protocol, self.wakes.destroyed(kind));
         }
         metrics.refresh(Figures {
             rejected: self.cache.rejected().count(),

@@ -3,6 +3,7 @@
 //! ```text
 //! source ── Stream ─> Cache ─┬─> Reconciler ─> Planner ─> Dataplane   (services)
 //!                            └─> routes, node.json                     (nodes)
+//! a backend that is gone ───────> Waker                            (sockets)
 //! records and interfaces ────────> Endpoints ─> Dataplane              (pods)
 //! control socket ────────────────> answers from a dump of the kernel
 //! ```
@@ -12,6 +13,8 @@
 
 mod endpoints;
 mod health;
+mod host_ports;
+mod leaks;
 mod lock;
 mod node_file;
 mod reconcile;
@@ -20,6 +23,7 @@ mod routes;
 mod run;
 mod settings;
 mod status;
+mod wake;
 
 pub use endpoints::Endpoints;
 pub use lock::{LockError, NodeLock};

@@ -1,12 +1,15 @@
 //! Services: from the cache through the planner to the kernel, with what failed tried again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use sluice_model::ObjectName;
-use sluice_plan::{NodeContext, Plan, Planner, Tables};
+use sluice_plan::{NodeContext, Plan, Planner, PodPorts, Tables};
 use sluice_store::Cache;
 
+use super::host_ports::Wanted;
 use crate::dataplane::{ApplyError, Dataplane, DataplaneError};
 
 /// First wait after a failed write, and the longest.
@@ -16,6 +19,10 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 #[derive(Debug)]
 pub struct Reconciler {
     planner: Planner,
+    /// The pods that the planner was told of because of their ports of the node.
+    pods: Wanted,
+    /// Addresses that the kernel had such ports on when the agent began.
+    restored_addrs: BTreeSet<IpAddr>,
     failure: Option<Failure>,
     /// Writes that the kernel refused, ever, by map.
     failures: BTreeMap<&'static str, u64>,
@@ -25,7 +32,7 @@ pub struct Reconciler {
 /// anew.
 #[derive(Debug)]
 struct Failure {
-    service: String,
+    subject: String,
     error: String,
     retry_at: Instant,
     wait: Duration,
@@ -49,9 +56,49 @@ impl Reconciler {
             );
         }
         node.node_port_addrs.extend(tables.node_port_addrs());
+        let restored_addrs = tables.host_port_addrs().collect();
         let mut planner = Planner::restore(tables);
         planner.set_node(node);
-        Ok(Self { planner, failure: None, failures: BTreeMap::new() })
+        Ok(Self {
+            planner,
+            pods: Wanted::new(),
+            restored_addrs,
+            failure: None,
+            failures: BTreeMap::new(),
+        })
+    }
+
+    /// The addresses that the kernel had ports of pods on when the agent began: the node's, as far as
+    /// is known before its Node object is.
+    pub(super) fn restored_addrs(&self) -> &BTreeSet<IpAddr> {
+        &self.restored_addrs
+    }
+
+    /// States all pods of this node that have ports of the node.
+    pub(super) fn host_ports(&mut self, dataplane: &mut Dataplane, wanted: Wanted) {
+        if wanted == self.pods {
+            return;
+        }
+        let before = std::mem::replace(&mut self.pods, wanted);
+        // Those that went come first: what they had is free for the others.
+        for (id, pod) in &before {
+            if !self.pods.contains_key(id) {
+                let plan = self.planner.host_ports(&PodPorts { ports: Vec::new(), ..pod.clone() });
+                self.apply(dataplane, &format_args!("Pod {}", pod.pod), plan);
+            }
+        }
+        let changed = self.pods.iter().filter(|(id, pod)| before.get(*id) != Some(*pod));
+        for pod in changed.map(|(_, pod)| pod.clone()).collect::<Vec<_>>() {
+            let plan = self.planner.host_ports(&pod);
+            self.apply(dataplane, &format_args!("Pod {}", pod.pod), plan);
+        }
+    }
+
+    /// Deletes the ports of pods that are there no more. To be called once the pods of this node have
+    /// been stated.
+    pub(super) fn prune_host_ports(&mut self, dataplane: &mut Dataplane) {
+        let plan = self.planner.prune_host_ports();
+        self.apply(dataplane, &"ports of pods that went", plan);
     }
 
     /// States what the node is now; returns the Services that are to be brought in line with it.
@@ -79,7 +126,7 @@ impl Reconciler {
                 Some(service) => self.planner.upsert(service, &cache.endpoints(name)),
                 None => self.planner.remove(name),
             };
-            self.apply(dataplane, Some(name), plan);
+            self.apply(dataplane, &format_args!("Service {name}"), plan);
         }
     }
 
@@ -90,10 +137,10 @@ impl Reconciler {
         if !plan.ops.is_empty() {
             tracing::info!(operations = plan.ops.len(), "removing what is in no source any more");
         }
-        self.apply(dataplane, None, plan);
+        self.apply(dataplane, &"clean-up", plan);
     }
 
-    fn apply(&mut self, dataplane: &mut Dataplane, name: Option<&ObjectName>, plan: Plan) {
+    fn apply(&mut self, dataplane: &mut Dataplane, subject: &dyn fmt::Display, plan: Plan) {
         for warning in &plan.warnings {
             tracing::warn!("{warning}");
         }
@@ -101,17 +148,16 @@ impl Reconciler {
             return;
         }
         if let Err(error) = dataplane.apply(&plan.ops) {
-            self.failed(name, &error);
+            self.failed(subject, &error);
         }
     }
 
-    fn failed(&mut self, name: Option<&ObjectName>, error: &ApplyError) {
-        let service = name.map_or_else(|| "clean-up".to_owned(), |n| format!("Service {n}"));
-        tracing::error!("{service}: {error}; what was programmed stays, the rest is tried again");
+    fn failed(&mut self, subject: &dyn fmt::Display, error: &ApplyError) {
+        tracing::error!("{subject}: {error}; what was programmed stays, the rest is tried again");
         *self.failures.entry(error.map()).or_default() += 1;
         let wait = self.failure.as_ref().map_or(RETRY.0, |failure| failure.wait);
         self.failure = Some(Failure {
-            service,
+            subject: subject.to_string(),
             error: error.to_string(),
             retry_at: Instant::now() + wait,
             wait,
@@ -140,6 +186,9 @@ impl Reconciler {
                 return;
             }
         }
+        let pods = std::mem::take(&mut self.pods);
+        self.host_ports(dataplane, pods);
+        self.prune_host_ports(dataplane);
         let names: Vec<ObjectName> =
             cache.services().map(|service| service.meta.name.clone()).collect();
         self.services(dataplane, cache, &names);
@@ -167,13 +216,11 @@ impl Reconciler {
 
     /// What is wrong, subject and message.
     pub fn problems(&self) -> impl Iterator<Item = (String, String)> {
-        let failure = self.failure.iter().map(|f| (f.service.clone(), f.error.clone()));
-        let warnings = self.planner.warnings().map(|warning| {
-            (
-                format!("Service {}", warning.service),
-                format!("{}: {}", warning.field, warning.problem),
-            )
-        });
+        let failure = self.failure.iter().map(|f| (f.subject.clone(), f.error.clone()));
+        let warnings = self
+            .planner
+            .warnings()
+            .map(|warning| (warning.subject().to_string(), warning.message()));
         failure.chain(warnings)
     }
 }

@@ -1,12 +1,14 @@
 //! The records that `sluice-cni` keeps of the pods it attached.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use sluice_model::Protocol;
 
 use crate::control::EndpointRef;
 
@@ -17,6 +19,9 @@ pub struct Record {
     /// Container and interface.
     #[serde(flatten)]
     pub key: EndpointRef,
+    /// Path of the pod's network namespace; empty in records of plugins that did not say.
+    #[serde(default)]
+    pub netns: PathBuf,
     /// Name of the host-side veth.
     pub host_interface: String,
     /// Hardware address of the pod's interface, `aa:bb:cc:dd:ee:ff`.
@@ -31,6 +36,61 @@ pub struct Record {
     /// Name of the pod.
     #[serde(default)]
     pub pod_name: String,
+    /// Ports of the node that the pod asks for.
+    #[serde(default)]
+    pub host_ports: Vec<PortMapping>,
+    /// When the pod's network was made, in seconds since 1970.
+    #[serde(default)]
+    pub created: u64,
+}
+
+/// A port of the node that leads to a port of the pod.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PortMapping {
+    /// The node's port.
+    pub host_port: u16,
+    /// The pod's.
+    pub container_port: u16,
+    /// The protocol of both.
+    pub protocol: RecordedProtocol,
+    /// The node's address that has the port; none or an unspecified one: all of them.
+    #[serde(rename = "hostIP", default)]
+    pub host_ip: Option<IpAddr>,
+}
+
+impl fmt::Display for PortMapping {
+    /// `8080->80/TCP`, with the address before it where there is one.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host_port, container_port, protocol, host_ip } = self;
+        match host_ip {
+            Some(ip) => write!(f, "{}", SocketAddr::new(*ip, *host_port))?,
+            None => write!(f, "{host_port}")?,
+        }
+        write!(f, "->{container_port}/{}", Protocol::from(*protocol))
+    }
+}
+
+/// A protocol as records spell it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RecordedProtocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl From<RecordedProtocol> for Protocol {
+    fn from(protocol: RecordedProtocol) -> Self {
+        match protocol {
+            RecordedProtocol::Tcp => Self::Tcp,
+            RecordedProtocol::Udp => Self::Udp,
+            RecordedProtocol::Sctp => Self::Sctp,
+        }
+    }
 }
 
 impl Record {

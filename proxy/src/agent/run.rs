@@ -1,5 +1,6 @@
 //! Start and loop.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,8 @@ use super::lock::NodeLock;
 use super::node_file::NodeFile;
 use super::reconcile::Reconciler;
 use super::routes::Routes;
-use super::{StartError, health, records, settings};
+use super::wake::Wakes;
+use super::{StartError, health, host_ports, records, settings};
 use crate::cli::SluicedArgs;
 use crate::clock;
 use crate::control;
@@ -35,7 +37,10 @@ pub(super) struct Agent {
     pub(super) cache: Cache,
     pub(super) reconciler: Reconciler,
     pub(super) endpoints: Endpoints,
+    /// Ports of the node that pods ask for and cannot get, subject and message.
+    pub(super) port_problems: BTreeMap<String, String>,
     pub(super) routes: Option<Routes>,
+    pub(super) wakes: Wakes,
     pub(super) source: watch::Receiver<SourceStatus>,
     pub(super) notices: Vec<String>,
     pub(super) kernel: dataplane::Kernel,
@@ -83,17 +88,26 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
     }
     let node = settings::node_name(&args);
     let context = settings::node_context(&args, &node, None);
-    let reconciler = Reconciler::restore(&dataplane, context).map_err(start_error)?;
+    let mut reconciler = Reconciler::restore(&dataplane, context).map_err(start_error)?;
 
     let records = records::directory(&args.state_dir);
     let mut record_events = watch_records(&records)?;
     let mut endpoints = Endpoints::new(records, args.pod_programs);
+    endpoints.heal();
     endpoints.sync(&mut dataplane).map_err(start_error)?;
+    let mut addrs = host_ports::node_addrs(None);
+    addrs.extend(reconciler.restored_addrs());
+    let (wanted, port_problems) = host_ports::wanted(endpoints.with_ports(), &addrs);
+    reconciler.host_ports(&mut dataplane, wanted);
+    reconciler.prune_host_ports(&mut dataplane);
 
     let routes = match args.routes.then(Routes::open).transpose() {
         Ok(routes) => routes,
         Err(error) => return Err(StartError::new(error.to_string(), "or set --routes false")),
     };
+    let wakes =
+        Wakes::start(records::directory(&args.state_dir), args.reset_deleted_endpoint_connections)
+            .map_err(|error| StartError::new(format!("cannot start a thread: {error}"), ""))?;
     let options = settings::source_options(&args.etcd)?;
     let mut stream = Stream::open(&args.source, &options)
         .map_err(|error| StartError::new(error.to_string(), error.hint()))?;
@@ -111,7 +125,9 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
         cache: Cache::new(),
         reconciler,
         endpoints,
+        port_problems,
         routes,
+        wakes,
         source: stream.status(),
         notices,
         kernel,
@@ -132,6 +148,7 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
     collect.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let retry_at = agent.reconciler.retry_at();
+        let wake_at = agent.wakes.due();
         tokio::select! {
             batch = stream.next_batch() => match batch {
                 Some(events) => agent.ingest(events).await,
@@ -148,6 +165,7 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
             () = sleep_until(retry_at) => {
                 agent.retry();
             }
+            () = sleep_until(wake_at) => agent.wake(),
             Some(done) = refreshes.recv() => {
                 agent.refresh_figures();
                 // A scrape that waited for too long wants no answer.
@@ -175,6 +193,7 @@ impl Agent {
         {
             let context = settings::node_context(&self.args, &self.node, Some(node));
             changes.services.extend(self.reconciler.node(context));
+            self.sync_host_ports();
         }
         self.reconciler.services(&mut self.dataplane, &self.cache, &changes.services);
         if changes.synced {
@@ -187,6 +206,9 @@ impl Agent {
                     "in sync with the source"
                 );
             }
+        }
+        if changes.synced || !changes.services.is_empty() {
+            self.wakes.changed(Instant::now());
         }
         self.note_progress(begun, &changes);
         if self.cache.synced() && (changes.synced || !changes.nodes.is_empty()) {
@@ -236,6 +258,26 @@ impl Agent {
         if let Err(error) = self.endpoints.sync(&mut self.dataplane) {
             tracing::error!("pods of this node: {error}");
         }
+        self.sync_host_ports();
+        self.wakes.changed(Instant::now());
+    }
+
+    /// Brings the ports of the node that pods ask for to what their records and the node's addresses
+    /// say.
+    pub(super) fn sync_host_ports(&mut self) {
+        let node = self.cache.node(&self.node);
+        let mut addrs = host_ports::node_addrs(node);
+        if node.is_none() {
+            addrs.extend(self.reconciler.restored_addrs());
+        }
+        let (wanted, problems) = host_ports::wanted(self.endpoints.with_ports(), &addrs);
+        for (subject, message) in &problems {
+            if self.port_problems.get(subject) != Some(message) {
+                tracing::warn!("{subject}: {message}");
+            }
+        }
+        self.port_problems = problems;
+        self.reconciler.host_ports(&mut self.dataplane, wanted);
     }
 
     async fn reconcile_routes(&mut self) {
@@ -249,6 +291,9 @@ impl Agent {
 
     fn collect(&mut self) {
         self.health.alive();
+        self.endpoints.heal();
+        // An interface may have got an address.
+        self.sync_host_ports();
         match self.dataplane.conntrack_gc(clock::monotonic_nanos(), &self.timeouts) {
             Ok(collected) => {
                 let left = collected.seen.saturating_sub(collected.removed);

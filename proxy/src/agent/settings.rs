@@ -25,6 +25,7 @@ pub(super) fn node_context(args: &SluicedArgs, name: &str, node: Option<&Node>) 
         name: name.to_owned(),
         zone: node.and_then(Node::zone).map(str::to_owned),
         node_port_addrs: node_port_addrs(&args.nodeport_addresses, node),
+        addrs: node.iter().flat_map(|node| &node.addrs).map(|address| address.addr).collect(),
         external_ips: args.allow_service_external_ips,
     }
 }
@@ -82,6 +83,7 @@ pub(super) fn map_sizes(args: &SluicedArgs) -> dataplane::MapSizes {
         endpoints: args.sizes.map_size_endpoints,
         affinity: args.sizes.map_size_affinity,
         source_ranges: args.sizes.map_size_source_ranges,
+        node_ports: args.sizes.map_size_node_ports,
     }
 }
 

@@ -11,8 +11,8 @@ use crate::control::{Answer, Reply, Request};
 use crate::dataplane::DataplaneError;
 use crate::health::BindAddress;
 use crate::view::{
-    AgentStatus, BackendRow, ConntrackRow, EndpointRow, PartStatus, ProblemRow, ServiceRow,
-    SourceView, Status,
+    AffinityRow, AgentStatus, BackendRow, ConntrackRow, EndpointRow, PartStatus, ProblemRow,
+    ServiceRow, SourceView, Status,
 };
 
 impl Agent {
@@ -27,6 +27,7 @@ impl Agent {
                 self.dataplane.tables().map(|tables| Reply::Backends(BackendRow::all(&tables)))
             }
             Request::ConntrackList => self.conntrack(),
+            Request::AffinityList => self.affinity(),
             Request::EndpointList => self.dataplane.endpoints().map(|endpoints| {
                 let rows = EndpointRow::all(&endpoints, |addr, _| self.endpoints.note(addr));
                 Reply::Endpoints(rows)
@@ -36,6 +37,7 @@ impl Agent {
                 if let Err(error) = self.endpoints.sync(&mut self.dataplane) {
                     return Answer::error(error.to_string(), "see sluiced's log");
                 }
+                self.sync_host_ports();
                 return match self.endpoints.check(&key) {
                     Ok(()) => Answer::done(),
                     Err(error) => Answer::error(error, "see sluiced's log"),
@@ -43,7 +45,9 @@ impl Agent {
             }
             Request::EndpointDel(key) => {
                 self.endpoints.leave(key);
-                return match self.endpoints.sync(&mut self.dataplane) {
+                let synced = self.endpoints.sync(&mut self.dataplane);
+                self.sync_host_ports();
+                return match synced {
                     Ok(()) => Answer::done(),
                     Err(error) => Answer::error(error.to_string(), "see sluiced's log"),
                 };
@@ -59,6 +63,14 @@ impl Agent {
         let tables = self.dataplane.tables()?;
         let entries = self.dataplane.conntrack()?;
         Ok(Reply::Conntrack(ConntrackRow::all(&entries, &tables, clock::monotonic_nanos())))
+    }
+
+    fn affinity(&self) -> Result<Reply, DataplaneError> {
+        let tables = self.dataplane.tables()?;
+        let view = self.dataplane.view();
+        let node = view.node_state()?.netns;
+        let rows = AffinityRow::all(&view.affinity()?, &tables, node, clock::monotonic_nanos());
+        Ok(Reply::Affinity(rows))
     }
 
     fn status(&self) -> Result<Status, DataplaneError> {
@@ -86,6 +98,7 @@ impl Agent {
         let cgroup = self.cgroup.as_ref().map(|path| path.display().to_string());
         vec![
             part("Socket balancing", self.cgroup.is_some(), cgroup.unwrap_or_default()),
+            part("Socket waking", true, self.wakes.note()),
             part("Pod programs", self.args.pod_programs, self.kernel.pod_hook().to_owned()),
             part("Fast path", self.args.pod_programs && self.args.fast_path, String::new()),
             part("Routes", self.args.routes, "host-gw".to_owned()),
@@ -102,8 +115,10 @@ impl Agent {
         let mut rows: Vec<_> = self.reconciler.problems().map(|(s, m)| row(&s, &m)).collect();
         rows.extend(self.cache.rejected().map(rejected_row));
         rows.extend(self.endpoints.problems().map(|(s, m)| row(s, m)));
+        rows.extend(self.port_problems.iter().map(|(s, m)| row(s, m)));
         rows.extend(self.routes.iter().flat_map(Routes::problems).map(|(s, m)| row(s, m)));
         rows.extend(self.health.problems().iter().map(|(s, m)| row(s, m)));
+        rows.extend(self.wakes.problem().map(|problem| row("sockets", &problem)));
         rows.extend(self.notices.iter().map(|notice| row("map size", notice)));
         rows
     }

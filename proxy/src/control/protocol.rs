@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::view::{BackendRow, ConntrackRow, EndpointRow, ServiceRow, Status};
+use crate::view::{AffinityRow, BackendRow, ConntrackRow, EndpointRow, ServiceRow, Status};
 
 /// Version of the protocol.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -29,6 +29,8 @@ pub enum Request {
     BackendList,
     /// Flows that are translated packet by packet.
     ConntrackList,
+    /// Clients of services with session affinity.
+    AffinityList,
     /// Pods of this node.
     EndpointList,
     /// From `sluice-cni`: a pod's record and interface are there; answer once it is served.
@@ -101,6 +103,8 @@ pub enum Reply {
     Backends(Vec<BackendRow>),
     /// To [`Request::ConntrackList`].
     Conntrack(Vec<ConntrackRow>),
+    /// To [`Request::AffinityList`].
+    Affinity(Vec<AffinityRow>),
     /// To [`Request::EndpointList`].
     Endpoints(Vec<EndpointRow>),
 }

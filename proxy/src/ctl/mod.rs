@@ -10,7 +10,7 @@ use crate::clock;
 use crate::control::{self, ClientError, Reply, Request};
 use crate::dataplane::{DataplaneError, Pinned};
 use crate::view::{
-    BackendRow, ConntrackRow, EndpointNote, EndpointRow, ServiceRow, Status, render,
+    AffinityRow, BackendRow, ConntrackRow, EndpointNote, EndpointRow, ServiceRow, Status, render,
 };
 
 /// What to print.
@@ -73,6 +73,7 @@ pub fn run(args: &ProxyctlArgs) -> Result<Printed, CtlError> {
         Noun::Service(_) => Request::ServiceList,
         Noun::Backend(ListVerb::List) => Request::BackendList,
         Noun::Conntrack(ListVerb::List) => Request::ConntrackList,
+        Noun::Affinity(ListVerb::List) => Request::AffinityList,
         Noun::Endpoint(ListVerb::List) => Request::EndpointList,
     };
     let (reply, note) = match control::request(&args.paths.socket(), request.clone()) {
@@ -102,6 +103,7 @@ pub fn run(args: &ProxyctlArgs) -> Result<Printed, CtlError> {
         Reply::Services(rows) => render(&filter(rows, &args.noun)?, args.output)?,
         Reply::Backends(rows) => render(&rows, args.output)?,
         Reply::Conntrack(rows) => render(&rows, args.output)?,
+        Reply::Affinity(rows) => render(&rows, args.output)?,
         Reply::Endpoints(rows) => render(&rows, args.output)?,
     };
     Ok(Printed { text, note })
@@ -126,6 +128,11 @@ fn from_pins(root: &std::path::Path, request: &Request) -> Result<Reply, Datapla
         Request::ConntrackList => {
             let now = clock::monotonic_nanos();
             Reply::Conntrack(ConntrackRow::all(&pinned.conntrack()?, &pinned.tables()?, now))
+        }
+        Request::AffinityList => {
+            let (tables, node) = (pinned.tables()?, pinned.node_state()?.netns);
+            let now = clock::monotonic_nanos();
+            Reply::Affinity(AffinityRow::all(&pinned.affinity()?, &tables, node, now))
         }
         Request::EndpointList => {
             Reply::Endpoints(EndpointRow::all(&pinned.endpoints()?, |_, _| EndpointNote::default()))

@@ -45,6 +45,14 @@ impl Dataplane {
                 MapOp::SetFilterWord(key, value) => Some((*key, *value)),
                 _ => None,
             }),
+            MapOp::PutSourceRange(..) => put(&maps.source_ranges, run, |op| match op {
+                MapOp::PutSourceRange(key) => Some((*key, 1)),
+                _ => None,
+            }),
+            MapOp::PutNodePort(..) => put(&maps.node_ports, run, |op| match op {
+                MapOp::PutNodePort(key, value) => Some((*key, *value)),
+                _ => None,
+            }),
             MapOp::PutFrontend(..) => put(&maps.frontends, run, |op| match op {
                 MapOp::PutFrontend(key, value) => Some((*key, *value)),
                 _ => None,
@@ -59,6 +67,14 @@ impl Dataplane {
             }),
             MapOp::DeleteName(..) => delete(&maps.names, run, |op| match op {
                 MapOp::DeleteName(key) => Some(*key),
+                _ => None,
+            }),
+            MapOp::DeleteSourceRange(..) => delete(&maps.source_ranges, run, |op| match op {
+                MapOp::DeleteSourceRange(key) => Some(*key),
+                _ => None,
+            }),
+            MapOp::DeleteNodePort(..) => delete(&maps.node_ports, run, |op| match op {
+                MapOp::DeleteNodePort(key) => Some(*key),
                 _ => None,
             }),
             MapOp::DeleteFrontend(..) => delete(&maps.frontends, run, |op| match op {

@@ -7,6 +7,7 @@ use std::{
         fd::{AsFd as _, BorrowedFd},
         unix::fs::MetadataExt as _,
     },
+    path::PathBuf,
 };
 
 use aya::programs::{
@@ -44,7 +45,47 @@ impl std::fmt::Display for TcHook {
     }
 }
 
-/// A pod's interface whose programs are attached.
+/// What an interface is to the node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Role {
+    Pod,
+    Uplink,
+}
+
+impl Role {
+    /// The programs that it gets, and where.
+    fn programs(self) -> [(&'static str, TcAttachType); 2] {
+        match self {
+            Self::Pod => [
+                (programs::POD_SEND, TcAttachType::Ingress),
+                (programs::POD_RECV, TcAttachType::Egress),
+            ],
+            Self::Uplink => [
+                (programs::UPLINK_IN, TcAttachType::Ingress),
+                (programs::UPLINK_OUT, TcAttachType::Egress),
+            ],
+        }
+    }
+
+    /// What its pins begin with.
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Pod => "pod_",
+            Self::Uplink => "uplink_",
+        }
+    }
+
+    /// The pin of a link: `pod_7_sluice_pod_send`.
+    fn pin_name(self, ifindex: u32, program: &str) -> String {
+        format!("{}{ifindex}_{program}", self.prefix())
+    }
+
+    fn ifindex_of(self, pin: &str) -> Option<u32> {
+        pin.strip_prefix(self.prefix())?.split_once('_')?.0.parse().ok()
+    }
+}
+
+/// An interface whose programs are attached.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Attachment {
     /// The interface's name.
@@ -110,10 +151,79 @@ impl Dataplane {
     /// Attaches both tc programs to the host side of a pod's interface, in the network namespace of
     /// this thread. Doing it again replaces the programs in place.
     pub fn attach_pod(&mut self, interface: &str) -> Result<Attachment, DataplaneError> {
-        match self.attach_pod_by(interface, TcHook::Tcx) {
+        self.attach_role(interface, Role::Pod)
+    }
+
+    /// Attaches both tc programs to an uplink, in the network namespace of this thread. Doing it
+    /// again replaces the programs in place.
+    ///
+    /// # Errors
+    ///
+    /// There is no such interface, or the kernel refuses.
+    pub fn attach_uplink(&mut self, interface: &str) -> Result<Attachment, DataplaneError> {
+        self.attach_role(interface, Role::Uplink)
+    }
+
+    /// As [`Dataplane::attach_uplink`], by one kind of hook.
+    ///
+    /// # Errors
+    ///
+    /// As [`Dataplane::attach_uplink`].
+    pub fn attach_uplink_by(
+        &mut self,
+        interface: &str,
+        hook: TcHook,
+    ) -> Result<Attachment, DataplaneError> {
+        self.attach_role_by(interface, Role::Uplink, hook)
+    }
+
+    /// Detaches the programs of an uplink that is none any more: by its index, and by its name where
+    /// it still has one. What is not attached is no error.
+    ///
+    /// # Errors
+    ///
+    /// A pin cannot be removed.
+    pub fn detach_uplink(
+        &mut self,
+        ifindex: u32,
+        interface: Option<&str>,
+    ) -> Result<(), DataplaneError> {
+        for (name, direction) in Role::Uplink.programs() {
+            let path = self.dirs.links.join(Role::Uplink.pin_name(ifindex, name));
+            match fs::remove_file(&path) {
+                Ok(()) => {}
+                Err(source) if source.kind() == io::ErrorKind::NotFound => {
+                    // A filter, if anything; it goes with an interface that is gone.
+                    if let Some(interface) = interface {
+                        detach_filter(interface, direction, name);
+                    }
+                }
+                Err(source) => {
+                    return Err(DataplaneError::File { action: "unpin", path, source });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The uplinks that have pinned programs, by their index, sorted: also those that an agent
+    /// before this one left.
+    ///
+    /// # Errors
+    ///
+    /// The directory of pins cannot be read.
+    pub fn pinned_uplinks(&self) -> Result<Vec<u32>, DataplaneError> {
+        let mut found = self.pins(|name| Role::Uplink.ifindex_of(name))?;
+        found.sort_unstable();
+        found.dedup_by_key(|(ifindex, _)| *ifindex);
+        Ok(found.into_iter().map(|(ifindex, _)| ifindex).collect())
+    }
+
+    fn attach_role(&mut self, interface: &str, role: Role) -> Result<Attachment, DataplaneError> {
+        match self.attach_role_by(interface, role, TcHook::Tcx) {
             // Before Linux 6.6, there is no such attach type.
             Err(DataplaneError::Attach { source, .. }) if is_unknown_attach_type(&*source) => {
-                self.attach_pod_by(interface, TcHook::Clsact)
+                self.attach_role_by(interface, role, TcHook::Clsact)
             }
             result => result,
         }
@@ -125,12 +235,18 @@ impl Dataplane {
         interface: &str,
         hook: TcHook,
     ) -> Result<Attachment, DataplaneError> {
+        self.attach_role_by(interface, Role::Pod, hook)
+    }
+
+    fn attach_role_by(
+        &mut self,
+        interface: &str,
+        role: Role,
+        hook: TcHook,
+    ) -> Result<Attachment, DataplaneError> {
         let ifindex = index_of(interface)?;
         let mut replaced = false;
-        for (name, direction) in [
-            (programs::POD_SEND, TcAttachType::Ingress),
-            (programs::POD_RECV, TcAttachType::Egress),
-        ] {
+        for (name, direction) in role.programs() {
             let error = |source: Box<dyn std::error::Error + Send + Sync>| DataplaneError::Attach {
                 program: name,
                 target: interface.to_owned(),
@@ -144,7 +260,7 @@ impl Dataplane {
                 .map_err(|source: ProgramError| error(source.into()))?;
             let done = match hook {
                 TcHook::Tcx => {
-                    let pin = self.dirs.links.join(pin_name(ifindex, name));
+                    let pin = self.dirs.links.join(role.pin_name(ifindex, name));
                     let fd = program.fd().map_err(|source| error(source.into()))?;
                     let attach_type = match direction {
                         TcAttachType::Ingress => attach_type::TCX_INGRESS,
@@ -163,15 +279,10 @@ impl Dataplane {
 
     /// Removes the pins of links whose interface is gone, and says which interfaces those were.
     pub fn detach_gone(&mut self) -> Result<Vec<u32>, DataplaneError> {
-        let directory = &self.dirs.links;
-        let read =
-            |source| DataplaneError::File { action: "read", path: directory.clone(), source };
         let mut gone = Vec::new();
-        for entry in fs::read_dir(directory).map_err(read)? {
-            let path = entry.map_err(read)?.path();
-            let Some(ifindex) = path.file_name().and_then(|name| ifindex_of(name.to_str()?)) else {
-                continue;
-            };
+        let of_any =
+            |name: &str| Role::Pod.ifindex_of(name).or_else(|| Role::Uplink.ifindex_of(name));
+        for (ifindex, path) in self.pins(of_any)? {
             let looked_at = |source| DataplaneError::File {
                 action: "look at the link",
                 path: path.clone(),
@@ -189,6 +300,24 @@ impl Dataplane {
         gone.sort_unstable();
         gone.dedup();
         Ok(gone)
+    }
+
+    /// The pins of links whose name tells an interface.
+    fn pins(
+        &self,
+        ifindex_of: impl Fn(&str) -> Option<u32>,
+    ) -> Result<Vec<(u32, PathBuf)>, DataplaneError> {
+        let directory = &self.dirs.links;
+        let read =
+            |source| DataplaneError::File { action: "read", path: directory.clone(), source };
+        let mut found = Vec::new();
+        for entry in fs::read_dir(directory).map_err(read)? {
+            let path = entry.map_err(read)?.path();
+            if let Some(ifindex) = path.file_name().and_then(|name| ifindex_of(name.to_str()?)) {
+                found.push((ifindex, path));
+            }
+        }
+        Ok(found)
     }
 }
 
@@ -225,13 +354,17 @@ fn index_of(interface: &str) -> Result<u32, DataplaneError> {
     netdevice::name_to_index(&socket, interface).map_err(error)
 }
 
-/// The pin of a pod's link: `pod_7_sluice_pod_send`.
-fn pin_name(ifindex: u32, program: &str) -> String {
-    format!("pod_{ifindex}_{program}")
-}
-
-fn ifindex_of(pin: &str) -> Option<u32> {
-    pin.strip_prefix("pod_")?.split_once('_')?.0.parse().ok()
+/// Detaches the filter that [`attach_filter`] made, if it is there.
+fn detach_filter(interface: &str, direction: TcAttachType, program: &str) {
+    let attached =
+        SchedClassifierLink::attached(interface, direction, FILTER_PRIORITY, FILTER_HANDLE, None);
+    let gone = attached.map_err(TcError::IoError).map(|link| {
+        use aya::programs::links::Link as _;
+        link.detach()
+    });
+    if let Ok(Err(error)) = gone {
+        tracing::debug!(interface, program, "no filter to remove: {error}");
+    }
 }
 
 /// Attaches by a filter, which lives as long as the interface, or replaces the one that is there.
@@ -271,14 +404,17 @@ impl Dataplane {
 mod tests {
     use sluice_abi::programs;
 
-    use super::{ifindex_of, pin_name};
+    use super::Role;
 
     #[test]
     fn a_pin_tells_its_interface() {
-        assert_eq!(ifindex_of(&pin_name(17, programs::POD_SEND)), Some(17));
-        assert_eq!(ifindex_of(&pin_name(u32::MAX, programs::POD_RECV)), Some(u32::MAX));
-        assert_eq!(ifindex_of(programs::CONNECT4), None);
-        assert_eq!(ifindex_of("pod_"), None);
-        assert_eq!(ifindex_of("pod_x_y"), None);
+        let (pod, uplink) = (Role::Pod, Role::Uplink);
+        assert_eq!(pod.ifindex_of(&pod.pin_name(17, programs::POD_SEND)), Some(17));
+        assert_eq!(pod.ifindex_of(&pod.pin_name(u32::MAX, programs::POD_RECV)), Some(u32::MAX));
+        assert_eq!(uplink.ifindex_of(&uplink.pin_name(2, programs::UPLINK_IN)), Some(2));
+        assert_eq!(pod.ifindex_of(&uplink.pin_name(2, programs::UPLINK_IN)), None);
+        assert_eq!(pod.ifindex_of(programs::CONNECT4), None);
+        assert_eq!(pod.ifindex_of("pod_"), None);
+        assert_eq!(pod.ifindex_of("pod_x_y"), None);
     }
 }

@@ -45,7 +45,7 @@ impl Timeouts {
     fn of(&self, proto: u8, flags: u16) -> Duration {
         const BOTH: u16 = CtFlags::FIN_CLIENT | CtFlags::FIN_BACKEND;
         let replied = flags & CtFlags::REPLIED != 0;
-        if proto != proto::TCP {
+        if proto == proto::UDP {
             return if replied { self.udp_stream } else { self.udp };
         }
         if flags & CtFlags::RST != 0 || flags & BOTH == BOTH {
@@ -71,21 +71,28 @@ pub struct Collected {
 
 /// The key of the flow's other entry.
 pub(crate) fn partner(key: &CtKey, entry: &CtEntry) -> CtKey {
-    if key.flags & CtFlags::REVERSE == 0 {
+    let forward = key.flags & CtFlags::REVERSE == 0;
+    // Of the client's two addresses, the one on the other side.
+    let (client, client_port) = match (entry.flags & CtFlags::SNAT != 0, forward) {
+        (true, _) => (entry.nat_addr, entry.nat_port),
+        (false, true) => (key.src, key.sport),
+        (false, false) => (key.dst, key.dport),
+    };
+    if forward {
         CtKey {
             src: entry.addr,
-            dst: key.src,
+            dst: client,
             sport: entry.port,
-            dport: key.sport,
+            dport: client_port,
             proto: key.proto,
             flags: CtFlags::REVERSE,
             reserved: 0,
         }
     } else {
         CtKey {
-            src: key.dst,
+            src: client,
             dst: entry.addr,
-            sport: key.dport,
+            sport: client_port,
             dport: entry.port,
             proto: key.proto,
             flags: 0,
@@ -109,7 +116,8 @@ impl Dataplane {
         let map = &self.view.maps.conntrack;
         let mut keys = Vec::new();
         map.for_each(CtEntry::default(), |key, entry| {
-            if key.src == addr || key.dst == addr || entry.addr == addr {
+            let client = entry.flags & CtFlags::SNAT != 0 && entry.nat_addr == addr;
+            if key.src == addr || key.dst == addr || entry.addr == addr || client {
                 keys.push(*key);
             }
         })
@@ -224,6 +232,23 @@ mod tests {
     }
 
     #[test]
+    fn the_two_entries_of_a_flow_with_another_source_find_each_other() {
+        let ((forward, to_backend), (reverse, to_client)) = flow();
+        let (node, port) = (addr("172.31.0.11"), Be16::new(50_000));
+        let flags = CtFlags::SNAT | CtFlags::EXTERNAL;
+        let to_backend = CtEntry { nat_addr: node, nat_port: port, flags, ..to_backend };
+        let reverse = CtKey { dst: node, dport: port, ..reverse };
+        let to_client =
+            CtEntry { nat_addr: forward.src, nat_port: forward.sport, flags, ..to_client };
+        assert_eq!(partner(&forward, &to_backend), reverse);
+        assert_eq!(partner(&reverse, &to_client), forward);
+        assert!(belongs(&forward, &to_backend, &reverse, &to_client));
+        // Another flow of the backend has got the port since.
+        let later = CtEntry { nat_port: Be16::new(40_001), ..to_client };
+        assert!(!belongs(&forward, &to_backend, &reverse, &later));
+    }
+
+    #[test]
     fn an_entry_of_a_later_flow_does_not_belong() {
         let ((forward, to_backend), (reverse, to_client)) = flow();
         let other_service = CtEntry { addr: addr("10.96.0.11"), ..to_client };
@@ -242,6 +267,8 @@ mod tests {
             (proto::TCP, CtFlags::REPLIED | CtFlags::FIN_BACKEND, timeouts.tcp_half_closed),
             (proto::TCP, CtFlags::FIN_CLIENT | CtFlags::FIN_BACKEND, timeouts.tcp_closed),
             (proto::TCP, CtFlags::RST, timeouts.tcp_closed),
+            (proto::SCTP, CtFlags::REPLIED, timeouts.tcp_established),
+            (proto::SCTP, CtFlags::RST, timeouts.tcp_closed),
             (proto::UDP, 0, timeouts.udp),
             (proto::UDP, CtFlags::REPLIED, timeouts.udp_stream),
         ];

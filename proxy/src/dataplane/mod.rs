@@ -17,13 +17,12 @@ mod spec;
 mod sys;
 mod view;
 
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf};
 
 use aya::Ebpf;
-use sluice_abi::{Addr, Counter, CtEntry, CtKey, Endpoint, NodeState};
+use sluice_abi::{Addr, CidrKey, Counter, CtEntry, CtKey, Endpoint, NodeAddrs, NodeState};
 use sluice_plan::Tables;
 
-pub(crate) use self::conntrack::partner;
 pub use self::{
     attach::{Attachment, TcHook},
     conntrack::{Collected, Timeouts},
@@ -31,8 +30,9 @@ pub use self::{
     load::object,
     probe::{Kernel, KernelLacks, probe},
     spec::MapSizes,
-    view::Pinned,
+    view::{Pinned, SocketKind},
 };
+pub(crate) use self::{conntrack::partner, sys::netns_cookie};
 use self::{
     load::PinDirs,
     view::{Maps, map_error},
@@ -129,6 +129,39 @@ impl Dataplane {
             state.ct_used = 1;
         }
         map.put(&0, &state).map_err(map_error(map, "write"))
+    }
+
+    /// Tells the programs of the node's addresses, of the ports that they may use with them, and of
+    /// when to.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read or written.
+    pub fn set_node_addrs(&mut self, addrs: NodeAddrs) -> Result<(), DataplaneError> {
+        let map = &self.view.maps.node_addrs;
+        if self.view.node_addrs()? == addrs {
+            return Ok(());
+        }
+        map.put(&0, &addrs).map_err(map_error(map, "write"))
+    }
+
+    /// Says which addresses pods reach with their own: these, and no others.
+    ///
+    /// New ones are added before others go, so that what is in both is never missing.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read or written, or is full.
+    pub fn set_non_masquerade(&mut self, ranges: &BTreeSet<CidrKey>) -> Result<(), DataplaneError> {
+        let map = &self.view.maps.non_masquerade;
+        let held: BTreeSet<CidrKey> = self.view.non_masquerade()?.into_iter().collect();
+        for range in ranges.difference(&held) {
+            map.put(range, &1).map_err(map_error(map, "write"))?;
+        }
+        for range in held.difference(ranges) {
+            map.delete(range).map_err(map_error(map, "delete from"))?;
+        }
+        Ok(())
     }
 
     /// What to tell people, once.

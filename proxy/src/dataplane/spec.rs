@@ -27,7 +27,8 @@ pub struct MapSizes {
     pub conntrack: u32,
     /// Conversations of unconnected datagram sockets, two elements each; the oldest give way.
     pub udp_peers: u32,
-    /// Sockets that are connected to a service. Beyond that, sockets name their backend as the peer.
+    /// Sockets that are connected to a service, so many streams and so many datagram sockets. Beyond
+    /// that, sockets name their backend as the peer.
     pub sock_peers: u32,
     /// Addresses of this node's pods.
     pub endpoints: u32,
@@ -35,6 +36,8 @@ pub struct MapSizes {
     pub affinity: u32,
     /// Ranges of clients that services admit (`loadBalancerSourceRanges`), for each service port.
     pub source_ranges: u32,
+    /// Ports of the node that Services are served at, for each protocol.
+    pub node_ports: u32,
 }
 
 impl Default for MapSizes {
@@ -51,6 +54,8 @@ impl Default for MapSizes {
             endpoints: 4_096,
             affinity: 65_536,
             source_ranges: 16_384,
+            // 2,768 numbers in Kubernetes' default range, of up to three protocols.
+            node_ports: 16_384,
         }
     }
 }
@@ -76,10 +81,11 @@ pub(super) fn size_flag(map: &str) -> &'static str {
         maps::SERVICE_NAMES => "--map-size-names",
         maps::CONNTRACK => "--map-size-conntrack",
         maps::UDP_PEERS => "--map-size-udp-peers",
-        maps::SOCK_PEERS => "--map-size-sock-peers",
+        maps::SOCK_PEERS | maps::UDP_SOCKS => "--map-size-sock-peers",
         maps::ENDPOINTS => "--map-size-endpoints",
         maps::AFFINITY => "--map-size-affinity",
         maps::SOURCE_RANGES => "--map-size-source-ranges",
+        maps::NODE_PORTS => "--map-size-node-ports",
         _ => "the map's size",
     }
 }
@@ -115,6 +121,7 @@ pub(super) fn specs(sizes: &MapSizes) -> [Spec; maps::ALL.len()] {
         fixed::<u32, u64>(maps::VIP_FILTER, MapType::Array, VIP_FILTER_WORDS, 0),
         sized::<CtKey, CtEntry>(maps::CONNTRACK, MapType::LruHash, sizes.conntrack, 0),
         sized::<u64, SockPeer>(maps::SOCK_PEERS, MapType::Hash, sizes.sock_peers, NO_PREALLOC),
+        sized::<u64, SockPeer>(maps::UDP_SOCKS, MapType::Hash, sizes.sock_peers, NO_PREALLOC),
         fixed::<u32, PortMarks>(maps::BACKEND_PORTS, MapType::Array, 65_536 / PORTS_PER_ELEMENT, 0),
         sized::<PeerKey, SockPeer>(maps::UDP_PEERS, MapType::LruHash, sizes.udp_peers, 0),
         sized::<Addr, Endpoint>(maps::ENDPOINTS, MapType::Hash, sizes.endpoints, NO_PREALLOC),
@@ -127,8 +134,7 @@ pub(super) fn specs(sizes: &MapSizes) -> [Spec; maps::ALL.len()] {
             NO_PREALLOC,
         ),
         fixed::<FragmentKey, FragmentPorts>(maps::FRAGMENTS, MapType::LruHash, 8_192, 0),
-        // Node ports are 2,768 numbers by default, of up to three protocols.
-        fixed::<NodePortKey, u32>(maps::NODE_PORTS, MapType::Hash, 8_192, NO_PREALLOC),
+        sized::<NodePortKey, u32>(maps::NODE_PORTS, MapType::Hash, sizes.node_ports, NO_PREALLOC),
         fixed::<u32, NodeAddrs>(maps::NODE_ADDRS, MapType::Array, 1, 0),
         fixed::<CidrKey, u32>(maps::NON_MASQUERADE, MapType::LpmTrie, 1_024, NO_PREALLOC),
         fixed::<u32, u64>(maps::ICMP_BUDGET, MapType::PerCpuArray, 1, 0),

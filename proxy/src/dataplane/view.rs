@@ -26,6 +26,7 @@ pub(super) struct Maps {
     pub(super) vip_filter: Map<u32, u64>,
     pub(super) conntrack: Map<CtKey, CtEntry>,
     pub(super) sock_peers: Map<u64, SockPeer>,
+    pub(super) udp_socks: Map<u64, SockPeer>,
     pub(super) udp_peers: Map<PeerKey, SockPeer>,
     pub(super) endpoints: Map<Addr, Endpoint>,
     pub(super) node_state: Map<u32, NodeState>,
@@ -61,6 +62,7 @@ impl Maps {
             vip_filter: one(directory, maps::VIP_FILTER, read_only)?,
             conntrack: one(directory, maps::CONNTRACK, read_only)?,
             sock_peers: one(directory, maps::SOCK_PEERS, read_only)?,
+            udp_socks: one(directory, maps::UDP_SOCKS, read_only)?,
             udp_peers: one(directory, maps::UDP_PEERS, read_only)?,
             endpoints: one(directory, maps::ENDPOINTS, read_only)?,
             node_state: one(directory, maps::NODE_STATE, read_only)?,
@@ -72,6 +74,15 @@ impl Maps {
             counters: one(directory, maps::COUNTERS, read_only)?,
         })
     }
+}
+
+/// Sockets that the hooks connect to backends.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum SocketKind {
+    /// TCP.
+    Stream,
+    /// UDP, connected.
+    Datagram,
 }
 
 /// A view of what is pinned, for reading.
@@ -116,6 +127,7 @@ impl Pinned {
     /// The service tables.
     pub fn tables(&self) -> Result<Tables, DataplaneError> {
         let Maps { frontends, slots, backends, names, vip_filter, .. } = &self.maps;
+        let Maps { source_ranges, node_ports, .. } = &self.maps;
         let mut tables = Tables::default();
         frontends
             .for_each(Frontend::default(), |key, value| {
@@ -144,6 +156,16 @@ impl Pinned {
                 }
             })
             .map_err(map_error(vip_filter, "read"))?;
+        source_ranges
+            .for_each(0, |key, _| {
+                tables.source_ranges.insert(*key);
+            })
+            .map_err(map_error(source_ranges, "read"))?;
+        node_ports
+            .for_each(0, |key, service| {
+                tables.node_ports.insert(*key, *service);
+            })
+            .map_err(map_error(node_ports, "read"))?;
         Ok(tables)
     }
 
@@ -167,14 +189,28 @@ impl Pinned {
         Ok(entries)
     }
 
-    /// The sockets that are connected to a service, by their cookie, sorted.
-    pub fn sock_peers(&self) -> Result<Vec<(u64, SockPeer)>, DataplaneError> {
-        let map = &self.maps.sock_peers;
+    /// The sockets that are connected to a service, by their cookie, sorted: streams or datagram
+    /// sockets.
+    pub fn sock_peers(&self, kind: SocketKind) -> Result<Vec<(u64, SockPeer)>, DataplaneError> {
+        let map = match kind {
+            SocketKind::Stream => &self.maps.sock_peers,
+            SocketKind::Datagram => &self.maps.udp_socks,
+        };
         let mut peers = Vec::new();
         map.for_each(SockPeer::default(), |key, value| peers.push((*key, *value)))
             .map_err(map_error(map, "read"))?;
         peers.sort_unstable_by_key(|(cookie, _)| *cookie);
         Ok(peers)
+    }
+
+    /// Which backend each client of services with session affinity had last, sorted by key.
+    pub fn affinity(&self) -> Result<Vec<(AffinityKey, Affinity)>, DataplaneError> {
+        let map = &self.maps.affinity;
+        let mut entries = Vec::new();
+        map.for_each(Affinity::default(), |key, value| entries.push((*key, *value)))
+            .map_err(map_error(map, "read"))?;
+        entries.sort_unstable_by_key(|(key, _)| *key);
+        Ok(entries)
     }
 
     /// The conversations of unconnected datagram sockets, sorted by key.
@@ -192,6 +228,30 @@ impl Pinned {
         let map = &self.maps.node_state;
         let state = map.get(&0, NodeState::default()).map_err(map_error(map, "read"))?;
         Ok(state.unwrap_or_default())
+    }
+
+    /// The node's addresses and what goes with them.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
+    pub fn node_addrs(&self) -> Result<NodeAddrs, DataplaneError> {
+        let map = &self.maps.node_addrs;
+        let addrs = map.get(&0, NodeAddrs::default()).map_err(map_error(map, "read"))?;
+        Ok(addrs.unwrap_or_default())
+    }
+
+    /// The addresses that pods reach with their own, sorted.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
+    pub fn non_masquerade(&self) -> Result<Vec<CidrKey>, DataplaneError> {
+        let map = &self.maps.non_masquerade;
+        let mut ranges = Vec::new();
+        map.for_each(0, |key, _| ranges.push(*key)).map_err(map_error(map, "read"))?;
+        ranges.sort_unstable();
+        Ok(ranges)
     }
 
     /// The counters, summed over all CPUs.

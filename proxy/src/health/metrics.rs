@@ -34,6 +34,7 @@ pub struct Metrics {
     healthz: Family<Label<u16>, Counter>,
     livez: Family<Label<u16>, Counter>,
     apply_failures: Family<Label, Counter>,
+    sockets_destroyed: Family<Label, Counter>,
     entries: Family<Label, Gauge>,
     rejected: Gauge,
     problems: Gauge,
@@ -67,6 +68,7 @@ impl Metrics {
             healthz: Family::default(),
             livez: Family::default(),
             apply_failures: Family::default(),
+            sockets_destroyed: Family::default(),
             entries: Family::default(),
             rejected: Gauge::default(),
             problems: Gauge::default(),
@@ -121,6 +123,11 @@ impl Metrics {
             "apply_failures",
             "Writes that the kernel refused, by map; they are tried again",
             self.apply_failures.clone(),
+        );
+        own.register(
+            "sockets_destroyed",
+            "Sockets that were destroyed since their backend is gone, by protocol",
+            self.sockets_destroyed.clone(),
         );
         own.register(
             "map_entries",
@@ -191,6 +198,12 @@ impl Metrics {
         // The loop alone counts these, and they never go back.
         let counter = self.apply_failures.get_or_create(&[("map", map)]);
         counter.inner().store(failures, Ordering::Relaxed);
+    }
+
+    /// So many sockets were destroyed since their backend is gone, ever.
+    pub fn sockets_destroyed(&self, protocol: &'static str, sockets: u64) {
+        let counter = self.sockets_destroyed.get_or_create(&[("protocol", protocol)]);
+        counter.inner().store(sockets, Ordering::Relaxed);
     }
 
     /// What the loop counted.

@@ -4,10 +4,12 @@
 //! `proxyctl` read the pins: a table always says what the kernel does, not what someone meant it to
 //! do.
 
+mod affinity;
 mod rows;
 mod status;
 mod table;
 
+pub use affinity::AffinityRow;
 pub use rows::{BackendRow, ConntrackRow, EndpointNote, EndpointRow, ServiceRow};
 pub use status::{
     AgentStatus, CounterRow, MapUse, PartStatus, ProblemRow, RouteRow, SourceView, Status,

@@ -87,11 +87,14 @@ pub struct EndpointRow {
     pub mac: String,
     /// How the programs are attached: tcx, clsact, or why they are not.
     pub attached: String,
+    /// Ports of the node that lead to the pod, `8080->80/TCP`.
+    #[serde(default)]
+    pub host_ports: Vec<String>,
     /// Number in the kernel.
     pub number: u32,
 }
 
-fn socket(addr: Addr, port: Be16) -> SocketAddr {
+pub(super) fn socket(addr: Addr, port: Be16) -> SocketAddr {
     SocketAddr::new(addr.to_ip(), port.get())
 }
 
@@ -105,13 +108,14 @@ fn kind(flags: u32) -> &'static str {
         (FrontendFlags::NODE_PORT, "NodePort"),
         (FrontendFlags::EXTERNAL_IP, "ExternalIP"),
         (FrontendFlags::LOAD_BALANCER, "LoadBalancer"),
+        (FrontendFlags::HOST_PORT, "HostPort"),
     ]
     .into_iter()
     .find(|(bit, _)| flags & bit != 0)
     .map_or("", |(_, name)| name)
 }
 
-fn service_label(tables: &Tables, number: u32) -> String {
+pub(super) fn service_label(tables: &Tables, number: u32) -> String {
     let Some(name) = tables.names.get(&number) else { return format!("#{number}") };
     match name.parts() {
         (namespace, name, "") => format!("{namespace}/{name}"),
@@ -250,6 +254,8 @@ pub struct EndpointNote {
     pub interface: String,
     /// How the programs are attached.
     pub attached: String,
+    /// Ports of the node that lead to the pod.
+    pub host_ports: Vec<String>,
 }
 
 impl EndpointRow {
@@ -262,7 +268,7 @@ impl EndpointRow {
             .iter()
             .map(|(addr, endpoint)| {
                 let address = addr.to_ip();
-                let EndpointNote { pod, interface, attached } = note(address, endpoint);
+                let EndpointNote { pod, interface, attached, host_ports } = note(address, endpoint);
                 Self {
                     address,
                     pod,
@@ -270,6 +276,7 @@ impl EndpointRow {
                     ifindex: endpoint.ifindex,
                     mac: mac(&endpoint.mac),
                     attached,
+                    host_ports,
                     number: endpoint.id,
                 }
             })
@@ -367,7 +374,7 @@ impl Row for ConntrackRow {
 
 impl Row for EndpointRow {
     fn header(wide: bool) -> Vec<&'static str> {
-        let mut header = vec!["ADDRESS", "POD", "INTERFACE", "PROGRAMS"];
+        let mut header = vec!["ADDRESS", "POD", "INTERFACE", "PROGRAMS", "HOST PORTS"];
         if wide {
             header.extend(["IFINDEX", "MAC", "NUMBER"]);
         }
@@ -380,6 +387,7 @@ impl Row for EndpointRow {
             self.pod.clone(),
             self.interface.clone(),
             self.attached.clone(),
+            self.host_ports.join(", "),
         ];
         if wide {
             cells.extend([self.ifindex.to_string(), self.mac.clone(), self.number.to_string()]);

@@ -5,7 +5,7 @@
 //! SYN from the same port takes it over; the client's ports never run out.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,9 @@ enum Command {
     Server {
         /// ADDRESS:PORT
         listen: SocketAddr,
+        /// Datagrams instead of connections
+        #[arg(long)]
+        udp: bool,
     },
     /// Ask for a time, and print how many answers came a second
     Client {
@@ -44,16 +47,28 @@ enum Case {
     TcpCrr,
     /// Request and response over one connection
     TcpRr,
+    /// A new connected datagram socket, request, response, close
+    UdpCrr,
+    /// Request and response over one connected datagram socket
+    UdpRr,
 }
+
+/// How long a datagram's answer may take; a measurement with a loss is none.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Server { listen } => server(listen),
+        Command::Server { listen, udp: false } => server(listen),
+        Command::Server { listen, udp: true } => udp_server(listen),
         Command::Client { target, case, millis } => {
             let time = Duration::from_millis(millis);
             let result = match case {
                 Case::TcpCrr => repeat(time, || crr(target)),
                 Case::TcpRr => rr(target, time),
+                Case::UdpCrr => repeat(time, || udp_exchange(&udp_socket(target)?)),
+                Case::UdpRr => {
+                    udp_socket(target).and_then(|socket| repeat(time, || udp_exchange(&socket)))
+                }
             };
             result.map(|rate| println!("{rate:.1}"))
         }
@@ -68,12 +83,53 @@ fn main() -> ExitCode {
 }
 
 fn server(listen: SocketAddr) -> io::Result<()> {
-    let listener = TcpListener::bind(listen)?;
+    let listener: TcpListener = bound(listen, socket2::Type::STREAM)?.into();
     println!("listening");
     loop {
         // A client that was stopped leaves broken connections behind; they are its own affair.
         let _ = listener.accept().and_then(|(stream, _)| answer(stream));
     }
+}
+
+/// A socket for one family alone: servers of both may share a port.
+fn bound(listen: SocketAddr, kind: socket2::Type) -> io::Result<socket2::Socket> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(listen), kind, None)?;
+    if listen.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&listen.into())?;
+    if kind == socket2::Type::STREAM {
+        socket.listen(4096)?;
+    }
+    Ok(socket)
+}
+
+fn udp_server(listen: SocketAddr) -> io::Result<()> {
+    let socket: UdpSocket = bound(listen, socket2::Type::DGRAM)?.into();
+    println!("listening");
+    let mut byte = [0; 1];
+    loop {
+        // A client that is gone may be told by an error of the next call.
+        if let Ok((_, from)) = socket.recv_from(&mut byte) {
+            let _ = socket.send_to(&byte, from);
+        }
+    }
+}
+
+fn udp_socket(target: SocketAddr) -> io::Result<UdpSocket> {
+    let any: IpAddr = match target {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.connect(target)?;
+    Ok(socket)
+}
+
+fn udp_exchange(socket: &UdpSocket) -> io::Result<()> {
+    socket.send(b"r")?;
+    socket.recv(&mut [0]).map(drop)
 }
 
 fn answer(mut stream: TcpStream) -> io::Result<()> {

@@ -34,8 +34,8 @@ const STOPPED: Conditions = Conditions { ready: false, serving: false, terminati
 const HTTP: &[(&str, Protocol, Option<u16>)] = &[("http", Protocol::Tcp, Some(8080))];
 
 fn chosen(endpoints: &[Endpoint], family: IpFamily) -> Vec<String> {
-    Pool::new(endpoints, "http", Protocol::Tcp, family)
-        .cluster(&NodeContext::default())
+    Pool::new(endpoints, "http", Protocol::Tcp, family, &NodeContext::default())
+        .cluster()
         .iter()
         .map(|b| format!("{:?}:{:?}/{}", b.addr, b.port, b.proto))
         .collect()
@@ -151,8 +151,8 @@ fn check(rows: &[Row<'_>], zone: Option<&str>, local: bool) {
     };
     for (what, endpoints, expected) in rows {
         let endpoints: Vec<Endpoint> = endpoints.iter().map(|text| from_text(text)).collect();
-        let pool = Pool::new(&endpoints, "http", Protocol::Tcp, IpFamily::V4);
-        let found = if local { pool.local(&node) } else { pool.cluster(&node) };
+        let pool = Pool::new(&endpoints, "http", Protocol::Tcp, IpFamily::V4, &node);
+        let found = if local { pool.local() } else { pool.cluster() };
         let last: Vec<u8> =
             found.iter().map(|backend| backend.addr.v4().to_ne_bytes()[3]).collect();
         assert_eq!(last, *expected, "{what}");

@@ -227,34 +227,97 @@ fn ingress_addresses_and_external_ips_are_frontends() {
     assert_eq!(kinds(&cluster_ip, &node), ["10.96.0.1 80 0x1"], "a status left over");
 }
 
-/// Nobody gets past the ranges by being inside.
-#[test]
-fn load_balancer_with_source_ranges_is_left_to_the_load_balancer() {
-    let range = |text: &str| text.parse().expect("a CIDR");
-    let service = Service { external_ips: [].into(), ..balanced() };
-    let ranged = |ranges: &[&str]| Service {
-        source_ranges: ranges.iter().map(|r| range(r)).collect(),
-        ..service.clone()
+/// The ranges of each frontend that has any, by its address.
+fn admitted(service: &Service) -> Vec<String> {
+    let wants = wants(service, &[], &node());
+    let ranges = |want: &Want| {
+        let keys: Vec<String> = want
+            .ranges
+            .iter()
+            .flat_map(|ranges| ranges.iter().map(|range| range.key(0)))
+            .map(|key| format!("{:?}+{}", key.addr, key.prefix_len))
+            .collect();
+        if want.ranges.is_none() { None } else { Some(keys.join(" ")) }
     };
-    assert_eq!(kinds(&ranged(&["203.0.113.0/24"]), &node()), ["10.96.0.1 80 0x1"]);
-    for open in [&["203.0.113.0/24", "0.0.0.0/0"][..], &["2001:db8::/32"], &[]] {
-        assert_eq!(
-            kinds(&ranged(open), &node()),
-            ["10.96.0.1 80 0x1", "198.51.100.1 80 0x8"],
-            "{open:?}"
-        );
-    }
-    let warnings = wants(&ranged(&["203.0.113.0/24"]), &[], &node()).warnings;
-    assert_eq!(
-        warnings.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        ["Service ns/web: status.loadBalancer.ingress: 198.51.100.1 has \
-             spec.loadBalancerSourceRanges, which are not checked here; connections to it go to the \
-             load balancer"]
-    );
+    let mut all: Vec<String> = wants
+        .frontends
+        .iter()
+        .filter_map(|(key, want)| Some(format!("{}: {}", key.addr.to_ip(), ranges(want)?)))
+        .collect();
+    all.sort();
+    all
 }
 
-/// S10: the ClusterIP has this node's endpoints; whatever the external policy, clients inside get
-/// all endpoints at the other addresses.
+fn ranged(ranges: &[&str]) -> Service {
+    Service {
+        source_ranges: ranges.iter().map(|range| range.parse().expect("a CIDR")).collect(),
+        cluster_ips: ["10.96.0.1", "fd00::1"].map(|ip| ip.parse().expect("an address")).into(),
+        ..balanced()
+    }
+}
+
+/// S7: those of the load balancer's addresses, whichever other name these have (198.51.100.1 is an
+/// external IP as well), and of each family by itself.
+#[test]
+fn source_ranges_are_those_of_ingress_addresses() {
+    assert_eq!(admitted(&ranged(&["203.0.113.5/24"])), ["198.51.100.1: 203.0.113.0+152"]);
+    let both = "203.0.113.0+152 2001:db8::+64";
+    assert_eq!(
+        admitted(&ranged(&["203.0.113.0/24", "2001:db8::/32"])),
+        [format!("198.51.100.1: {both}"), format!("2001:db8::1: {both}")]
+    );
+    assert_eq!(
+        admitted(&ranged(&["203.0.113.0/24", "::/0"])),
+        ["198.51.100.1: 203.0.113.0+152"],
+        "one family is open, and its range opens not the other"
+    );
+    for open in [&["203.0.113.0/24", "0.0.0.0/0"][..], &[]] {
+        assert_eq!(admitted(&ranged(open)), [""; 0], "{open:?}");
+    }
+}
+
+/// S7, O5: a range that cannot be read is named and admits nobody; it is not as if there were none.
+#[test]
+fn source_range_that_cannot_be_read_opens_nothing() {
+    let bad = |ranges: &[&str]| Service {
+        bad_source_ranges: vec![(1, "203.0.113.0/33".to_owned())],
+        ..ranged(ranges)
+    };
+    let texts = |service: &Service| {
+        let warnings = wants(service, &[], &node()).warnings;
+        warnings.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let warning = "Service ns/web: spec.loadBalancerSourceRanges[1]: \"203.0.113.0/33\" is not a \
+                   CIDR and admits no client";
+    let one = bad(&["192.0.2.0/24"]);
+    assert_eq!(admitted(&one), ["198.51.100.1: 192.0.2.0+152"]);
+    assert_eq!(texts(&one), [warning]);
+    let none = bad(&[]);
+    assert_eq!(admitted(&none), ["198.51.100.1: ", "2001:db8::1: "]);
+    assert_eq!(texts(&none), [format!("{warning}; no other is left, so nobody is admitted")]);
+}
+
+/// S17: each ClusterIP refuses its other ports, unless it is an address of the node's own.
+#[test]
+fn cluster_addresses_refuse_their_other_ports() {
+    let any = |service: &Service, node: &NodeContext| {
+        let mut all: Vec<String> = wants(service, &[], node)
+            .any_port
+            .iter()
+            .map(|key| format!("{:?}", key.addr))
+            .collect();
+        all.sort();
+        all
+    };
+    assert_eq!(any(&ranged(&[]), &node()), ["10.96.0.1", "fd00::1"], "and no other address");
+    let own = NodeContext { addrs: ["10.96.0.1".parse().expect("an address")].into(), ..node() };
+    assert_eq!(any(&ranged(&[]), &own), ["fd00::1"]);
+    assert_eq!(any(&Service { headless: true, ..ranged(&[]) }, &node()), [""; 0]);
+}
+
+/// S9, S10: the ClusterIP has this node's endpoints under the internal policy `Local`, for whoever
+/// asks; at the other addresses clients inside get all endpoints, and clients outside this node's
+/// under the external one.
 #[test]
 fn policies_choose_endpoints_by_the_kind_of_address() {
     let at = |addr: &str, node: &str| Endpoint {
@@ -281,8 +344,14 @@ fn policies_choose_endpoints_by_the_kind_of_address() {
                 ..with_node_port(ServiceKind::NodePort, Some(30080), &["10.96.0.1"])
             };
             for (key, want) in &wants(&service, &endpoints, &node()).frontends {
-                let expected = if key.port.get() == 80 { of_cluster_ip } else { 2 };
-                assert_eq!(want.backends.len(), expected, "{internal:?} {external:?} {key:?}");
+                let (inside, outside) = match (key.port.get(), external) {
+                    (80, _) => (of_cluster_ip, None),
+                    (_, TrafficPolicy::Cluster) => (2, None),
+                    (_, TrafficPolicy::Local) => (2, Some(1)),
+                };
+                assert_eq!(want.backends.len(), inside, "{internal:?} {external:?} {key:?}");
+                let found = want.outside.as_ref().map(|list| list.len());
+                assert_eq!(found, outside, "{internal:?} {external:?} {key:?}");
             }
         }
     }

@@ -204,6 +204,7 @@ fn context(node: &Node) -> NodeContext {
         name: node.meta.name.name.clone(),
         zone: node.zone().map(str::to_owned),
         node_port_addrs: node.addrs.iter().map(|a| a.addr).chain(loopbacks).collect(),
+        addrs: node.addrs.iter().map(|a| a.addr).collect(),
         external_ips: true,
     }
 }

@@ -2,5 +2,6 @@
 
 mod common;
 mod golden;
+mod host_ports;
 mod planner;
 mod properties;

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use crate::common::{Kernel, backends_of, endpoint, service};
+use crate::common::{Kernel, backends_for, backends_of, client, endpoint, service};
 use sluice_abi::SlotKey;
 use sluice_model::{
     Conditions, Endpoint, ObjectName, Protocol, Service, ServiceKind, TrafficPolicy,
 };
-use sluice_plan::{MapOp, NodeContext, Plan, Planner, Tables};
+use sluice_plan::{MapOp, NodeContext, Place, Plan, Planner, Tables};
 
 use Protocol::{Sctp, Tcp, Udp};
 
@@ -47,6 +47,11 @@ impl Node {
         backends_of(&self.kernel.tables, addr, port, Tcp)
     }
 
+    /// What a client beyond the uplinks meets.
+    fn from(&self, addr: &str, to: &str, port: u16) -> Vec<String> {
+        backends_for(&self.kernel.tables, &client((addr, Place::Outside)), to, port, Tcp)
+    }
+
     fn tables(&self) -> &Tables {
         &self.kernel.tables
     }
@@ -56,7 +61,7 @@ impl Node {
     }
 
     fn service_numbers(&self) -> BTreeSet<u32> {
-        self.tables().frontends.values().map(|f| f.service).collect()
+        self.tables().names.keys().copied().collect()
     }
 }
 
@@ -81,7 +86,7 @@ fn new_service_leads_to_all_its_endpoints() {
     let mut node = Node::default();
     node.upsert(&web("web", "10.96.0.1"), &pods(&["10.244.0.1", "10.244.0.2"]));
     assert_eq!(node.tcp("10.96.0.1", 80), ["10.244.0.1:8080", "10.244.0.2:8080"]);
-    assert_eq!(node.tcp("10.96.0.1", 81), ["none"]);
+    assert_eq!(node.tcp("10.96.0.1", 81), ["no such port"]);
     assert_eq!(node.tcp("10.96.0.2", 80), ["none"]);
 }
 
@@ -274,7 +279,8 @@ fn changed_endpoints_get_a_new_list_and_new_numbers() {
     let mut backends = BTreeSet::new();
     for round in 0..5 {
         node.upsert(&web, &pods(&[&format!("10.244.0.{round}")]));
-        let frontend = node.tables().frontends.values().next().expect("one frontend");
+        let frontends = node.tables().frontends.values();
+        let frontend = frontends.max_by_key(|f| f.count).expect("one frontend");
         assert!(lists.insert(frontend.list), "list number {} again", frontend.list);
         for number in node.backend_numbers() {
             assert!(backends.insert(number), "backend number {number} again");
@@ -506,4 +512,219 @@ fn change_of_the_node_concerns_only_what_depends_on_it() {
     assert_eq!(concerned(&|node| _ = node.node_port_addrs.insert(addr)), ["port"]);
     assert_eq!(concerned(&|node| node.external_ips = false), ["external"]);
     assert_eq!(concerned(&|_| ()), [""; 0]);
+}
+
+/// A LoadBalancer on node `here`, with all kinds of addresses.
+fn balanced(policy: TrafficPolicy) -> (Service, NodeContext) {
+    let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
+    let mut web = web("web", "10.96.0.1");
+    web.kind = ServiceKind::LoadBalancer;
+    web.ports[0].node_port = Some(30080);
+    web.external_ips = [ip("192.0.2.1")].into();
+    web.ingress =
+        vec![sluice_model::LoadBalancerIngress { addr: ip("198.51.100.1"), proxy: false }];
+    web.external_policy = policy;
+    let context = NodeContext {
+        name: "here".to_owned(),
+        node_port_addrs: [ip("172.31.0.1"), ip("127.0.0.1")].into(),
+        ..NodeContext::default()
+    };
+    (web, context)
+}
+
+/// Pods on nodes.
+fn placed(pods: &[(&str, &str)]) -> Vec<Endpoint> {
+    pods.iter()
+        .map(|(addr, node)| Endpoint {
+            node: Some((*node).to_owned()),
+            ..endpoint(addr, &[("http", 8080, Tcp)])
+        })
+        .collect()
+}
+
+const OUTER: [(&str, u16); 3] = [("172.31.0.1", 30080), ("192.0.2.1", 80), ("198.51.100.1", 80)];
+
+/// S9: clients outside get this node's endpoints with their own address, and nothing where there are
+/// none; clients inside get all; a Service without any endpoint refuses both.
+#[test]
+fn external_policy_local_keeps_clients_outside_on_the_node() {
+    let mut node = Node::default();
+    let (web, context) = balanced(TrafficPolicy::Local);
+    node.planner.set_node(context);
+    let everywhere = placed(&[("10.244.0.1", "here"), ("10.244.1.1", "there")]);
+    node.upsert(&web, &everywhere);
+    for (addr, port) in OUTER {
+        assert_eq!(node.from("203.0.113.7", addr, port), ["10.244.0.1:8080"]);
+        assert_eq!(node.tcp(addr, port), ["10.244.0.1:8080", "10.244.1.1:8080"]);
+    }
+    // S20: to the ClusterIP the policy does not apply.
+    let both = ["10.244.0.1:8080", "10.244.1.1:8080 as node"];
+    assert_eq!(node.from("203.0.113.7", "10.96.0.1", 80), both);
+    node.upsert(&web, &everywhere[1..]);
+    for (addr, port) in OUTER {
+        assert_eq!(node.from("203.0.113.7", addr, port), ["drop: no local endpoint"]);
+        assert_eq!(node.tcp(addr, port), ["10.244.1.1:8080"]);
+    }
+    node.upsert(&web, &[]);
+    for (addr, port) in OUTER {
+        assert_eq!(node.from("203.0.113.7", addr, port), ["reject"]);
+        assert_eq!(node.tcp(addr, port), ["reject"]);
+    }
+    node.remove("web");
+    assert_eq!(*node.tables(), Tables::default());
+}
+
+/// S14: the last endpoint of this node serves clients outside while it terminates, though other nodes
+/// have ready ones, which are what clients inside get (KEP-1669).
+#[test]
+fn terminating_endpoint_of_the_node_serves_clients_outside() {
+    let mut node = Node::default();
+    let (web, context) = balanced(TrafficPolicy::Local);
+    node.planner.set_node(context);
+    let mut pods = placed(&[("10.244.0.1", "here"), ("10.244.1.1", "there")]);
+    pods[0].conditions = Conditions { ready: false, serving: true, terminating: true };
+    node.upsert(&web, &pods);
+    assert_eq!(node.from("203.0.113.7", "198.51.100.1", 80), ["10.244.0.1:8080"]);
+    assert_eq!(node.tcp("198.51.100.1", 80), ["10.244.1.1:8080"]);
+}
+
+/// S31: the policy changes in place, both ways; what clients outside have is written before it is
+/// announced and deleted after it is not announced any more.
+#[test]
+fn external_policy_changes_in_place() {
+    let mut node = Node::default();
+    let (local, context) = balanced(TrafficPolicy::Local);
+    let (cluster, _) = balanced(TrafficPolicy::Cluster);
+    node.planner.set_node(context);
+    let pods = placed(&[("10.244.0.1", "here"), ("10.244.1.1", "there")]);
+    node.upsert(&cluster, &pods);
+    let sound = node.tables().canonical();
+    let both = ["10.244.0.1:8080", "10.244.1.1:8080 as node"];
+    assert_eq!(node.from("203.0.113.7", "192.0.2.1", 80), both);
+    node.upsert(&local, &pods);
+    assert_eq!(node.from("203.0.113.7", "192.0.2.1", 80), ["10.244.0.1:8080"]);
+    node.upsert(&cluster, &pods);
+    assert_eq!(node.tables().canonical(), sound);
+}
+
+/// O5: a frontend and what clients outside have there belong to one Service, whichever policy the
+/// other has.
+#[test]
+fn loser_of_an_address_has_no_clients_outside_there() {
+    let mut node = Node::default();
+    let (mut new, context) = balanced(TrafficPolicy::Local);
+    let (mut old, _) = balanced(TrafficPolicy::Cluster);
+    (new.meta.name.name, new.meta.created) = ("new".to_owned(), 100);
+    old.meta.name.name = "old".to_owned();
+    new.cluster_ips = vec!["10.96.0.2".parse().expect("an address")];
+    node.planner.set_node(context);
+    node.upsert(&new, &placed(&[("10.244.0.1", "here")]));
+    node.upsert(&old, &placed(&[("10.244.0.2", "here"), ("10.244.1.2", "there")]));
+    let all = ["10.244.0.2:8080", "10.244.1.2:8080 as node"];
+    assert_eq!(node.from("203.0.113.7", "192.0.2.1", 80), all);
+    assert!(!node.tables().canonical().contains('!'), "{}", node.tables().canonical());
+    node.remove("old");
+    assert_eq!(node.from("203.0.113.7", "192.0.2.1", 80), ["10.244.0.1:8080"]);
+}
+
+/// S7: only clients in the ranges get to the load balancer's address, from inside and outside; the
+/// Service's other addresses have no ranges. The ranges change in place, and go with the Service.
+#[test]
+fn source_ranges_admit_and_change_in_place() {
+    let mut node = Node::default();
+    let (mut web, context) = balanced(TrafficPolicy::Cluster);
+    let range = |text: &str| text.parse().expect("a CIDR");
+    node.planner.set_node(context);
+    let pods = placed(&[("10.244.0.1", "here")]);
+    web.source_ranges = vec![range("203.0.113.0/24"), range("10.244.0.0/16")];
+    node.upsert(&web, &pods);
+    let (in_it, not_in_it) = ("203.0.113.7", "192.0.2.99");
+    let dropped = ["drop: not admitted"];
+    assert_eq!(node.from(in_it, "198.51.100.1", 80), ["10.244.0.1:8080"]);
+    assert_eq!(node.from(not_in_it, "198.51.100.1", 80), dropped);
+    assert_eq!(node.tcp("198.51.100.1", 80), ["10.244.0.1:8080"], "pods are in the second range");
+    for (addr, port) in [("10.96.0.1", 80), ("172.31.0.1", 30080), ("192.0.2.1", 80)] {
+        assert_eq!(node.from(not_in_it, addr, port), ["10.244.0.1:8080"], "{addr}");
+    }
+    web.source_ranges = vec![range("192.0.2.0/24")];
+    let plan = node.upsert(&web, &pods);
+    assert_eq!(plan.ops.len(), 3, "one range comes and two go: {:?}", plan.ops);
+    assert_eq!(node.from(in_it, "198.51.100.1", 80), dropped);
+    assert_eq!(node.from(not_in_it, "198.51.100.1", 80), ["10.244.0.1:8080"]);
+    assert_eq!(node.tcp("198.51.100.1", 80), dropped);
+    node.restart();
+    assert_eq!(node.planner.set_node(balanced(TrafficPolicy::Cluster).1), [].into());
+    assert_eq!(node.upsert(&web, &pods), Plan::default());
+    assert_eq!(node.prune(), Plan::default());
+    web.source_ranges.clear();
+    node.upsert(&web, &pods);
+    assert_eq!(node.from(in_it, "198.51.100.1", 80), ["10.244.0.1:8080"]);
+    assert!(node.tables().source_ranges.is_empty());
+}
+
+/// S17: an address that two Services share refuses its other ports until both are gone, also across
+/// a restart.
+#[test]
+fn shared_cluster_address_refuses_its_other_ports_until_the_last_service_goes() {
+    let mut node = Node::default();
+    let one = web("one", "10.96.0.1");
+    let two = service("two", &["10.96.0.1"], &[("http", 81, Tcp)]);
+    let pods = pods(&["10.244.0.1"]);
+    assert_eq!(texts(&node.upsert(&one, &pods)), [""; 0]);
+    assert_eq!(texts(&node.upsert(&two, &pods)), [""; 0], "nobody owns the other ports");
+    assert_eq!(node.tcp("10.96.0.1", 82), ["no such port"]);
+    node.remove("one");
+    assert_eq!(node.tcp("10.96.0.1", 80), ["no such port"]);
+    node.upsert(&one, &pods);
+    node.restart();
+    node.upsert(&one, &pods);
+    node.remove("one");
+    assert_eq!(node.tcp("10.96.0.1", 82), ["no such port"], "the other is not heard of yet");
+    node.upsert(&two, &pods);
+    node.prune();
+    assert_eq!(node.tcp("10.96.0.1", 82), ["no such port"]);
+    node.remove("two");
+    assert_eq!(node.tcp("10.96.0.1", 82), ["none"]);
+    assert_eq!(*node.tables(), Tables::default());
+}
+
+/// S19: a port of the node is taken for as long as a frontend is there, on whatever address.
+#[test]
+fn node_ports_are_taken_while_they_are_served() {
+    let mut node = Node::default();
+    let (mut web, context) = balanced(TrafficPolicy::Local);
+    node.planner.set_node(context.clone());
+    let taken = |node: &Node| {
+        node.tables().node_ports.keys().map(|key| (key.port.get(), key.proto)).collect::<Vec<_>>()
+    };
+    node.upsert(&web, &[]);
+    assert_eq!(taken(&node), [(30080, 6)]);
+    web.ports[0].node_port = Some(30081);
+    node.upsert(&web, &[]);
+    assert_eq!(taken(&node), [(30081, 6)]);
+    node.planner.set_node(NodeContext { node_port_addrs: [].into(), ..context.clone() });
+    node.upsert(&web, &[]);
+    assert_eq!(taken(&node), [], "it is served nowhere");
+    node.planner.set_node(context);
+    node.upsert(&web, &[]);
+    web.kind = ServiceKind::ClusterIp;
+    assert_eq!(taken(&node).len(), 1);
+    node.upsert(&web, &[]);
+    assert_eq!(taken(&node), []);
+}
+
+/// The mark of endpoints on this node follows the node's name.
+#[test]
+fn endpoints_of_this_node_are_marked() {
+    let mut node = Node::default();
+    let (web, context) = balanced(TrafficPolicy::Cluster);
+    let pods = placed(&[("10.244.0.1", "here"), ("10.244.1.1", "there")]);
+    node.planner.set_node(context.clone());
+    node.upsert(&web, &pods);
+    let both = |node: &Node| node.from("203.0.113.7", "198.51.100.1", 80);
+    assert_eq!(both(&node), ["10.244.0.1:8080", "10.244.1.1:8080 as node"]);
+    let renamed = NodeContext { name: "there".to_owned(), ..context };
+    assert_eq!(node.planner.set_node(renamed), [ObjectName::new("ns", "web")].into());
+    node.upsert(&web, &pods);
+    assert_eq!(both(&node), ["10.244.0.1:8080 as node", "10.244.1.1:8080"]);
 }

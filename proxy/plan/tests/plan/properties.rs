@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use crate::common::{Kernel, endpoint, service};
 use proptest::prelude::*;
 use proptest::sample::{Index, subsequence};
-use sluice_abi::{Backend, Be16, Slots};
+use sluice_abi::{Backend, Be16, NodePortKey, Slots, SourceRangeKey};
 use sluice_model::{
     Conditions, Endpoint, LoadBalancerIngress, ObjectName, Protocol, Service, ServiceKind,
     TrafficPolicy,
@@ -30,6 +30,17 @@ const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 const VIPS: [&str; 4] = ["10.96.0.1", "10.96.0.2", "fd00::1", "fd00::2"];
 /// Addresses of the node and of load balancers; some are others' ClusterIPs.
 const OUTER: [&str; 5] = ["172.31.0.1", "127.0.0.1", "10.96.0.1", "fd00:172::1", "fd00::2"];
+/// Some of the clients are in one of them; some hold others, and two are all of a family.
+const RANGES: [&str; 8] = [
+    "0.0.0.0/0",
+    "10.244.0.1/32",
+    "203.0.0.0/8",
+    "203.0.113.0/24",
+    "::/0",
+    "2001:db8:1::/48",
+    "2001:db8::/32",
+    "8000::/1",
+];
 const PODS: [&str; 5] = ["10.244.0.1", "10.244.0.2", "10.244.1.1", "fd01::1", "fd01::2"];
 
 fn protocol() -> impl Strategy<Value = Protocol> {
@@ -86,6 +97,11 @@ fn any_service() -> impl Strategy<Value = Service> {
                     .collect();
                 let policy =
                     |local| if local { TrafficPolicy::Local } else { TrafficPolicy::Cluster };
+                service.source_ranges =
+                    outside.ranges.iter().map(|r| r.parse().expect("a CIDR")).collect();
+                if outside.bad_range {
+                    service.bad_source_ranges.push((9, "everybody".to_owned()));
+                }
                 service.internal_policy = policy(outside.local.0);
                 service.external_policy = policy(outside.local.1);
                 service
@@ -101,6 +117,8 @@ struct Outside {
     ingress: Vec<(&'static str, bool)>,
     /// Internal and external traffic policy.
     local: (bool, bool),
+    ranges: Vec<&'static str>,
+    bad_range: bool,
 }
 
 /// Node ports have numbers that ports have too, so that they meet on one address.
@@ -110,13 +128,17 @@ fn any_outside() -> impl Strategy<Value = Outside> {
         prop::collection::vec(prop_oneof![Just(None), (79_u16..82).prop_map(Some)], 4),
         subsequence(&OUTER[..], 0..3),
         prop::collection::vec((proptest::sample::select(&OUTER[..]), seldom()), 0..2),
-        (seldom(), seldom()),
+        (seldom(), any::<bool>()),
+        prop_oneof![Just(Vec::new()), subsequence(&RANGES[..], 0..4)],
+        seldom(),
     )
-        .prop_map(|(node_ports, external_ips, ingress, local)| Outside {
+        .prop_map(|(node_ports, external_ips, ingress, local, ranges, bad_range)| Outside {
             node_ports,
             external_ips,
             ingress,
             local,
+            ranges,
+            bad_range,
         })
 }
 
@@ -131,6 +153,7 @@ fn any_node() -> impl Strategy<Value = NodeContext> {
             name: name.to_owned(),
             zone: zone.map(str::to_owned),
             node_port_addrs: addrs.iter().map(ip).collect(),
+            addrs: addrs.iter().map(ip).collect(),
             external_ips,
         })
 }
@@ -228,7 +251,7 @@ fn damage(tables: &mut Tables, kind: u8, at: Index, other: Index) {
     let chunk = pick(&tables.slots, at);
     let frontend = pick(&tables.frontends, at);
     let service = pick(&tables.names, at);
-    match kind % 16 {
+    match kind % 22 {
         0 => tables.backends.retain(|k, _| Some(*k) != backend),
         1 => tables.slots.retain(|k, _| Some(*k) != chunk),
         2 => tables.frontends.retain(|k, _| Some(*k) != frontend),
@@ -281,7 +304,29 @@ fn damage(tables: &mut Tables, kind: u8, at: Index, other: Index) {
             let empty = sluice_abi::SlotKey { list: other.index(20) as u32, chunk: 1 };
             tables.slots.insert(empty, Slots::default());
         }
-        14 => {
+        14 => tables.source_ranges.clear(),
+        15 => {
+            let service = other.index(20) as u32;
+            let addr = std::net::IpAddr::from([192, 0, 2, 0]).into();
+            tables.source_ranges.insert(SourceRangeKey::new(service, addr, 24));
+        }
+        16 => tables.node_ports.clear(),
+        17 => {
+            let key = NodePortKey { port: Be16::new(79), proto: 6, reserved: 0 };
+            tables.node_ports.insert(key, other.index(20) as u32);
+        }
+        18 => {
+            if let Some(value) = frontend.and_then(|k| tables.frontends.get_mut(&k)) {
+                value.flags ^= 1 << other.index(9);
+            }
+        }
+        19 => {
+            if let Some((mut key, value)) = frontend.map(|k| (k, tables.frontends[&k])) {
+                key.scope ^= 1;
+                tables.frontends.insert(key, value);
+            }
+        }
+        20 => {
             if let Some(value) = backend.and_then(|k| tables.backends.get_mut(&k)) {
                 *value = Backend { port: Be16::new(1), flags: 1, ..*value };
             }

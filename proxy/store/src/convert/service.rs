@@ -30,9 +30,14 @@ pub(super) fn service(wire: wire::Service) -> Result<Service, FieldError> {
         if external { Addresses::default() } else { addresses(&spec)? };
     let external_ips =
         each(&spec.external_ips, |i, ip| virtual_addr(format_args!("spec.externalIPs[{i}]"), ip))?;
-    let source_ranges = each(&spec.load_balancer_source_ranges, |i, range| {
-        cidr(format_args!("spec.loadBalancerSourceRanges[{i}]"), range.trim())
-    })?;
+    let mut source_ranges = Vec::new();
+    let mut bad_source_ranges = Vec::new();
+    for (i, range) in spec.load_balancer_source_ranges.iter().enumerate() {
+        match cidr("", range.trim()) {
+            Ok(range) => source_ranges.push(range),
+            Err(_) => bad_source_ranges.push((i, range.clone())),
+        }
+    }
     Ok(Service {
         meta,
         kind,
@@ -55,6 +60,7 @@ pub(super) fn service(wire: wire::Service) -> Result<Service, FieldError> {
         external_ips: external_ips.into_iter().collect(),
         ingress: ingress(wire.status)?,
         source_ranges,
+        bad_source_ranges,
         publish_not_ready: spec.publish_not_ready_addresses,
         traffic_distribution: spec.traffic_distribution.filter(|text| !text.is_empty()),
     })

@@ -13,12 +13,13 @@ use clap::Parser;
 use sluice_tests::interrupt;
 
 use crate::report::Measured;
+use crate::service::Way;
 
 /// Measures Sluice against direct routing, nftables and iptables.
 #[derive(Parser)]
 #[command(name = "bench")]
 struct Cli {
-    /// Which benches to run: service. All of them where none is named
+    /// Which benches to run: service, nodeport. All of them where none is named
     names: Vec<String>,
     /// Fewer rounds: to see that it works, not to quote
     #[arg(long)]
@@ -52,6 +53,8 @@ struct Plan {
     cpu: usize,
 }
 
+const BENCHES: [&str; 2] = ["service", "nodeport"];
+
 const VARIANTS: [&str; 5] = ["sluice", "direct", "nftables", "iptables", "loopback"];
 
 fn main() -> ExitCode {
@@ -66,8 +69,8 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<()> {
     for name in &cli.names {
-        if name != "service" {
-            bail!("no bench {name}; there is: service");
+        if !BENCHES.contains(&name.as_str()) {
+            bail!("no bench {name}; there are: {}", BENCHES.join(", "));
         }
     }
     for variant in &cli.only {
@@ -75,8 +78,8 @@ fn run(cli: Cli) -> Result<()> {
             bail!("no variant {variant}; there are: {}", VARIANTS.join(", "));
         }
     }
-    if cli.services.iter().any(|count| !(1..=60_000).contains(count)) {
-        bail!("--services takes numbers from 1 to 60000");
+    if cli.services.iter().any(|count| !(1..=10_000).contains(count)) {
+        bail!("--services takes numbers from 1 to 10000");
     }
     sluice_tests::require_root()?;
     // From here on Ctrl-C ends the run in order, and everything is removed.
@@ -94,8 +97,15 @@ fn run(cli: Cli) -> Result<()> {
         "{} rounds of {} ms each, variants interleaved; client and server share CPU {}\n",
         plan.rounds, plan.millis, plan.cpu
     );
-    let measured: Vec<Measured> = service::run(&plan)?;
-    report::print(&measured);
+    let mut measured: Vec<Measured> = Vec::new();
+    for (name, way) in [("service", Way::ClusterIp), ("nodeport", Way::NodePort)] {
+        if cli.names.is_empty() || cli.names.iter().any(|it| it == name) {
+            let figures = service::run(&plan, way)?;
+            println!("{name}");
+            report::print(&figures);
+            measured.extend(figures);
+        }
+    }
     if let Some(path) = cli.json {
         let json = serde_json::to_string_pretty(&report::json(&measured))?;
         std::fs::write(&path, json + "\n").with_context(|| path.display().to_string())?;

@@ -2,13 +2,13 @@
 
 use std::fmt::Write as _;
 
-use super::{CLUSTER_CIDR, MARK, Service};
+use super::{Family, MARK, Service};
 
-/// Input for `iptables-restore`.
-pub(crate) fn iptables(services: &[Service]) -> String {
+/// Input for `iptables-restore` or `ip6tables-restore`.
+pub(crate) fn iptables(family: Family, services: &[Service]) -> String {
     let mut out = String::new();
-    filter(&mut out, services);
-    nat(&mut out, services);
+    filter(&mut out, family, services);
+    nat(&mut out, family, services);
     out
 }
 
@@ -17,7 +17,7 @@ macro_rules! line {
     ($out:expr, $($arg:tt)*) => { let _ = writeln!($out, $($arg)*); };
 }
 
-fn filter(out: &mut String, services: &[Service]) {
+fn filter(out: &mut String, family: Family, services: &[Service]) {
     out.push_str(
         "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n\
          :KUBE-EXTERNAL-SERVICES - [0:0]\n:KUBE-FIREWALL - [0:0]\n:KUBE-FORWARD - [0:0]\n:KUBE-NODEPORTS - [0:0]\n\
@@ -44,11 +44,13 @@ fn filter(out: &mut String, services: &[Service]) {
     out.push_str("-A OUTPUT -j KUBE-FIREWALL\n");
     out.push_str(&new("OUTPUT", firewall.0, firewall.1));
     out.push_str(&new("OUTPUT", portals.0, portals.1));
-    out.push_str(
-        "-A KUBE-FIREWALL ! -s 127.0.0.0/8 -d 127.0.0.0/8 -m comment --comment \"block incoming localnet \
-         connections\" -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP\n\
-         -A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP\n",
-    );
+    if family == Family::V4 {
+        out.push_str(
+            "-A KUBE-FIREWALL ! -s 127.0.0.0/8 -d 127.0.0.0/8 -m comment --comment \"block incoming localnet \
+             connections\" -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP\n",
+        );
+    }
+    out.push_str("-A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP\n");
     line!(
         out,
         "-A KUBE-FORWARD -m comment --comment \"kubernetes forwarding rules\" -m mark --mark {MARK}/{MARK} -j ACCEPT"
@@ -57,20 +59,26 @@ fn filter(out: &mut String, services: &[Service]) {
         "-A KUBE-FORWARD -m comment --comment \"kubernetes forwarding conntrack rule\" -m conntrack --ctstate \
          RELATED,ESTABLISHED -j ACCEPT\n",
     );
+    let unreachable = match family {
+        Family::V4 => "icmp-port-unreachable",
+        Family::V6 => "icmp6-port-unreachable",
+    };
     for service in services.iter().filter(|it| it.endpoints.is_empty()) {
         line!(
             out,
-            "-A KUBE-SERVICES -d {}/32 -p tcp -m comment --comment \"default/{}:p has no endpoints\" -m tcp --dport {} \
-             -j REJECT --reject-with icmp-port-unreachable",
+            "-A KUBE-SERVICES -d {}/{} -p {protocol} -m comment --comment \"default/{}:p has no endpoints\" -m {protocol} \
+             --dport {} -j REJECT --reject-with {unreachable}",
             service.address,
+            family.bits(),
             service.name,
-            service.port
+            service.port,
+            protocol = service.protocol
         );
     }
     out.push_str("COMMIT\n");
 }
 
-fn nat(out: &mut String, services: &[Service]) {
+fn nat(out: &mut String, family: Family, services: &[Service]) {
     out.push_str(
         "*nat\n:PREROUTING ACCEPT [0:0]\n:INPUT ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n\
          :KUBE-MARK-MASQ - [0:0]\n:KUBE-NODEPORTS - [0:0]\n:KUBE-POSTROUTING - [0:0]\n:KUBE-SERVICES - [0:0]\n",
@@ -98,17 +106,19 @@ fn nat(out: &mut String, services: &[Service]) {
          --random-fully\n",
     );
     for service in served() {
-        chains_of(out, service);
+        chains_of(out, family, service);
     }
     for service in served() {
         line!(
             out,
-            "-A KUBE-SERVICES -d {}/32 -p tcp -m comment --comment \"default/{}:p cluster IP\" -m tcp --dport {} -j \
-             KUBE-SVC-{}",
+            "-A KUBE-SERVICES -d {}/{} -p {protocol} -m comment --comment \"default/{}:p cluster IP\" -m {protocol} --dport \
+             {} -j KUBE-SVC-{}",
             service.address,
+            family.bits(),
             service.name,
             service.port,
-            service.hash(0)
+            service.hash(0),
+            protocol = service.protocol
         );
     }
     out.push_str(
@@ -117,13 +127,14 @@ fn nat(out: &mut String, services: &[Service]) {
     );
 }
 
-fn chains_of(out: &mut String, service: &Service) {
-    let Service { name, address, port, endpoints, node_port } = service;
+fn chains_of(out: &mut String, family: Family, service: &Service) {
+    let Service { name, protocol, address, port, endpoints, node_port } = service;
+    let (cidr, bits) = (family.cluster_cidr(), family.bits());
     let hash = service.hash(0);
     if let Some(node_port) = node_port {
         line!(
             out,
-            "-A KUBE-NODEPORTS -p tcp -m comment --comment \"default/{name}:p\" -m tcp --dport {node_port} -j KUBE-EXT-{hash}"
+            "-A KUBE-NODEPORTS -p {protocol} -m comment --comment \"default/{name}:p\" -m {protocol} --dport {node_port} -j KUBE-EXT-{hash}"
         );
         line!(
             out,
@@ -134,11 +145,12 @@ fn chains_of(out: &mut String, service: &Service) {
     }
     line!(
         out,
-        "-A KUBE-SVC-{hash} ! -s {CLUSTER_CIDR} -d {address}/32 -p tcp -m comment --comment \"default/{name}:p cluster \
-         IP\" -m tcp --dport {port} -j KUBE-MARK-MASQ"
+        "-A KUBE-SVC-{hash} ! -s {cidr} -d {address}/{bits} -p {protocol} -m comment --comment \"default/{name}:p cluster \
+         IP\" -m {protocol} --dport {port} -j KUBE-MARK-MASQ"
     );
     for (index, (endpoint, target)) in endpoints.iter().enumerate() {
         let sep = service.hash(index + 1);
+        let at = std::net::SocketAddr::new(*endpoint, *target);
         let left = u32::try_from(endpoints.len() - index).unwrap_or(1);
         let chance = if left == 1 {
             String::new()
@@ -147,16 +159,16 @@ fn chains_of(out: &mut String, service: &Service) {
         };
         line!(
             out,
-            "-A KUBE-SVC-{hash} -m comment --comment \"default/{name}:p -> {endpoint}:{target}\"{chance} -j KUBE-SEP-{sep}"
+            "-A KUBE-SVC-{hash} -m comment --comment \"default/{name}:p -> {at}\"{chance} -j KUBE-SEP-{sep}"
         );
         line!(
             out,
-            "-A KUBE-SEP-{sep} -s {endpoint}/32 -m comment --comment \"default/{name}:p\" -j KUBE-MARK-MASQ"
+            "-A KUBE-SEP-{sep} -s {endpoint}/{bits} -m comment --comment \"default/{name}:p\" -j KUBE-MARK-MASQ"
         );
         line!(
             out,
-            "-A KUBE-SEP-{sep} -p tcp -m comment --comment \"default/{name}:p\" -m tcp -j DNAT --to-destination \
-             {endpoint}:{target}"
+            "-A KUBE-SEP-{sep} -p {protocol} -m comment --comment \"default/{name}:p\" -m {protocol} -j DNAT --to-destination \
+             {at}"
         );
     }
 }

@@ -1,9 +1,9 @@
 //! The nftables mode: verdict maps that a new connection looks its service up in.
 
 use std::fmt::Write as _;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use super::{CLUSTER_CIDR, SERVICE_CIDR, Service};
+use super::{Family, Service};
 
 /// The base chains and helpers, which no service changes.
 const BASE: &str = r#"
@@ -76,44 +76,60 @@ const HELPERS: &str = r#"
 const CHUNK: usize = 200;
 
 /// Inputs for `nft -f`, to be loaded in order, for a node with the address `node`. Together they are one table.
-pub(crate) fn nftables(services: &[Service], node: Ipv4Addr) -> Vec<String> {
-    let table = |body: &str| format!("table ip kube-proxy {{\n{body}}}\n");
+pub(crate) fn nftables(family: Family, services: &[Service], node: IpAddr) -> Vec<String> {
+    let ip = keyword(family);
+    let table = |body: &str| format!("table {ip} kube-proxy {{\n{body}}}\n");
     let served = || services.iter().filter(|it| !it.endpoints.is_empty());
     let mut inputs = vec![table(&format!("\tcomment \"rules for kube-proxy\"\n{HELPERS}"))];
     for chunk in served().collect::<Vec<_>>().chunks(CHUNK) {
         let mut chains = String::new();
         for service in chunk {
-            chains_of(&mut chains, service);
+            chains_of(&mut chains, family, service);
         }
         inputs.push(table(&chains));
     }
     // The maps name the chains above; the base chains come last, so that the kernel follows all jumps only once.
     let mut out = String::new();
-    let addresses = services.iter().map(|it| it.address.to_string());
-    collection(&mut out, "set", "cluster-ips", "ipv4_addr", addresses);
-    collection(&mut out, "set", "nodeport-ips", "ipv4_addr", [node.to_string()]);
-    let triple = "ipv4_addr . inet_proto . inet_service : verdict";
+    let mut addresses: Vec<String> = services.iter().map(|it| it.address.to_string()).collect();
+    addresses.dedup();
+    let address = match family {
+        Family::V4 => "ipv4_addr",
+        Family::V6 => "ipv6_addr",
+    };
+    collection(&mut out, "set", "cluster-ips", address, addresses);
+    collection(&mut out, "set", "nodeport-ips", address, [node.to_string()]);
+    let triple = format!("{address} . inet_proto . inet_service : verdict");
     let pair = "inet_proto . inet_service : verdict";
+    let at = |it: &Service| format!("{} . {} . {}", it.address, it.protocol, it.port);
     let empty = services.iter().filter(|it| it.endpoints.is_empty());
-    let empty = empty.map(|it| format!("{} . tcp . {} : goto reject-chain", it.address, it.port));
-    collection(&mut out, "map", "no-endpoint-services", triple, empty);
+    let empty = empty.map(|it| format!("{} : goto reject-chain", at(it)));
+    collection(&mut out, "map", "no-endpoint-services", &triple, empty);
     collection(&mut out, "map", "no-endpoint-nodeports", pair, []);
-    collection(&mut out, "map", "firewall-ips", triple, []);
-    let ips = served()
-        .map(|it| format!("{} . tcp . {} : goto {}", it.address, it.port, chain("service", it)));
-    collection(&mut out, "map", "service-ips", triple, ips);
+    collection(&mut out, "map", "firewall-ips", &triple, []);
+    let ips = served().map(|it| format!("{} : goto {}", at(it), chain("service", it)));
+    collection(&mut out, "map", "service-ips", &triple, ips);
     let node_ports = served().filter_map(|it| {
-        it.node_port.map(|port| format!("tcp . {port} : goto {}", chain("external", it)))
+        it.node_port
+            .map(|port| format!("{} . {port} : goto {}", it.protocol, chain("external", it)))
     });
     collection(&mut out, "map", "service-nodeports", pair, node_ports);
-    out.push_str(BASE);
+    out.push_str(&BASE.replace("ip daddr", &format!("{ip} daddr")));
     // Writing to a String cannot fail.
     let _ = writeln!(
         out,
-        "\tchain cluster-ips-check {{\n\t\tip daddr @cluster-ips reject\n\t\tip daddr {SERVICE_CIDR} drop\n\t}}"
+        "\tchain cluster-ips-check {{\n\t\t{ip} daddr @cluster-ips reject\n\t\t{ip} daddr {} drop\n\t}}",
+        family.service_cidr()
     );
     inputs.push(table(&out));
     inputs
+}
+
+/// The word for the family in tables and matches.
+fn keyword(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip",
+        Family::V6 => "ip6",
+    }
 }
 
 fn collection(
@@ -132,27 +148,36 @@ fn collection(
 }
 
 fn chain(kind: &str, service: &Service) -> String {
-    format!("{kind}-{}-default/{}/tcp/p", &service.hash(0)[..8], service.name)
+    let Service { name, protocol, .. } = service;
+    format!("{kind}-{}-default/{name}/{protocol}/p", &service.hash(0)[..8])
 }
 
-fn chains_of(out: &mut String, service: &Service) {
+fn chains_of(out: &mut String, family: Family, service: &Service) {
+    let ip = keyword(family);
+    let Service { name, protocol, .. } = service;
     let mut targets = Vec::new();
     for (index, (endpoint, port)) in service.endpoints.iter().enumerate() {
         let hash = &service.hash(index + 1)[..8];
-        let name = format!("endpoint-{hash}-default/{}/tcp/p__{endpoint}/{port}", service.name);
+        let (shown, at) = match family {
+            Family::V4 => (endpoint.to_string(), format!("{endpoint}:{port}")),
+            // A chain's name has no colon.
+            Family::V6 => (endpoint.to_string().replace(':', "."), format!("[{endpoint}]:{port}")),
+        };
+        let chain = format!("endpoint-{hash}-default/{name}/{protocol}/p__{shown}/{port}");
         let _ = writeln!(
             out,
-            "\tchain {name} {{\n\t\tip saddr {endpoint} jump mark-for-masquerade\n\t\tmeta l4proto tcp dnat to \
-             {endpoint}:{port}\n\t}}"
+            "\tchain {chain} {{\n\t\t{ip} saddr {endpoint} jump mark-for-masquerade\n\t\tmeta l4proto {protocol} dnat to \
+             {at}\n\t}}"
         );
-        targets.push(format!("{index} : goto {name}"));
+        targets.push(format!("{index} : goto {chain}"));
     }
     let own = chain("service", service);
     let _ = writeln!(
         out,
-        "\tchain {own} {{\n\t\tip daddr {} ip saddr != {CLUSTER_CIDR} jump mark-for-masquerade\n\t\tnumgen random mod \
+        "\tchain {own} {{\n\t\t{ip} daddr {} {ip} saddr != {} jump mark-for-masquerade\n\t\tnumgen random mod \
          {} vmap {{ {} }}\n\t}}",
         service.address,
+        family.cluster_cidr(),
         targets.len(),
         targets.join(", ")
     );

@@ -1,0 +1,250 @@
+//! The node's uplinks: clients outside reach services, backends elsewhere answer them through this
+//! node, and pods that leave the cluster do it with the node's address.
+
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use sluice_abi::{Addr, CidrKey, Counter, CtFlags, NodeAddrs, NodeState};
+
+use crate::{
+    DROP, PASS, calls,
+    counters::count,
+    ct::{self, Created, Origin, Side},
+    fastpath,
+    fragment::Ports,
+    lb::{self, Pick},
+    maps::NON_MASQUERADE,
+    nat::Rewrite,
+    node,
+    packet::Skb,
+    parse::{self, Ip, Transport},
+    service::{self, Decision, Place},
+};
+
+/// A packet arrives from outside.
+#[inline(always)]
+pub fn incoming<const V6: bool>(packet: Skb) -> i32 {
+    // A node on the same kernel may have sent it.
+    if packet.is_done() {
+        packet.set_done(false);
+    }
+    let Some(mut ip) = parse::ip::<V6, _>(packet) else { return PASS };
+    let state = node::state();
+    let fast = state.flags & NodeState::FAST_PATH != 0;
+    // The host's own addresses for itself are served to nobody else.
+    let may_be_service = lb::may_be_service(&ip.dst) && !ip.dst.is_loopback();
+    let mut transport = Transport::none();
+    let ports = calls::transport::<V6>(packet, &ip, &mut transport);
+    let mut to = Rewrite::none(&ip, &transport);
+    let mut decision = Decision::Leave;
+    if ports != Ports::Known {
+        if ip.proto == parse::icmp_proto(V6) {
+            if state.ct_used != 0 {
+                decision = error::<V6>(packet, &ip, fast, &mut transport, &mut to);
+            }
+        } else if may_be_service {
+            decision = service::without_ports(&ip, ports);
+        }
+        return match decision {
+            Decision::Leave if fast => calls::to_pod::<V6>(packet, &ip),
+            Decision::Leave => PASS,
+            Decision::Drop => DROP,
+            Decision::Reject => calls::reject::<V6>(packet, &ip),
+            _ => calls::take::<V6>(packet, &mut ip, &mut transport, &to, decision),
+        };
+    }
+    if may_be_service {
+        decision = service::request::<V6>(packet, &ip, &transport, Origin::Outside, &mut to);
+    }
+    if decision == Decision::Leave && state.ct_used != 0 && node::is_own::<V6>(&ip.dst) {
+        decision = calls::answer(&ip, &transport, Place::FromOutside, &mut to);
+    }
+    match decision {
+        Decision::Drop => DROP,
+        Decision::Reject => calls::reject::<V6>(packet, &ip),
+        // What a pod hears goes past its own program if it takes the fast path.
+        Decision::Translate if fast && ip.hops > 1 && fastpath::is_endpoint(&to.dst) => {
+            if !calls::apply::<V6>(packet, &mut ip, &mut transport, &to) {
+                count(Counter::DropRewrite);
+                return DROP;
+            }
+            let mut again = Rewrite::none(&ip, &transport);
+            calls::answer(&ip, &transport, Place::AtPod, &mut again);
+            calls::take::<V6>(packet, &mut ip, &mut transport, &again, Decision::Translate)
+        }
+        Decision::Leave => {
+            if state.ct_used != 0 {
+                if transport.opens_connection() {
+                    calls::supersede(&ip, &transport);
+                } else if fast && fastpath::is_endpoint(&ip.dst) && ip.hops > 1 {
+                    decision = calls::answer(&ip, &transport, Place::AtPod, &mut to);
+                    if decision != Decision::Leave {
+                        return calls::take::<V6>(packet, &mut ip, &mut transport, &to, decision);
+                    }
+                }
+            }
+            if fast { calls::to_pod::<V6>(packet, &ip) } else { PASS }
+        }
+        _ => calls::take::<V6>(packet, &mut ip, &mut transport, &to, decision),
+    }
+}
+
+/// Decides on an ICMP error that arrives from outside: about a flow that came by here, or, if it
+/// takes the fast path past the pod's own program, about one of the pod's.
+#[inline(always)]
+fn error<const V6: bool>(
+    packet: Skb,
+    ip: &Ip,
+    fast: bool,
+    transport: &mut Transport,
+    to: &mut Rewrite,
+) -> Decision {
+    let decision = calls::icmp_error::<V6>(packet, ip, Place::FromOutside, transport, to);
+    if decision == Decision::Leave && fast && ip.hops > 1 && fastpath::is_endpoint(&ip.dst) {
+        return calls::icmp_error::<V6>(packet, ip, Place::AtPod, transport, to);
+    }
+    decision
+}
+
+/// A packet leaves the node.
+#[inline(always)]
+pub fn outgoing<const V6: bool>(packet: Skb) -> i32 {
+    if packet.is_done() {
+        packet.set_done(false);
+        return PASS;
+    }
+    let state = node::state();
+    let Some(node) = node::addrs() else { return PASS };
+    if state.ct_used == 0 && node.flags & NodeAddrs::MASQUERADE == 0 {
+        return PASS;
+    }
+    let Some(mut ip) = parse::ip::<V6, _>(packet) else { return PASS };
+    let mut transport = Transport::none();
+    let ports = calls::transport::<V6>(packet, &ip, &mut transport);
+    let mut to = Rewrite::none(&ip, &transport);
+    if ports != Ports::Known {
+        if state.ct_used == 0 || ip.proto != parse::icmp_proto(V6) {
+            return PASS;
+        }
+        let place = Place::ToOutside;
+        return match calls::icmp_error::<V6>(packet, &ip, place, &mut transport, &mut to) {
+            Decision::Leave => PASS,
+            Decision::Drop => DROP,
+            _ => translated::<V6>(packet, &mut ip, &mut transport, &to),
+        };
+    }
+    if state.ct_used != 0 && !transport.opens_connection() {
+        let decision = calls::answer(&ip, &transport, Place::ToOutside, &mut to);
+        if decision != Decision::Leave {
+            return translated::<V6>(packet, &mut ip, &mut transport, &to);
+        }
+    }
+    match needs_mask::<V6>(&ip, &transport) {
+        Mask::None => return PASS,
+        Mask::Kept => {}
+        Mask::New => match begin::<V6>(packet, &ip, &transport) {
+            Created::Yes => {
+                node::conntrack_is_used();
+                count(Counter::Masqueraded);
+            }
+            other => {
+                if let Some(reason) = service::reason(other) {
+                    count(reason);
+                }
+                return DROP;
+            }
+        },
+    }
+    if masked(&ip, &transport, &mut to) {
+        translated::<V6>(packet, &mut ip, &mut transport, &to)
+    } else {
+        PASS
+    }
+}
+
+#[inline(always)]
+fn translated<const V6: bool>(
+    packet: Skb,
+    ip: &mut Ip,
+    transport: &mut Transport,
+    to: &Rewrite,
+) -> i32 {
+    if calls::apply::<V6>(packet, ip, transport, to) {
+        return PASS;
+    }
+    count(Counter::DropRewrite);
+    DROP
+}
+
+/// Whether the address is reached with a pod's own.
+#[inline(always)]
+fn knows_pods(addr: &Addr) -> bool {
+    let key = CidrKey { prefix_len: 8 * size_of::<Addr>() as u32, addr: node::copy(addr) };
+    // SAFETY: the same fields, without padding, and no alignment is asked for.
+    let key: &Key<Addr> = unsafe { &*(&raw const key).cast() };
+    NON_MASQUERADE.get(key).is_some()
+}
+
+/// Whether a packet gets an address and port of the node for its source.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+enum Mask {
+    /// It does not.
+    None,
+    /// It does if its flow has one.
+    Kept,
+    /// Its flow is to get one.
+    New,
+}
+
+/// Decides whether a packet gets an address and port of the node for its source: a pod's that leaves
+/// the cluster, or one of a socket of the node whose answers would else be taken for another flow's.
+#[inline(never)]
+fn needs_mask<const V6: bool>(ip: &Ip, transport: &Transport) -> Mask {
+    let Some(node) = node::addrs() else { return Mask::None };
+    let of_pod = node.flags & NodeAddrs::MASQUERADE != 0
+        && fastpath::is_endpoint(&ip.src)
+        && !knows_pods(&ip.dst);
+    if !of_pod {
+        let port = transport.sport.get();
+        let in_range = port >= node.port_min && port <= node.port_max;
+        if !in_range || !node::is_own::<V6>(&ip.src) {
+            return Mask::None;
+        }
+    }
+    if !transport.may_open() {
+        return Mask::Kept;
+    }
+    let key = ct::key(ip, transport, Side::Client);
+    if let Some(entry) = ct::find(&key) {
+        if entry.flags & CtFlags::MASQUERADE != 0 {
+            if !ct::has_ended(&key, entry) {
+                return Mask::Kept;
+            }
+            ct::forget_answers(&key, entry);
+        }
+    }
+    if of_pod || calls::supersede(ip, transport) { Mask::New } else { Mask::None }
+}
+
+/// What the packet's source becomes; whether it has a flow that says so.
+#[inline(never)]
+fn masked(ip: &Ip, transport: &Transport, to: &mut Rewrite) -> bool {
+    let key = ct::key(ip, transport, Side::Client);
+    let Some(entry) = ct::find(&key) else { return false };
+    if entry.flags & CtFlags::MASQUERADE == 0 {
+        return false;
+    }
+    ct::note(entry, Side::Client, transport.tcp, ct::now());
+    to.src = node::copy(&entry.nat_addr);
+    to.sport = entry.nat_port;
+    true
+}
+
+/// Makes the flow of a packet that gets an address and port of the node.
+#[inline(never)]
+fn begin<const V6: bool>(packet: Skb, ip: &Ip, transport: &Transport) -> Created {
+    let mut pick = Pick::none();
+    pick.backend.addr = node::copy(&ip.dst);
+    pick.backend.port = transport.dport;
+    pick.backend.proto = transport.proto;
+    calls::create::<V6>(packet, ip, transport, &pick, Origin::Masked)
+}

@@ -1,0 +1,90 @@
+//! What the stress test's clients tell, and what is right at which time.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+/// Requests that began within the same stretch of so many milliseconds are told as one.
+pub const BUCKET_MS: u64 = 100;
+
+/// Milliseconds of the monotonic clock, which all processes of a machine share.
+pub fn monotonic_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000
+        + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
+}
+
+/// What a client saw.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Answers {
+    /// Requests that were answered rightly, as far as the client can tell.
+    pub ok: u64,
+    /// Errors, by their text.
+    pub failures: BTreeMap<String, u64>,
+    /// Service, endpoint, number of the [`BUCKET_MS`] in which the request began, and when the last answer of these
+    /// ended, in milliseconds.
+    pub seen: Vec<(u32, u32, u64, u64)>,
+}
+
+impl Answers {
+    /// Adds another client's.
+    pub fn merge(&mut self, other: Self) {
+        self.ok += other.ok;
+        for (text, count) in other.failures {
+            *self.failures.entry(text).or_default() += count;
+        }
+        self.seen.extend(other.seen);
+    }
+}
+
+/// Which endpoints a service had when.
+#[derive(Debug, Default)]
+pub struct History {
+    /// By service: every set of endpoints with the time before it was asked for, in milliseconds.
+    sets: BTreeMap<u32, Vec<(u64, BTreeSet<u32>)>>,
+}
+
+impl History {
+    /// From now on, the service has these endpoints. To be called before it is so.
+    pub fn set(&mut self, service: u32, endpoints: BTreeSet<u32>) {
+        self.sets.entry(service).or_default().push((monotonic_ms(), endpoints));
+    }
+
+    /// What the service has now.
+    pub fn current(&self, service: u32) -> Option<&BTreeSet<u32>> {
+        self.sets.get(&service)?.last().map(|(_, set)| set)
+    }
+
+    /// How often a service got other endpoints.
+    pub fn changes(&self) -> usize {
+        self.sets.values().map(|sets| sets.len() - 1).sum()
+    }
+
+    /// Whether the endpoint was the service's at some time between the two, the first one moved back by how long
+    /// a change may take.
+    pub fn allows(&self, service: u32, endpoint: u32, from: u64, to: u64) -> bool {
+        let Some(sets) = self.sets.get(&service) else { return false };
+        sets.iter().enumerate().any(|(index, (begin, set))| {
+            let end = sets.get(index + 1).map_or(u64::MAX, |(next, _)| *next);
+            *begin <= to && end >= from && set.contains(&endpoint)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_is_allowed_while_it_was_the_services() {
+        let mut history = History::default();
+        history.sets.insert(1, vec![(100, [7].into()), (200, [8].into()), (300, [7, 9].into())]);
+        assert!(history.allows(1, 7, 150, 160));
+        assert!(history.allows(1, 7, 150, 250), "it began while it was so");
+        assert!(!history.allows(1, 7, 210, 250));
+        assert!(history.allows(1, 7, 210, 300), "it ended while it was so");
+        assert!(!history.allows(1, 9, 0, 299));
+        assert!(!history.allows(2, 7, 0, 1_000));
+        assert_eq!(history.changes(), 2);
+    }
+}

@@ -1,0 +1,383 @@
+//! A million requests while the services change under them: who answers is checked for every one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use etcd_client::Client;
+use serde_json::{Value, json};
+use sluice_tests::cluster::Cluster;
+use sluice_tests::demo::publish::Publisher;
+use sluice_tests::pod::Pod;
+use sluice_tests::process::{Launch, Process};
+use sluice_tests::stress::{Answers, BUCKET_MS, History};
+use sluice_tests::{bin, wait_for};
+
+/// Services that clients ask; each has a ClusterIP and an external IP, TCP and UDP.
+const SERVICES: u32 = 32;
+/// Services that come and go and are asked by nobody, so that numbers are used again.
+const PASSERS_BY: u32 = 16;
+/// Pods behind the services, in turn on the one node and the other, each with several ports.
+const PODS: u16 = 6;
+const PORTS: u16 = 8;
+const FIRST_PORT: u16 = 9000;
+/// Endpoints that a service may have, of all; neighbours share most of theirs.
+const POOL: u32 = 12;
+/// Changes a second.
+const PACE: u32 = 1_000;
+/// How long a change may take to reach the kernel, on a machine that has other things to do.
+const LAG_MS: u64 = 10_000;
+/// Requests, of all clients together; `SLUICE_STRESS_REQUESTS` says otherwise.
+const REQUESTS: u64 = 1_000_000;
+/// How long the clients may take.
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// Number `index` of the services' addresses.
+fn cluster_ip(service: u32) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 96, 1, 0)) + service)
+}
+
+fn external_ip(service: u32) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(Ipv4Addr::new(203, 0, 113, 0)) + service)
+}
+
+fn service_object(service: u32) -> (String, Value) {
+    let name = format!("s{service}");
+    let ip = cluster_ip(service).to_string();
+    let object = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": name, "namespace": "stress"},
+        "spec": {
+            "type": "ClusterIP", "clusterIP": ip, "clusterIPs": [ip],
+            "externalIPs": [external_ip(service).to_string()],
+            "ports": [
+                {"name": "tcp", "protocol": "TCP", "port": 80},
+                {"name": "udp", "protocol": "UDP", "port": 80},
+            ],
+        },
+    });
+    (format!("/registry/services/specs/stress/{name}"), object)
+}
+
+/// The slice of one endpoint: every port is another number, and a slice has one set of ports for all its addresses.
+fn slice_object(service: u32, endpoint: &Endpoint) -> Value {
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {
+            "name": format!("s{service}-{}", endpoint.number), "namespace": "stress",
+            "labels": {"kubernetes.io/service-name": format!("s{service}")},
+        },
+        "addressType": "IPv4",
+        "ports": [
+            {"name": "tcp", "protocol": "TCP", "port": endpoint.port},
+            {"name": "udp", "protocol": "UDP", "port": endpoint.port},
+        ],
+        "endpoints": [{
+            "addresses": [endpoint.address.to_string()], "nodeName": endpoint.node,
+            "conditions": {"ready": true, "serving": true, "terminating": false},
+        }],
+    })
+}
+
+fn slice_key(service: u32, endpoint: u32) -> String {
+    format!("/registry/endpointslices/stress/s{service}-{endpoint}")
+}
+
+#[derive(Debug, Clone)]
+struct Endpoint {
+    number: u32,
+    address: Ipv4Addr,
+    port: u16,
+    node: String,
+}
+
+/// The endpoints that a service may have.
+fn pool(service: u32, all: u32) -> Vec<u32> {
+    (0..POOL).map(|index| (service * 3 + index * 5) % all).collect()
+}
+
+struct Stage {
+    // Dropped in this order: what runs in the pods ends before they do.
+    _servers: Vec<Process>,
+    endpoints: Vec<Endpoint>,
+    _pods: Vec<Pod>,
+    client: Pod,
+    publisher: Publisher,
+    cluster: Cluster,
+}
+
+impl Stage {
+    fn open() -> Result<Self> {
+        let mut cluster = Cluster::new(2)?;
+        let publisher = Publisher::etcd(cluster.lan(), cluster.dir())?;
+        for node in cluster.nodes() {
+            let file = cluster.manifests().join(format!("{}.yaml", node.name()));
+            publisher.apply(&serde_norway::from_str(&std::fs::read_to_string(file)?)?)?;
+        }
+        for index in 0..2 {
+            cluster.node_mut(index).start_agent(&publisher.url())?;
+        }
+        let (mut pods, mut servers, mut endpoints) = (Vec::new(), Vec::new(), Vec::new());
+        for index in 0..PODS {
+            let node = cluster.node(usize::from(index % 2));
+            let pod = node.add_pod("stress", &format!("server-{index}"))?;
+            let number = u32::from(index * PORTS);
+            let launch = pod.launch(bin("stress")?).args([
+                "serve",
+                "0.0.0.0",
+                &FIRST_PORT.to_string(),
+                &PORTS.to_string(),
+                &number.to_string(),
+            ]);
+            let mut server = pod.spawn("stress", &launch)?;
+            server.wait_for_log("listening", Duration::from_secs(10))?;
+            for port in 0..PORTS {
+                endpoints.push(Endpoint {
+                    number: number + u32::from(port),
+                    address: pod.ipv4()?,
+                    port: FIRST_PORT + port,
+                    node: node.name().to_owned(),
+                });
+            }
+            servers.push(server);
+            pods.push(pod);
+        }
+        let client = cluster.node(0).add_pod("stress", "client")?;
+        Ok(Self { _servers: servers, endpoints, _pods: pods, client, publisher, cluster })
+    }
+
+    /// The arguments that name the targets.
+    fn targets(addresses: impl Fn(u32) -> Vec<SocketAddr>) -> Vec<String> {
+        let of = |service| addresses(service).into_iter().map(move |at| format!("{service}={at}"));
+        (0..SERVICES).flat_map(of).collect()
+    }
+}
+
+/// Both frontends of a service.
+fn both(service: u32) -> Vec<SocketAddr> {
+    vec![(cluster_ip(service), 80).into(), (external_ip(service), 80).into()]
+}
+
+/// Changes services for as long as clients ask.
+struct Changer {
+    client: Client,
+    endpoints: Vec<Endpoint>,
+    random: u64,
+    passers_by: BTreeSet<u32>,
+}
+
+impl Changer {
+    fn random(&mut self, below: usize) -> usize {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        usize::try_from(self.random % below as u64).unwrap_or(0)
+    }
+
+    async fn put(&mut self, key: &str, object: &Value) -> Result<()> {
+        self.client
+            .put(key, object.to_string(), None)
+            .await
+            .map(drop)
+            .with_context(|| key.to_owned())
+    }
+
+    async fn delete(&mut self, key: &str) -> Result<()> {
+        self.client.delete(key, None).await.map(drop).with_context(|| key.to_owned())
+    }
+
+    /// Gives every service its first endpoints.
+    async fn begin(&mut self, history: &mut History) -> Result<()> {
+        let all = u32::try_from(self.endpoints.len())?;
+        for service in 0..SERVICES {
+            let set: BTreeSet<u32> = pool(service, all)[..4].iter().copied().collect();
+            for endpoint in &set {
+                let slice = slice_object(service, &self.endpoints[*endpoint as usize]);
+                self.put(&slice_key(service, *endpoint), &slice).await?;
+            }
+            let (key, object) = service_object(service);
+            history.set(service, set);
+            self.put(&key, &object).await?;
+        }
+        Ok(())
+    }
+
+    /// One change: an endpoint comes or goes, or a service that nobody asks does.
+    async fn step(&mut self, history: &mut History) -> Result<()> {
+        let all = u32::try_from(self.endpoints.len())?;
+        if self.random(8) == 0 {
+            let service = SERVICES + u32::try_from(self.random(PASSERS_BY as usize))?;
+            let (key, object) = service_object(service);
+            let slice = pool(service, all)[0];
+            if self.passers_by.remove(&service) {
+                self.delete(&key).await?;
+                return self.delete(&slice_key(service, slice)).await;
+            }
+            self.passers_by.insert(service);
+            let object_of_slice = slice_object(service, &self.endpoints[slice as usize]);
+            self.put(&slice_key(service, slice), &object_of_slice).await?;
+            return self.put(&key, &object).await;
+        }
+        let service = u32::try_from(self.random(SERVICES as usize))?;
+        let pool = pool(service, all);
+        let endpoint = pool[self.random(pool.len())];
+        let mut set = history.current(service).cloned().unwrap_or_default();
+        let key = slice_key(service, endpoint);
+        if set.contains(&endpoint) {
+            // One at least stays, or requests would be refused.
+            if set.len() == 1 {
+                return Ok(());
+            }
+            set.remove(&endpoint);
+            history.set(service, set);
+            self.delete(&key).await
+        } else {
+            set.insert(endpoint);
+            history.set(service, set);
+            let slice = slice_object(service, &self.endpoints[endpoint as usize]);
+            self.put(&key, &slice).await
+        }
+    }
+
+    /// At most [`PACE`] changes a second until `done`.
+    async fn run(&mut self, history: &mut History, done: &AtomicBool) -> Result<()> {
+        let mut due = tokio::time::interval(Duration::from_secs(1) / PACE);
+        due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
+        while !done.load(Ordering::Relaxed) {
+            due.tick().await;
+            self.step(history).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Starts the clients, and returns what they saw, by their names.
+fn clients(
+    launches: Vec<(&'static str, Launch)>,
+    stage: &Stage,
+) -> Result<BTreeMap<&'static str, Answers>> {
+    let mut running = Vec::new();
+    for (name, launch) in launches {
+        let log = stage.cluster.dir().join(format!("{name}.json"));
+        running.push((name, launch.spawn(&log)?));
+    }
+    let mut answers = BTreeMap::new();
+    for (name, mut process) in running {
+        let status = process.wait(LIMIT).with_context(|| name.to_owned())?;
+        let log = process.log();
+        ensure!(status.success(), "{name}: {status}: {log}");
+        let line = log.lines().last().with_context(|| format!("{name} said nothing"))?;
+        answers.insert(name, serde_json::from_str(line).with_context(|| name.to_owned())?);
+    }
+    Ok(answers)
+}
+
+/// What is wrong with the answers: whatever failed, and endpoints that answered though they were not the service's.
+fn faults(name: &str, answers: &Answers, history: &History) -> Vec<String> {
+    let mut faults = Vec::new();
+    let failed: u64 = answers.failures.values().sum();
+    if failed > 0 {
+        let some: Vec<_> = answers.failures.iter().take(5).collect();
+        faults.push(format!("{name}: {} answered, {failed} failed: {some:#?}", answers.ok));
+    }
+    let wrong: Vec<_> = answers
+        .seen
+        .iter()
+        .filter(|(service, endpoint, bucket, end)| {
+            !history.allows(*service, *endpoint, (bucket * BUCKET_MS).saturating_sub(LAG_MS), *end)
+        })
+        .collect();
+    if !wrong.is_empty() {
+        faults.push(format!(
+            "{name}: {} times an endpoint answered that was not the service's; (service, endpoint, \
+             began/{BUCKET_MS} ms, ended ms): {:?}",
+            wrong.len(),
+            &wrong[..wrong.len().min(5)]
+        ));
+    }
+    faults
+}
+
+/// S30: two services on one backend, one service on two frontends, the same client ports used again and again: every
+/// request is answered, by a backend of its service, under a thousand changes a second.
+#[test]
+fn a_million_requests_under_change_are_answered_by_their_own_service() -> Result<()> {
+    let stage = Stage::open()?;
+    let stress = bin("stress")?;
+    let targets = Stage::targets(both);
+    let ask = |launch: Launch, by: &str, requests: u64, ports: Option<u16>| {
+        let mut launch = launch.args(["ask", "--by", by, "--requests", &requests.to_string()]);
+        if let Some(first) = ports {
+            launch = launch.args(["--ports", &first.to_string()]);
+        }
+        launch.args(&targets)
+    };
+    let hooked = || stage.client.launch(&stress);
+    let unhooked = || stage.client.launch_unhooked(&stress);
+    let host = || stage.cluster.node(1).launch(&stress);
+    let requests = match std::env::var("SLUICE_STRESS_REQUESTS") {
+        Ok(text) => text.parse().context("SLUICE_STRESS_REQUESTS")?,
+        Err(_) => REQUESTS,
+    };
+    let percent = |share: u64| requests * share / 100;
+    let launches = vec![
+        ("pod-tcp", ask(hooked(), "tcp", percent(25), None)),
+        ("pod-udp", ask(hooked(), "udp", percent(25), None)),
+        ("pod-unconnected", ask(hooked(), "unconnected", percent(20), None)),
+        ("host-tcp", ask(host(), "tcp", percent(10), None)),
+        // Packet by packet, with ports of their own that are used again.
+        ("packets-tcp", ask(unhooked(), "tcp", percent(10), Some(20_000))),
+        ("packets-udp", ask(unhooked(), "udp", percent(10), Some(22_000))),
+    ];
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut history = History::default();
+    let done = AtomicBool::new(false);
+    let endpoint = stage.publisher.url().trim_start_matches("etcd:").to_owned();
+    let begun = Instant::now();
+    let answers = std::thread::scope(|scope| -> Result<_> {
+        let (ready, started) = std::sync::mpsc::channel();
+        let (history, changing, endpoints) = (&mut history, &done, stage.endpoints.clone());
+        let (lan, runtime) = (stage.cluster.lan(), &runtime);
+        let change = async move || -> Result<()> {
+            let client = Client::connect([endpoint], None).await?;
+            let passers_by = BTreeSet::new();
+            let mut changer =
+                Changer { client, endpoints, random: 0x2545_f491_4f6c_dd1d, passers_by };
+            changer.begin(history).await?;
+            ready.send(())?;
+            changer.run(history, changing).await
+        };
+        let changer = scope.spawn(move || lan.run(move || runtime.block_on(change())));
+        let result = started.recv().context("the changer failed").and_then(|()| {
+            for node in stage.cluster.nodes() {
+                wait_for(&format!("services on {}", node.name()), Duration::from_secs(60), || {
+                    let list = node.proxyctl(&["service", "list"]).ok()?;
+                    let served = (0..SERVICES).all(|service| {
+                        let at = format!("{}:80", external_ip(service));
+                        list.lines().filter(|line| line.contains(&at)).count() == 2
+                    });
+                    served.then_some(())
+                })?;
+            }
+            clients(launches, &stage)
+        });
+        done.store(true, Ordering::Relaxed);
+        let changed = changer.join().map_err(|_| anyhow::anyhow!("the changer panicked"))?;
+        // What went wrong first explains the rest.
+        changed?.context("changes")?;
+        result
+    })?;
+    let seconds = begun.elapsed().as_secs_f64();
+    let total: u64 = answers.values().map(|answers| answers.ok).sum();
+    println!("{total} requests and {} changes in {seconds:.0} s", history.changes());
+    let faults: Vec<String> =
+        answers.iter().flat_map(|(name, answers)| faults(name, answers, &history)).collect();
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+    assert_eq!(total, requests);
+    // The clients must have met changes; how many depends on the machine.
+    assert!(history.changes() as u64 > requests / 1_000, "{} changes", history.changes());
+    Ok(())
+}
