@@ -8,7 +8,7 @@ use sluice_abi::{FragmentKey, FragmentPorts};
 
 use crate::{
     maps::FRAGMENTS,
-    node::copy,
+    node::{self, copy},
     packet::Packet,
     parse::{self, Ip, Part, Transport},
 };
@@ -27,12 +27,13 @@ pub enum Ports {
 
 #[inline(always)]
 fn key(ip: &Ip, transport: &Transport) -> FragmentKey {
+    let zero = node::zero() as u8;
     FragmentKey {
         src: copy(&ip.src),
         dst: copy(&ip.dst),
         id: transport.id,
         proto: transport.proto,
-        reserved: [0; 3],
+        reserved: [zero, zero, zero],
     }
 }
 

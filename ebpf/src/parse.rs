@@ -369,8 +369,7 @@ pub fn upper<const V6: bool, P: Packet>(packet: P, ip: &Ip) -> Option<Upper> {
 #[inline(always)]
 pub fn transport<const V6: bool, P: Packet>(packet: P, ip: &Ip) -> Option<Transport> {
     let Upper { proto, part, offset, id } = upper::<V6, P>(packet, ip)?;
-    let none = Be16::new(0);
-    let mut transport = Transport { offset, id, sport: none, dport: none, proto, tcp: 0, part };
+    let mut transport = Transport { offset, id, proto, part, ..Transport::none() };
     match proto {
         proto::TCP | proto::UDP if part == Part::Later => {}
         proto::TCP => {

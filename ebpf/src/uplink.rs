@@ -19,8 +19,9 @@ use crate::{
     service::{self, Decision, Place},
 };
 
-/// A packet arrives from outside.
-#[inline(always)]
+/// A packet arrives from outside. A function of its own for each family, so that their stacks share
+/// the kernel's 512 bytes.
+#[inline(never)]
 pub fn incoming<const V6: bool>(packet: Skb) -> i32 {
     // A node on the same kernel may have sent it.
     if packet.is_done() {
