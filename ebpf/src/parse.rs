@@ -63,6 +63,14 @@ pub const fn fixed_len(v6: bool) -> u32 {
     ETH_LEN + if v6 { IPV6_LEN } else { IPV4_LEN }
 }
 
+/// Whether the IP header says that ICMP follows, without a look at the rest of it.
+#[inline(always)]
+pub fn is_icmp<const V6: bool, P: Packet>(packet: P) -> bool {
+    let Some(head) = packet.head(fixed_len(V6)) else { return false };
+    let proto = if V6 { head.u8::<20>() } else { head.u8::<23>() };
+    proto == icmp_proto(V6)
+}
+
 /// Reads the IP header. `None` if it is no valid one.
 #[inline(always)]
 pub fn ip<const V6: bool, P: Packet>(packet: P) -> Option<Ip> {

@@ -19,14 +19,51 @@ use crate::{
     service::{self, Decision, Place},
 };
 
-/// A packet arrives from outside. A function of its own for each family, so that their stacks share
-/// the kernel's 512 bytes.
-#[inline(never)]
+/// A packet arrives from outside.
+#[inline(always)]
 pub fn incoming<const V6: bool>(packet: Skb) -> i32 {
     // A node on the same kernel may have sent it.
     if packet.is_done() {
         packet.set_done(false);
     }
+    if parse::is_icmp::<V6, _>(packet) {
+        message_arrives::<V6>(packet)
+    } else {
+        packet_arrives::<V6>(packet)
+    }
+}
+
+/// An ICMP message arrives from outside: it may be an error about a flow that came by here, or, if
+/// it takes the fast path past the pod's own program, about one of the pod's.
+///
+/// A function of its own for each family, as [`packet_arrives`], so that their stacks share the
+/// kernel's 512 bytes.
+#[inline(never)]
+fn message_arrives<const V6: bool>(packet: Skb) -> i32 {
+    let Some(mut ip) = parse::ip::<V6, _>(packet) else { return PASS };
+    let state = node::state();
+    let fast = state.flags & NodeState::FAST_PATH != 0;
+    if state.ct_used != 0 {
+        let mut transport = Transport::none();
+        let mut to = Rewrite::none(&ip, &transport);
+        let mut place = Place::FromOutside;
+        let mut decision = calls::icmp_error::<V6>(packet, &ip, place, &mut transport, &mut to);
+        if decision == Decision::Leave && fast && ip.hops > 1 && fastpath::is_endpoint(&ip.dst) {
+            place = Place::AtPod;
+            decision = calls::icmp_error::<V6>(packet, &ip, place, &mut transport, &mut to);
+        }
+        match decision {
+            Decision::Leave => {}
+            Decision::Drop => return DROP,
+            _ => return calls::take::<V6>(packet, &mut ip, &mut transport, &to, decision),
+        }
+    }
+    if fast { calls::to_pod::<V6>(packet, &ip) } else { PASS }
+}
+
+/// A packet that is no ICMP message arrives from outside.
+#[inline(never)]
+fn packet_arrives<const V6: bool>(packet: Skb) -> i32 {
     let Some(mut ip) = parse::ip::<V6, _>(packet) else { return PASS };
     let state = node::state();
     let fast = state.flags & NodeState::FAST_PATH != 0;
@@ -37,19 +74,14 @@ pub fn incoming<const V6: bool>(packet: Skb) -> i32 {
     let mut to = Rewrite::none(&ip, &transport);
     let mut decision = Decision::Leave;
     if ports != Ports::Known {
-        if ip.proto == parse::icmp_proto(V6) {
-            if state.ct_used != 0 {
-                decision = error::<V6>(packet, &ip, fast, &mut transport, &mut to);
-            }
-        } else if may_be_service {
+        if may_be_service {
             decision = service::without_ports(&ip, ports);
         }
         return match decision {
-            Decision::Leave if fast => calls::to_pod::<V6>(packet, &ip),
-            Decision::Leave => PASS,
-            Decision::Drop => DROP,
             Decision::Reject => calls::reject::<V6>(packet, &ip),
-            _ => calls::take::<V6>(packet, &mut ip, &mut transport, &to, decision),
+            Decision::Drop => DROP,
+            _ if fast => calls::to_pod::<V6>(packet, &ip),
+            _ => PASS,
         };
     }
     if may_be_service {
@@ -86,23 +118,6 @@ pub fn incoming<const V6: bool>(packet: Skb) -> i32 {
         }
         _ => calls::take::<V6>(packet, &mut ip, &mut transport, &to, decision),
     }
-}
-
-/// Decides on an ICMP error that arrives from outside: about a flow that came by here, or, if it
-/// takes the fast path past the pod's own program, about one of the pod's.
-#[inline(always)]
-fn error<const V6: bool>(
-    packet: Skb,
-    ip: &Ip,
-    fast: bool,
-    transport: &mut Transport,
-    to: &mut Rewrite,
-) -> Decision {
-    let decision = calls::icmp_error::<V6>(packet, ip, Place::FromOutside, transport, to);
-    if decision == Decision::Leave && fast && ip.hops > 1 && fastpath::is_endpoint(&ip.dst) {
-        return calls::icmp_error::<V6>(packet, ip, Place::AtPod, transport, to);
-    }
-    decision
 }
 
 /// A packet leaves the node.
