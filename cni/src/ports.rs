@@ -7,6 +7,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::config::Fields;
 use crate::error::Error;
@@ -85,7 +86,8 @@ pub(crate) fn parse(top: &Fields<'_>) -> Result<Vec<PortMapping>, Error> {
         let Some(object) = item.as_object() else {
             return Err(Error::config(path, "must be an object"));
         };
-        let fields = Fields { object, path: &format!("{path}.") };
+        let object = canonical(object);
+        let fields = Fields { object: &object, path: &format!("{path}.") };
         let mapping = PortMapping {
             host_port: port(&fields, "hostPort")?,
             container_port: port(&fields, "containerPort")?,
@@ -102,6 +104,17 @@ pub(crate) fn parse(top: &Fields<'_>) -> Result<Vec<PortMapping>, Error> {
         mappings.push(mapping);
     }
     Ok(mappings)
+}
+
+/// The same with the names of the fields as the conventions spell them: containerd sends `HostPort`,
+/// and the reference plugin, being written in Go, reads names in any case.
+fn canonical(object: &Map<String, Value>) -> Map<String, Value> {
+    const NAMES: [&str; 4] = ["hostPort", "containerPort", "protocol", "hostIP"];
+    let named = object.iter().filter_map(|(key, value)| {
+        let name = NAMES.iter().find(|name| name.eq_ignore_ascii_case(key))?;
+        Some(((*name).to_owned(), value.clone()))
+    });
+    named.collect()
 }
 
 fn port(fields: &Fields<'_>, name: &str) -> Result<u16, Error> {
@@ -139,7 +152,7 @@ fn host_ip(fields: &Fields<'_>) -> Result<Option<IpAddr>, Error> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -155,7 +168,7 @@ mod tests {
             {"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": ""},
             {"hostPort": 8080, "containerPort": 53, "protocol": "UDP"},
             {"hostPort": 8080, "containerPort": 81, "hostIP": "127.0.0.1"},
-            {"hostPort": 9, "containerPort": 9, "protocol": "SCTP", "hostIP": "::"},
+            {"HostPort": 9, "ContainerPort": 9, "Protocol": "SCTP", "HostIP": "::"},
         ]))
         .expect("valid");
         let texts: Vec<String> = read.iter().map(ToString::to_string).collect();

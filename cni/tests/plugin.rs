@@ -1,5 +1,6 @@
 //! The plugin's binary on the real kernel, in network namespaces of its own. Needs root.
 
+#[allow(dead_code, reason = "each of the tests uses its part")]
 mod common;
 
 use std::collections::BTreeSet;
@@ -39,6 +40,7 @@ fn pods_of_a_node_reach_each_other_and_the_node_reaches_them() {
     node.assert_clean();
 }
 
+/// C9
 #[test]
 fn a_pod_has_no_dad_delay_no_router_advertisements_and_the_right_mtu() {
     let node = Node::new(&DUAL);
@@ -591,6 +593,7 @@ fn a_pod_gets_the_addresses_the_mac_and_the_mtu_asked_for() {
     assert!(message.contains("3 of 3 in 10.244.1.0/30, 10.244.9.0/29"), "{message}");
 }
 
+/// C10: what came before it in a chain.
 #[test]
 fn the_result_of_an_earlier_plugin_is_kept() {
     let mut node = Node::new(&DUAL);

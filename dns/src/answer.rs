@@ -10,8 +10,8 @@
 //! Service asked for SRV), the general rules of DNS win: NODATA, or the CNAME (RFC 1034 section
 //! 3.6.2, RFC 8020).
 
-mod cluster;
-mod reverse;
+pub(crate) mod cluster;
+pub(crate) mod reverse;
 
 use std::net::IpAddr;
 
@@ -19,6 +19,7 @@ use hickory_proto::ProtoError;
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::rdata::{CNAME, SOA};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
+use hickory_proto::serialize::binary::BinEncodable;
 
 use crate::zone::Snapshot;
 
@@ -89,6 +90,19 @@ pub struct DomainError {
     source: ProtoError,
 }
 
+/// Which records pods have, beside those of the Services they are endpoints of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
+pub enum PodRecords {
+    /// None.
+    #[default]
+    Disabled,
+    /// `10-1-0-7.NAMESPACE.pod.DOMAIN` is `10.1.0.7` wherever the namespace exists: whoever asks
+    /// gets the address that the name spells.
+    Insecure,
+    /// The same where a pod with that address is in that namespace.
+    Verified,
+}
+
 /// The cluster's domain, with the names and the TTL of its records.
 #[derive(Clone, Debug)]
 pub struct Domain {
@@ -96,6 +110,9 @@ pub struct Domain {
     name_server: Name,
     mailbox: Name,
     ttl: u32,
+    pods: PodRecords,
+    /// The apex in wire form, in lower case.
+    wire: Box<[u8]>,
 }
 
 impl Domain {
@@ -114,7 +131,28 @@ impl Domain {
         // The longest names are made in answers; what does not fit there makes no record.
         let name_server = below(&["ns", "dns"]).map_err(error)?;
         let mailbox = below(&["hostmaster"]).map_err(error)?;
-        Ok(Self { apex, name_server, mailbox, ttl })
+        let wire = apex.to_bytes().map_err(error)?.into();
+        Ok(Self { apex, name_server, mailbox, ttl, pods: PodRecords::default(), wire })
+    }
+
+    /// The same domain with these records of pods.
+    pub fn with_pods(self, pods: PodRecords) -> Self {
+        Self { pods, ..self }
+    }
+
+    /// The name of the zone in wire form, in lower case, and how many labels it has.
+    pub(crate) fn wire(&self) -> (&[u8], usize) {
+        (&self.wire, self.apex.iter().len())
+    }
+
+    /// How long the records live, in seconds.
+    pub fn ttl(&self) -> u32 {
+        self.ttl
+    }
+
+    /// Which records pods have.
+    pub fn pods(&self) -> PodRecords {
+        self.pods
     }
 
     /// The name of the zone.
@@ -151,7 +189,7 @@ impl Domain {
         let mut aliases = Vec::new();
         let mut owner = name;
         while aliases.len() < MAX_CHAIN {
-            let found = cluster::find(self, snapshot, owner);
+            let found = cluster::find_name(self, snapshot, owner);
             if let cluster::Found::Alias(target) = found {
                 aliases.push(self.record(owner.clone(), RData::CNAME(CNAME(target.clone()))));
                 if matches!(kind, RecordType::CNAME | RecordType::ANY) {
@@ -210,7 +248,7 @@ impl Domain {
 }
 
 /// An A or AAAA record's data.
-fn address(addr: IpAddr) -> RData {
+pub(crate) fn address(addr: IpAddr) -> RData {
     match addr {
         IpAddr::V4(addr) => RData::A(addr.into()),
         IpAddr::V6(addr) => RData::AAAA(addr.into()),

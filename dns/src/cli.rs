@@ -2,13 +2,16 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Parser;
+use hickory_proto::rr::Name;
 use sluice_model::ResourceKind;
 use sluice_store::{EtcdArgs, PasswordError, SourceOptions, SourceUrl, parse_source};
 use tracing_subscriber::filter::LevelFilter;
 
-use crate::forward::resolv_conf;
+use crate::answer::PodRecords;
+use crate::forward::{CacheOptions, Policy, Stub, resolv_conf};
 
 /// Cluster DNS: answers for Services from a Kubernetes store, forwards the rest.
 #[derive(Clone, Debug, Parser)]
@@ -35,9 +38,46 @@ pub struct Args {
     #[arg(long, value_name = "FILE", default_value = "/etc/resolv.conf")]
     pub resolv_conf: PathBuf,
 
+    /// How many threads answer by UDP [default: one for each CPU that the process may use]
+    #[arg(long, value_name = "COUNT", value_parser = workers)]
+    pub workers: Option<usize>,
+
     /// How many answers of upstreams to keep; 0 for none
     #[arg(long, value_name = "ENTRIES", default_value_t = 10_000)]
     pub cache_size: usize,
+
+    /// How often an upstream's answer must have been given to be asked for again before it runs out;
+    /// 0 for never
+    #[arg(long, value_name = "COUNT", default_value_t = 10)]
+    pub cache_prefetch: u32,
+
+    /// How long an upstream's answer that has run out is given where no upstream answers, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    pub cache_stale_seconds: u64,
+
+    /// Which upstream is asked first
+    #[arg(long, value_enum, value_name = "POLICY", default_value_t = Policy::Sequential)]
+    pub policy: Policy,
+
+    /// Ask these upstreams about the names below a domain; may be repeated
+    #[arg(long, value_name = "DOMAIN=ADDR[,ADDR]", value_parser = stub)]
+    pub stub_domain: Vec<Stub>,
+
+    /// Which records pods have
+    #[arg(long, value_enum, value_name = "MODE", default_value_t = PodRecords::Disabled)]
+    pub pod_records: PodRecords,
+
+    /// Follow the search path of a known pod here, so that it asks once where it would ask five times
+    #[arg(long)]
+    pub autopath: bool,
+
+    /// Log every query
+    #[arg(long)]
+    pub query_log: bool,
+
+    /// A file with settings that may change while the server runs; see `sluice_dns::config`
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
 
     /// How long clients may keep an answer, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 5,
@@ -51,6 +91,10 @@ pub struct Args {
     /// Serve /ready here; an empty value turns it off
     #[arg(long, value_name = "[ADDR]:PORT", default_value = ":8181", value_parser = probe)]
     pub ready_bind_address: Probe,
+
+    /// Serve /metrics here; an empty value turns it off
+    #[arg(long, value_name = "[ADDR]:PORT", default_value = ":9153", value_parser = probe)]
+    pub metrics_bind_address: Probe,
 
     /// How long to go on answering after SIGTERM, not ready any more, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 2,
@@ -66,6 +110,15 @@ pub struct Args {
     pub etcd: EtcdArgs,
 }
 
+/// Turns a Corefile into a configuration of sluice-dns
+#[derive(Clone, Debug, Parser)]
+#[command(name = "sluice-dns import-corefile", version)]
+pub struct ImportArgs {
+    /// The Corefile; standard input where it is -
+    #[arg(default_value = "-")]
+    pub file: PathBuf,
+}
+
 /// Where a probe is served; nowhere if off.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Probe(pub Option<SocketAddr>);
@@ -78,6 +131,16 @@ impl Args {
             (wildcards.map(|ip| SocketAddr::new(ip, resolv_conf::PORT)).to_vec(), true)
         } else {
             (self.listen.clone(), false)
+        }
+    }
+
+    /// How upstreams' answers are kept.
+    pub fn cache(&self) -> CacheOptions {
+        CacheOptions {
+            entries: self.cache_size,
+            prefetch: self.cache_prefetch,
+            stale: Duration::from_secs(self.cache_stale_seconds),
+            ..CacheOptions::default()
         }
     }
 
@@ -97,8 +160,15 @@ fn listen(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "expected ADDR:PORT, such as 10.0.0.10:53 or [fd00::a]:53".to_owned())
 }
 
+fn workers(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count) if (1..=1024).contains(&count) => Ok(count),
+        _ => Err("expected a number from 1 to 1024".to_owned()),
+    }
+}
+
 /// An address with a port, or without one for port 53.
-fn upstream(text: &str) -> Result<SocketAddr, String> {
+pub(crate) fn upstream(text: &str) -> Result<SocketAddr, String> {
     let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
     let addr = match (text.parse::<SocketAddr>(), bare.parse::<IpAddr>()) {
         (Ok(addr), _) => addr,
@@ -113,6 +183,16 @@ fn upstream(text: &str) -> Result<SocketAddr, String> {
         return Err("this is no address that can be asked".to_owned());
     }
     Ok(addr)
+}
+
+/// `DOMAIN=ADDR,ADDR`.
+fn stub(text: &str) -> Result<Stub, String> {
+    let (domain, list) =
+        text.split_once('=').ok_or("expected DOMAIN=ADDR, such as corp.example=10.1.1.1")?;
+    let mut domain = Name::from_ascii(domain).map_err(|error| error.to_string())?;
+    domain.set_fqdn(true);
+    let upstreams = list.split(',').map(upstream).collect::<Result<_, _>>()?;
+    Ok(Stub { domain, upstreams })
 }
 
 fn probe(text: &str) -> Result<Probe, String> {
@@ -163,6 +243,8 @@ mod tests {
             ("--upstream=0.0.0.0", "no address that can be asked"),
             ("--listen=53", "expected ADDR:PORT"),
             ("--ttl=3601", "0..=3600"),
+            ("--stub-domain=corp.example", "expected DOMAIN=ADDR"),
+            ("--policy=best", "round_robin"),
             ("--ready-bind-address=8181", "such as :8080"),
         ] {
             let error = parse(&[flag]).expect_err(flag);

@@ -1,8 +1,11 @@
 //! From the source to the zone.
 
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use sluice_model::{ObjectName, PodPhase};
 use sluice_store::{Cache, Changes, Stream};
 
 use crate::resolver::Resolver;
@@ -14,13 +17,15 @@ use crate::zone::Snapshot;
 pub async fn run(mut stream: Stream, resolver: Arc<Resolver>) {
     let mut cache = Cache::new();
     let mut zone = Snapshot::new();
+    let mut pods = Pods::default();
     while let Some(events) = stream.next_batch().await {
         let changes = cache.ingest(events);
         for rejected in &changes.rejected {
             tracing::warn!("skipped {rejected}");
         }
         update(&mut zone, &cache, &changes);
-        let changed = !changes.services.is_empty() || !changes.namespaces.is_empty();
+        let moved = pods.update(&mut zone, &cache, &changes);
+        let changed = moved || !changes.services.is_empty() || !changes.namespaces.is_empty();
         if !cache.synced() || zone.synced() && !changed {
             continue;
         }
@@ -33,6 +38,38 @@ pub async fn run(mut stream: Stream, resolver: Arc<Resolver>) {
         }
     }
     tracing::error!("the source has ended; going on with what is known");
+}
+
+/// The addresses that pods had, to take them back when they change.
+#[derive(Clone, Debug, Default)]
+pub struct Pods(HashMap<ObjectName, Vec<IpAddr>>);
+
+impl Pods {
+    /// Brings the pods of a snapshot from what they were to what the cache now holds; says whether
+    /// that changed anything. A pod of the host's network and one that has ended own no address.
+    pub fn update(&mut self, zone: &mut Snapshot, cache: &Cache, changes: &Changes) -> bool {
+        let mut moved = false;
+        for name in &changes.pods {
+            let pod = cache.pod(name).filter(|pod| {
+                !pod.host_network && !matches!(pod.phase, PodPhase::Succeeded | PodPhase::Failed)
+            });
+            let new = pod.map(|pod| pod.addrs.clone()).unwrap_or_default();
+            let old = self.0.get(name).cloned().unwrap_or_default();
+            if old == new {
+                continue;
+            }
+            moved = true;
+            let namespace = name.namespace.to_ascii_lowercase();
+            old.iter().for_each(|addr| zone.remove_pod(addr, &namespace));
+            new.iter().for_each(|addr| zone.add_pod(*addr, &namespace));
+            if new.is_empty() {
+                self.0.remove(name);
+            } else {
+                self.0.insert(name.clone(), new);
+            }
+        }
+        moved
+    }
 }
 
 /// Brings a snapshot from what it was to what the cache now holds.

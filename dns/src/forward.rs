@@ -1,35 +1,52 @@
 //! Names outside the cluster: asked of upstream resolvers.
 //!
 //! Each query goes out from a socket of its own, so the kernel picks an unpredictable port, under a
-//! random id; what comes back must carry both and repeat the question (RFC 5452). Upstreams are
-//! tried in order. One that does not answer is tried last for a while.
+//! random id; what comes back must carry both and repeat the question (RFC 5452).
+//!
+//! Upstreams are chosen by a policy among those that answer. One that fails is probed twice a second
+//! until it answers again; once it has failed [`MAX_FAILS`] times in a row it is tried only after
+//! all others. When more queries wait than may be under way, the newest goes first: whoever asked
+//! first has most likely given up.
 
 mod cache;
 mod exchange;
+mod gate;
 pub mod resolv_conf;
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hickory_proto::op::{Edns, Message, Query, ResponseCode};
-use hickory_proto::rr::Name;
-use tokio::sync::Semaphore;
+use hickory_proto::rr::{Name, RecordType};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use self::cache::{Cache, Key};
+use self::exchange::Connections;
+use self::gate::Gate;
+use crate::fast::{self, Buffer, Done};
+use crate::metrics::{Event, Metrics, Sample, Shard};
 use crate::wire::{Request, Transport};
 
+pub use cache::{CacheOptions, Cached};
 pub use exchange::ExchangeError;
 
 /// How long one upstream may take.
 const ATTEMPT: Duration = Duration::from_secs(2);
 /// How long all attempts together may take: a stub resolver asks again after five seconds.
 const TOTAL: Duration = Duration::from_millis(4800);
-/// How long an upstream that did not answer is tried last.
-const DEMOTED: Duration = Duration::from_secs(10);
+/// How long a client waits for the upstreams where there is an answer that has run out (RFC 8767
+/// section 5 recommends this).
+const STALE_PATIENCE: Duration = Duration::from_millis(1800);
+/// How often in a row an upstream must fail to be tried last, as in CoreDNS.
+const MAX_FAILS: u64 = 2;
+/// How often an upstream that failed is probed, as in CoreDNS.
+const PROBE_PERIOD: Duration = Duration::from_millis(500);
 /// How many queries may wait for upstreams at once. Each holds a socket.
 const MAX_IN_FLIGHT: usize = 2048;
+/// How many more may wait for their turn.
+const MAX_WAITING: usize = 2048;
 
 /// Why no upstream gave an answer.
 #[derive(Debug, thiserror::Error)]
@@ -37,9 +54,15 @@ pub enum ForwardError {
     /// There is no upstream.
     #[error("no upstream is configured")]
     NoUpstream,
-    /// Too many queries wait already.
-    #[error("{MAX_IN_FLIGHT} queries wait for upstreams already")]
+    /// Too many queries waited, and newer ones took the place of this one.
+    #[error("{MAX_IN_FLIGHT} queries are under way and {MAX_WAITING} newer ones wait")]
+    Shed,
+    /// No turn came in time.
+    #[error("{MAX_IN_FLIGHT} queries are under way, and none of them ended in time")]
     Busy,
+    /// No upstream answers, or none in the time that a client should wait for what is stale.
+    #[error("no upstream answers")]
+    AllDown,
     /// The query cannot be written.
     #[error("the query cannot be encoded: {0}")]
     Encode(#[source] hickory_proto::ProtoError),
@@ -54,48 +77,213 @@ pub enum ForwardError {
     },
 }
 
+impl ForwardError {
+    /// Whether the query made way for newer ones, and is better not answered at all.
+    pub fn is_shed(&self) -> bool {
+        matches!(self, Self::Shed)
+    }
+}
+
+/// Which upstream is asked first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum Policy {
+    /// Any.
+    Random,
+    /// Each in turn.
+    RoundRobin,
+    /// The first that answers, in the order given.
+    #[default]
+    Sequential,
+}
+
+/// Where the names below a domain are asked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stub {
+    /// The domain.
+    pub domain: Name,
+    /// Its upstreams.
+    pub upstreams: Vec<SocketAddr>,
+}
+
+/// All that a forwarder is made from.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ForwardOptions {
+    /// The upstreams.
+    pub upstreams: Vec<SocketAddr>,
+    /// Domains that have upstreams of their own.
+    pub stubs: Vec<Stub>,
+    /// Which is asked first.
+    pub policy: Policy,
+    /// How answers are kept.
+    pub cache: CacheOptions,
+}
+
 #[derive(Debug)]
 struct Upstream {
     addr: SocketAddr,
-    /// Milliseconds since the forwarder's start; 0 while the upstream answers.
-    demoted_until: AtomicU64,
+    /// Failures in a row.
+    fails: AtomicU64,
+    probing: AtomicBool,
+    connections: Connections,
+    /// Failed probes.
+    probe_failures: AtomicU64,
+    /// Exchanges that failed.
+    failures: AtomicU64,
+    /// Exchanges that brought an answer.
+    answers: AtomicU64,
+    /// How long those took together, in microseconds.
+    micros: AtomicU64,
+}
+
+impl Upstream {
+    fn new(addr: SocketAddr) -> Arc<Self> {
+        Arc::new(Self {
+            addr,
+            fails: AtomicU64::new(0),
+            probing: AtomicBool::new(false),
+            connections: Connections::default(),
+            probe_failures: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            answers: AtomicU64::new(0),
+            micros: AtomicU64::new(0),
+        })
+    }
+
+    fn down(&self) -> bool {
+        self.fails.load(Ordering::Relaxed) >= MAX_FAILS
+    }
+
+    /// Counts an answer, to a query or a probe.
+    fn answered(&self) {
+        if self.fails.swap(0, Ordering::Relaxed) >= MAX_FAILS {
+            tracing::info!(upstream = %self.addr, "an upstream answers again");
+        }
+    }
+
+    /// Counts a failure, and probes until the upstream answers.
+    fn failed(self: &Arc<Self>, error: &ExchangeError) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        if self.fails.fetch_add(1, Ordering::Relaxed) + 1 == MAX_FAILS {
+            tracing::warn!(upstream = %self.addr, %error, "an upstream does not answer");
+        }
+        if self.probing.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        // Weak, so that probing ends with the upstream: a new configuration has others.
+        let (weak, addr) = (Arc::downgrade(self), self.addr);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(PROBE_PERIOD).await;
+                let ok = exchange::probe(addr, ATTEMPT).await;
+                let Some(upstream) = weak.upgrade() else { return };
+                if ok {
+                    upstream.probing.store(false, Ordering::Relaxed);
+                    upstream.answered();
+                    return;
+                }
+                upstream.probe_failures.fetch_add(1, Ordering::Relaxed);
+                if upstream.fails.fetch_add(1, Ordering::Relaxed) + 1 == MAX_FAILS {
+                    tracing::warn!(upstream = %addr, "an upstream does not answer");
+                }
+            }
+        });
+    }
+}
+
+/// Upstreams for a domain; that of the root is for all other names.
+#[derive(Debug)]
+struct Group {
+    domain: Name,
+    upstreams: Vec<Arc<Upstream>>,
+    next: AtomicUsize,
 }
 
 /// The upstream resolvers.
 #[derive(Debug)]
 pub struct Forwarder {
-    upstreams: Vec<Upstream>,
+    /// The longest domain first.
+    groups: Vec<Group>,
+    options: ForwardOptions,
     cache: Cache,
-    in_flight: Semaphore,
-    started: Instant,
+    gate: Gate,
+    metrics: Arc<Metrics>,
 }
 
 impl Forwarder {
     /// A forwarder to these upstreams, the first of them preferred, that keeps about
     /// `cache_entries` answers.
     pub fn new(upstreams: impl IntoIterator<Item = SocketAddr>, cache_entries: usize) -> Self {
-        let upstream = |addr| Upstream { addr, demoted_until: AtomicU64::new(0) };
+        let cache = CacheOptions { entries: cache_entries, ..CacheOptions::default() };
+        let upstreams = upstreams.into_iter().collect();
+        let options = ForwardOptions { upstreams, cache, ..ForwardOptions::default() };
+        Self::with_options(options, Arc::default())
+    }
+
+    /// A forwarder with these options, which counts there.
+    pub fn with_options(options: ForwardOptions, metrics: Arc<Metrics>) -> Self {
+        let group = |domain: Name, upstreams: Vec<SocketAddr>| Group {
+            domain: domain.to_lowercase(),
+            upstreams: upstreams.into_iter().map(Upstream::new).collect(),
+            next: AtomicUsize::new(0),
+        };
+        let stubs = options.stubs.iter().cloned();
+        let stubs = stubs.map(|stub| group(stub.domain, stub.upstreams));
+        let mut groups: Vec<Group> =
+            stubs.chain([group(Name::root(), options.upstreams.clone())]).collect();
+        groups.retain(|group| !group.upstreams.is_empty());
+        groups.sort_by_key(|group| std::cmp::Reverse(group.domain.iter().len()));
         Self {
-            upstreams: upstreams.into_iter().map(upstream).collect(),
-            cache: Cache::new(cache_entries),
-            in_flight: Semaphore::new(MAX_IN_FLIGHT),
-            started: Instant::now(),
+            groups,
+            cache: Cache::new(options.cache),
+            options,
+            gate: Gate::new(MAX_IN_FLIGHT, MAX_WAITING),
+            metrics,
         }
+    }
+
+    /// Where it counts.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// What it was made from.
+    pub fn options(&self) -> &ForwardOptions {
+        &self.options
     }
 
     /// Whether there is no upstream at all.
     pub fn is_empty(&self) -> bool {
-        self.upstreams.is_empty()
+        self.groups.is_empty()
     }
 
     /// What is kept of an earlier answer to the same.
-    pub fn cached(&self, request: &Request, name: &Name) -> Option<Message> {
+    pub fn cached(&self, request: &Request, name: &Name, shard: &Shard) -> Option<Cached> {
         let key = Key::new(request, name)?;
-        self.cache.get(&key, name, Instant::now())
+        let found = self.cache.get(&key, name, Instant::now());
+        shard.event(match &found {
+            None => Event::CacheMiss,
+            Some(found) if found.denial => Event::CacheDenial,
+            Some(_) => Event::CacheHit,
+        });
+        found
+    }
+
+    /// The same for a common query, straight into a buffer.
+    pub(crate) fn cached_fast(
+        &self,
+        query: &fast::Query<'_>,
+        now: Instant,
+        out: &mut Buffer,
+        shard: &Shard,
+    ) -> Option<Done> {
+        let (done, denial) = self.cache.write(query, now, out)?;
+        shard.event(if denial { Event::CacheDenial } else { Event::CacheHit });
+        Some(done)
     }
 
     /// Asks for `name` with the type of the request's question. The transport is the client's: who
-    /// came by TCP wants the whole answer.
+    /// came by TCP wants the whole answer. An answer that has run out is better than none.
     ///
     /// # Errors
     ///
@@ -106,12 +294,29 @@ impl Forwarder {
         name: &Name,
         transport: Transport,
     ) -> Result<Message, ForwardError> {
-        if self.is_empty() {
-            return Err(ForwardError::NoUpstream);
+        let asked = self.ask_upstreams(request, name, transport);
+        let Some(key) = Key::new(request, name) else { return asked.await };
+        let stale = self.cache.stale(&key, name, Instant::now());
+        let result = match &stale {
+            None => asked.await,
+            // Probing finds out when one of them answers again; no client need wait for that.
+            Some(_) if self.all_down(name) => Err(ForwardError::AllDown),
+            Some(_) => timeout(STALE_PATIENCE, asked).await.unwrap_or(Err(ForwardError::AllDown)),
+        };
+        let failed = match &result {
+            Ok(message) => message.metadata.response_code == ResponseCode::ServFail,
+            Err(_) => true,
+        };
+        if failed {
+            self.cache.not_refreshed(&key);
+            if let Some(stale) = stale {
+                self.metrics.shared().event(Event::CacheStale);
+                return Ok(stale);
+            }
         }
-        let result = self.ask_upstreams(request, name, transport).await;
-        if let (Ok(message), Some(key)) = (&result, Key::new(request, name)) {
-            self.cache.put(key, message, Instant::now());
+        if let Ok(message) = &result {
+            let evicted = self.cache.put(key, message, Instant::now());
+            self.metrics.shared().events(Event::CacheEviction, evicted);
         }
         result
     }
@@ -122,24 +327,48 @@ impl Forwarder {
         name: &Name,
         transport: Transport,
     ) -> Result<Message, ForwardError> {
-        let _permit = self.in_flight.try_acquire().map_err(|_| ForwardError::Busy)?;
+        let group = self.group(name).ok_or(ForwardError::NoUpstream)?;
         let deadline = Instant::now() + TOTAL;
+        let turn = timeout_at(deadline, self.gate.enter()).await;
+        let _turn = match turn {
+            Ok(Some(turn)) => turn,
+            failed => {
+                self.metrics.shared().event(Event::ForwardReject);
+                return Err(if failed.is_ok() { ForwardError::Shed } else { ForwardError::Busy });
+            }
+        };
         let mut refusal = None;
         let mut failure = None;
-        for (upstream, again) in self.order() {
+        for (upstream, again) in self.order(group) {
             if again && refusal.is_some() {
                 // It did answer; the same question has the same answer.
                 break;
             }
             let query = query(request, name);
             let bytes = query.to_vec().map_err(ForwardError::Encode)?;
+            let begin = Instant::now();
             let exchange = async {
-                let attempt = exchange::exchange(upstream.addr, &query, &bytes, transport);
+                let (connections, shard) = (&upstream.connections, self.metrics.shared());
+                let attempt = exchange::exchange(
+                    upstream.addr,
+                    (&query, &bytes),
+                    transport,
+                    connections,
+                    shard,
+                );
                 timeout(ATTEMPT, attempt).await.unwrap_or(Err(ExchangeError::Timeout))
             };
             let result =
                 timeout_at(deadline, exchange).await.unwrap_or(Err(ExchangeError::Timeout));
-            self.mark(upstream, result.as_ref().err());
+            match &result {
+                Ok(_) => {
+                    let micros = u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX);
+                    upstream.micros.fetch_add(micros, Ordering::Relaxed);
+                    upstream.answers.fetch_add(1, Ordering::Relaxed);
+                    upstream.answered();
+                }
+                Err(error) => upstream.failed(error),
+            }
             match result {
                 Ok(message)
                     if matches!(
@@ -165,43 +394,78 @@ impl Forwarder {
         }
     }
 
-    /// The upstreams in the order to try them: those that answer first. One alone gets a second
-    /// try, marked as such, since a datagram may be lost.
-    fn order(&self) -> Vec<(&Upstream, bool)> {
-        let now = self.now();
-        let demoted = |u: &&Upstream| u.demoted_until.load(Ordering::Relaxed) > now;
-        let (last, first): (Vec<_>, Vec<_>) = self.upstreams.iter().partition(demoted);
-        let mut order: Vec<_> = first.into_iter().chain(last).map(|u| (u, false)).collect();
+    fn group(&self, name: &Name) -> Option<&Group> {
+        self.groups.iter().find(|group| group.domain.zone_of(name))
+    }
+
+    /// Whether no upstream for a name answers at the moment.
+    fn all_down(&self, name: &Name) -> bool {
+        self.group(name).is_none_or(|group| group.upstreams.iter().all(|it| it.down()))
+    }
+
+    /// The upstreams in the order to try them: as the policy says, those that answer first. One
+    /// alone gets a second try, marked as such, since a datagram may be lost.
+    fn order<'g>(&self, group: &'g Group) -> Vec<(&'g Arc<Upstream>, bool)> {
+        let count = group.upstreams.len();
+        let first = match self.options.policy {
+            Policy::Sequential => 0,
+            Policy::RoundRobin => group.next.fetch_add(1, Ordering::Relaxed) % count,
+            Policy::Random => {
+                // Any spread does here; the id of a new message is a random number.
+                usize::from(Message::query().metadata.id) % count
+            }
+        };
+        let turned = group.upstreams[first..].iter().chain(&group.upstreams[..first]);
+        let (down, up): (Vec<_>, Vec<_>) = turned.partition(|upstream| upstream.down());
+        if up.is_empty() {
+            self.metrics.shared().event(Event::HealthcheckBroken);
+        }
+        let mut order: Vec<_> = up.into_iter().chain(down).map(|it| (it, false)).collect();
         if let [(only, _)] = order[..] {
             order.push((only, true));
         }
         order
     }
 
-    fn mark(&self, upstream: &Upstream, failure: Option<&ExchangeError>) {
-        let until = match failure {
-            None => 0,
-            Some(_) => self.now() + millis(DEMOTED),
+    /// What a scrape shows beside the counters.
+    pub fn samples(&self) -> Vec<Sample> {
+        let (positive, denials) = self.cache.len();
+        let entries = |kind: &str, value: usize| Sample {
+            name: "coredns_cache_entries",
+            kind: "gauge",
+            labels: format!("type=\"{kind}\""),
+            value: value as f64,
         };
-        let before = upstream.demoted_until.swap(until, Ordering::Relaxed);
-        match failure {
-            Some(error) if before == 0 => {
-                tracing::warn!(upstream = %upstream.addr, %error, "an upstream does not answer");
-            }
-            None if before != 0 => {
-                tracing::info!(upstream = %upstream.addr, "an upstream answers again");
-            }
-            _ => {}
-        }
+        let mut samples = vec![entries("success", positive), entries("denial", denials)];
+        let upstreams = || self.groups.iter().flat_map(|group| &group.upstreams);
+        let mut counter = |name, value: fn(&Upstream) -> f64| {
+            samples.extend(upstreams().map(|upstream| Sample {
+                name,
+                kind: "counter",
+                labels: format!("proxy_name=\"forward\",to=\"{}\"", upstream.addr),
+                value: value(upstream),
+            }));
+        };
+        counter("sluice_dns_upstream_seconds_total", |it| {
+            it.micros.load(Ordering::Relaxed) as f64 / 1e6
+        });
+        counter("sluice_dns_upstream_answers_total", |it| {
+            it.answers.load(Ordering::Relaxed) as f64
+        });
+        counter("coredns_proxy_healthcheck_failures_total", |it| {
+            it.probe_failures.load(Ordering::Relaxed) as f64
+        });
+        counter("sluice_dns_upstream_failures_total", |it| {
+            it.failures.load(Ordering::Relaxed) as f64
+        });
+        samples.extend(upstreams().map(|upstream| Sample {
+            name: "sluice_dns_upstream_down",
+            kind: "gauge",
+            labels: format!("to=\"{}\"", upstream.addr),
+            value: f64::from(u8::from(upstream.down())),
+        }));
+        samples
     }
-
-    fn now(&self) -> u64 {
-        millis(self.started.elapsed())
-    }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The query for an upstream: what the client asked, under an id of our own. An upstream sees EDNS
@@ -220,3 +484,14 @@ fn query(request: &Request, name: &Name) -> Message {
     }
     query
 }
+
+/// The query that finds out whether an upstream answers, as CoreDNS sends it.
+fn probe_query() -> Message {
+    let mut query = Message::query();
+    query.metadata.recursion_desired = true;
+    query.add_query(Query::query(Name::root(), RecordType::NS));
+    query
+}
+
+#[cfg(test)]
+mod tests;

@@ -12,10 +12,15 @@
 
 pub mod answer;
 pub mod cli;
+pub mod config;
+pub mod corefile;
+pub mod fast;
 pub mod feed;
 #[cfg(test)]
 mod fixture;
 pub mod forward;
+pub mod local;
+pub mod metrics;
 pub mod probes;
 pub mod resolver;
 pub mod server;

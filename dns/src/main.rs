@@ -10,18 +10,22 @@ use anyhow::{Context, Result, anyhow};
 use clap::Parser;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sluice_dns::answer::Domain;
-use sluice_dns::cli::{Args, Probe};
-use sluice_dns::feed;
-use sluice_dns::forward::{Forwarder, resolv_conf};
+use sluice_dns::cli::{Args, ImportArgs, Probe};
+use sluice_dns::config::{self, File};
+use sluice_dns::metrics::Metrics;
 use sluice_dns::probes::{self, Health};
-use sluice_dns::resolver::Resolver;
-use sluice_dns::server::{Server, Sockets};
+use sluice_dns::resolver::{Resolver, Settings};
+use sluice_dns::server::{self, Server, Sockets};
+use sluice_dns::{corefile, feed};
 use sluice_store::Stream;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|arg| arg == "import-corefile") {
+        return import(&ImportArgs::parse_from(std::env::args_os().skip(1)));
+    }
     let args = Args::parse();
     let filter =
         EnvFilter::builder().with_default_directive(args.log_level.into()).from_env_lossy();
@@ -36,23 +40,51 @@ fn main() -> ExitCode {
     }
 }
 
+/// Prints the configuration that a Corefile stands for, and what of it is left out as comments.
+fn import(args: &ImportArgs) -> ExitCode {
+    let stdin = args.file.as_os_str() == "-";
+    let text =
+        if stdin { io::read_to_string(io::stdin()) } else { std::fs::read_to_string(&args.file) };
+    let imported = text.map_err(anyhow::Error::from).and_then(|text| {
+        let imported = corefile::import(&text)?;
+        Ok(imported.render()?)
+    });
+    match imported {
+        Ok(text) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("sluice-dns: {}: {error:#}", args.file.display());
+            ExitCode::FAILURE
+        }
+    }
+}
+
 fn run(args: &Args) -> Result<()> {
     raise_descriptor_limit();
+    // Wrong flags are told before anything is bound.
+    Domain::new(&args.cluster_domain, args.ttl).context("--cluster-domain")?;
+    let config = config::load(args.config.as_deref()).context("--config")?;
     let sockets = bind(args)?;
-    let domain = Domain::new(&args.cluster_domain, args.ttl).context("--cluster-domain")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(serve(args, domain, sockets))
+    runtime.block_on(serve(args, config, sockets))
 }
 
-async fn serve(args: &Args, domain: Domain, sockets: Vec<Sockets>) -> Result<()> {
+async fn serve(args: &Args, config: (String, File), sockets: Vec<Sockets>) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
 
-    let forwarder = Forwarder::new(upstreams(args, &sockets), args.cache_size);
-    let resolver = Arc::new(Resolver::new(domain, forwarder));
+    let (text, file) = config;
+    let own: Vec<SocketAddr> = sockets.iter().map(|sockets| sockets.addr).collect();
+    let metrics = Arc::new(Metrics::default());
+    let settings = file.settings(args, &own, None, &metrics).context("--config")?;
+    tell_upstreams(&settings);
+    let resolver = Arc::new(Resolver::with_settings(settings));
+    spawn_reload(args, text, own, &resolver);
     let health = Arc::new(Health::new(Arc::clone(&resolver)));
     for (flag, Probe(addr)) in probe_addrs(args) {
         let Some(addr) = addr else { continue };
@@ -103,8 +135,9 @@ async fn serve(args: &Args, domain: Domain, sockets: Vec<Sockets>) -> Result<()>
 fn bind(args: &Args) -> Result<Vec<Sockets>> {
     let (addrs, default) = args.listen();
     let mut sockets = Vec::new();
+    let workers = args.workers.unwrap_or_else(server::default_workers);
     for addr in addrs {
-        match Sockets::bind(addr) {
+        match Sockets::bind(addr, workers) {
             Ok(bound) => sockets.push(bound),
             Err(error) if default && addr.is_ipv6() && no_ipv6(&error.source) => {
                 tracing::warn!("no IPv6 here: {error}");
@@ -120,48 +153,55 @@ fn no_ipv6(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(EAFNOSUPPORT | EADDRNOTAVAIL))
 }
 
-/// The upstreams: the flags', or else those of resolv.conf, without this server itself.
-fn upstreams(args: &Args, sockets: &[Sockets]) -> Vec<SocketAddr> {
-    let mut upstreams = args.upstream.clone();
-    if upstreams.is_empty() {
-        let path = args.resolv_conf.display();
-        match std::fs::read_to_string(&args.resolv_conf) {
-            Ok(text) => {
-                let (servers, wrong) = resolv_conf::name_servers(&text);
-                upstreams = servers;
-                for line in wrong {
-                    tracing::warn!("{path}: {line:?} names no address that can be asked");
-                }
-            }
-            Err(error) => tracing::warn!("cannot read {path}: {error}"),
-        }
-    }
-    upstreams.retain(|upstream| {
-        let own = sockets.iter().any(|socket| resolv_conf::is_self(*upstream, socket.addr));
-        if own {
-            tracing::warn!("upstream {upstream} is this server itself, and is left out");
-        }
-        !own
-    });
-    if upstreams.is_empty() {
+/// Says where foreign names are asked.
+fn tell_upstreams(settings: &Settings) {
+    let options = settings.forwarder.options();
+    let list = |upstreams: &[SocketAddr]| {
+        upstreams.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    };
+    if options.upstreams.is_empty() {
         tracing::warn!(
             "no upstream: names outside of {} are answered with SERVFAIL (give --upstream)",
-            args.cluster_domain
+            settings.domain.apex()
         );
     } else {
-        let list: Vec<_> = upstreams.iter().map(ToString::to_string).collect();
-        tracing::info!("forwarding to {}", list.join(", "));
+        tracing::info!("forwarding to {}", list(&options.upstreams));
     }
-    upstreams
+    for stub in &options.stubs {
+        tracing::info!("forwarding {} to {}", stub.domain, list(&stub.upstreams));
+    }
 }
 
-/// The probes to serve, each address once.
+/// Follows the configuration file, if there is one.
+fn spawn_reload(args: &Args, text: String, own: Vec<SocketAddr>, resolver: &Arc<Resolver>) {
+    let Some(path) = args.config.clone() else { return };
+    let (args, resolver) = (args.clone(), Arc::clone(resolver));
+    tokio::spawn(config::watch(path, text, move |file| {
+        let old = resolver.settings();
+        match file.settings(&args, &own, Some(&old), resolver.metrics()) {
+            Ok(settings) => {
+                tell_upstreams(&settings);
+                resolver.set_settings(settings);
+                tracing::info!("the configuration was read again");
+            }
+            Err(error) => tracing::error!("--config: {error}; the old one stays"),
+        }
+    }));
+}
+
+/// The probes to serve, each address once. All of them answer all paths.
 fn probe_addrs(args: &Args) -> Vec<(&'static str, Probe)> {
-    let mut probes = vec![("--health-bind-address", args.health_bind_address)];
-    let same = args.ready_bind_address == args.health_bind_address;
-    // Port 0 takes another port each time.
-    if !same || args.ready_bind_address.0.is_some_and(|addr| addr.port() == 0) {
-        probes.push(("--ready-bind-address", args.ready_bind_address));
+    let mut probes: Vec<(&'static str, Probe)> = Vec::new();
+    for (flag, probe) in [
+        ("--health-bind-address", args.health_bind_address),
+        ("--ready-bind-address", args.ready_bind_address),
+        ("--metrics-bind-address", args.metrics_bind_address),
+    ] {
+        // Port 0 takes another port each time.
+        let any = probe.0.is_some_and(|addr| addr.port() == 0);
+        if any || probes.iter().all(|(_, known)| *known != probe) {
+            probes.push((flag, probe));
+        }
     }
     probes
 }

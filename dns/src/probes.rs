@@ -1,9 +1,10 @@
-//! `/health` and `/ready` over HTTP.
+//! `/health`, `/ready` and `/metrics` over HTTP.
 //!
 //! A prober sends a line and wants a status; a web server's worth of dependencies would serve it no
 //! better. A connection carries one request of a bounded size, in a bounded time, and there are only
 //! so many at once.
 
+use std::borrow::Cow;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -56,8 +57,17 @@ impl Health {
     }
 
     /// Status and body for a request's method and path.
-    fn response(&self, method: &str, path: &str) -> (&'static str, &'static str) {
+    fn response(&self, method: &str, path: &str) -> (&'static str, Cow<'static, str>) {
         let path = path.split('?').next().unwrap_or_default();
+        if let ("GET" | "HEAD", "/metrics") = (method, path) {
+            let samples = self.resolver.settings().forwarder.samples();
+            return ("200 OK", self.resolver.metrics().render(&samples).into());
+        }
+        let (status, body) = self.probe(method, path);
+        (status, body.into())
+    }
+
+    fn probe(&self, method: &str, path: &str) -> (&'static str, &'static str) {
         match (method, path) {
             ("GET" | "HEAD", "/health" | "/healthz" | "/livez")
                 if self.broken.load(Ordering::Relaxed) =>
@@ -74,7 +84,7 @@ impl Health {
                 };
                 ("503 Service Unavailable", why)
             }
-            ("GET" | "HEAD", _) => ("404 Not Found", "there are /health and /ready\n"),
+            ("GET" | "HEAD", _) => ("404 Not Found", "there are /health, /ready and /metrics\n"),
             _ => ("405 Method Not Allowed", "only GET and HEAD\n"),
         }
     }
@@ -110,12 +120,12 @@ async fn respond(mut stream: TcpStream, health: &Health) -> io::Result<()> {
         (Some(method), Some(path), Some(version)) if version.starts_with("HTTP/1.") => {
             health.response(method, path)
         }
-        _ => ("400 Bad Request", "no HTTP/1 request\n"),
+        _ => ("400 Bad Request", "no HTTP/1 request\n".into()),
     };
     let length = body.len();
-    let body = if method == Some("HEAD") { "" } else { body };
+    let body = if method == Some("HEAD") { "".into() } else { body };
     let response = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\n\
+        "HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n\
          Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
     );
     stream.write_all(response.as_bytes()).await?;

@@ -1,7 +1,7 @@
-//! The sockets: UDP and TCP, each address with a loop of its own.
+//! The sockets: UDP in worker threads, TCP in the runtime.
 //!
-//! A stop lets what is under way end: the loops take nothing new, and wait for the upstreams that
-//! are still asked, for a bounded time.
+//! A stop lets what is under way end: workers and loops take nothing new, and wait for the upstreams
+//! that are still asked, for a bounded time.
 
 mod bind;
 mod tcp;
@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 pub use bind::{BindError, Sockets};
@@ -27,7 +27,28 @@ const DRAIN: Duration = Duration::from_secs(5);
 pub struct Server {
     loops: JoinSet<()>,
     stop: watch::Sender<bool>,
+    stop_workers: Arc<udp::Stop>,
+    /// Ends when no worker and no task of one is left.
+    tasks: mpsc::Receiver<()>,
+    /// Tells of each worker that ends.
+    ended: mpsc::UnboundedReceiver<()>,
+    workers: usize,
     addrs: Vec<SocketAddr>,
+}
+
+/// Tells when a worker ends, in whatever way.
+struct Ends(mpsc::UnboundedSender<()>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        // Nobody waits for it where the server is gone.
+        let _ = self.0.send(());
+    }
+}
+
+/// How many workers there are where nobody says: one for each CPU that this process may use.
+pub fn default_workers() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 impl Server {
@@ -35,20 +56,40 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// A socket cannot be handed to the runtime.
+    /// A socket cannot be handed to the runtime, or a thread cannot be started.
     pub fn start(sockets: Vec<Sockets>, resolver: &Arc<Resolver>) -> io::Result<Self> {
         let (stop, stopped) = watch::channel(false);
-        let mut server = Self { loops: JoinSet::new(), stop, addrs: Vec::new() };
+        let stop_workers = Arc::new(udp::Stop::new()?);
+        let (task, tasks) = mpsc::channel(1);
+        let (end, ended) = mpsc::unbounded_channel();
+        let mut loops = JoinSet::new();
+        let addrs = sockets.iter().map(|sockets| sockets.addr).collect();
+        let mut workers: Vec<Vec<Arc<udp::Socket>>> = Vec::new();
         for sockets in sockets {
-            server.addrs.push(sockets.addr);
-            let udp = tokio::net::UdpSocket::from_std(sockets.udp)?;
-            let any = sockets.addr.ip().is_unspecified();
-            let socket = udp::Socket::new(udp, any, sockets.addr.ip());
-            server.loops.spawn(udp::serve(socket, Arc::clone(resolver), stopped.clone()));
+            workers.resize_with(workers.len().max(sockets.udp.len()), Vec::new);
+            for (worker, udp) in workers.iter_mut().zip(sockets.udp) {
+                worker.push(Arc::new(udp::Socket::new(udp, sockets.addr)));
+            }
             let tcp = tokio::net::TcpListener::from_std(sockets.tcp)?;
-            server.loops.spawn(tcp::serve(tcp, Arc::clone(resolver), stopped.clone()));
+            loops.spawn(tcp::serve(tcp, Arc::clone(resolver), stopped.clone()));
         }
-        Ok(server)
+        let count = workers.len();
+        for (index, sockets) in workers.into_iter().enumerate() {
+            let worker = udp::Worker {
+                sockets,
+                resolver: Arc::clone(resolver),
+                runtime: tokio::runtime::Handle::current(),
+                stop: Arc::clone(&stop_workers),
+                tasks: task.clone(),
+                shard: resolver.metrics().worker(),
+            };
+            let ends = Ends(end.clone());
+            std::thread::Builder::new().name(format!("dns-{index}")).spawn(move || {
+                worker.run();
+                drop(ends);
+            })?;
+        }
+        Ok(Self { loops, stop, stop_workers, tasks, ended, workers: count, addrs })
     }
 
     /// The addresses that are served.
@@ -56,17 +97,29 @@ impl Server {
         &self.addrs
     }
 
-    /// Waits until a loop ends by itself, which none does unless something is badly wrong.
+    /// Waits until a loop or a worker ends by itself, which none does unless something is badly
+    /// wrong.
     pub async fn failed(&mut self) {
-        if let Some(Err(error)) = self.loops.join_next().await {
-            tracing::error!(%error, "a socket's loop broke off");
+        tokio::select! {
+            Some(Err(error)) = self.loops.join_next() => {
+                tracing::error!(%error, "a socket's loop broke off");
+            }
+            _ = self.ended.recv() => tracing::error!("a worker broke off"),
         }
     }
 
     /// Takes no more queries, and waits until those under way are answered.
     pub async fn stop(mut self) {
+        self.stop_workers.set();
         // Without loops nobody listens, which is no error.
         let _ = self.stop.send(true);
+        for _ in 0..self.workers {
+            self.ended.recv().await;
+        }
+        // Nothing is sent here: the channel ends with its last sender.
+        if tokio::time::timeout(DRAIN, self.tasks.recv()).await.is_err() {
+            tracing::warn!("stopped before all queries were answered");
+        }
         while self.loops.join_next().await.is_some() {}
     }
 }

@@ -21,7 +21,7 @@ const QUESTION: u16 = 12;
 /// Octets of an OPT record without options.
 const OPT: u16 = 11;
 /// The most that a UDP response holds for a client without EDNS (RFC 1035 section 4.2.1).
-const MIN_UDP: u16 = 512;
+pub const MIN_UDP: u16 = 512;
 /// The most that a UDP response ever holds: it passes any IPv6 path in one piece
 /// (<https://www.dnsflagday.net/2020/>).
 pub const MAX_UDP: u16 = 1232;

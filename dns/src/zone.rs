@@ -4,7 +4,7 @@
 //! batch of changes and swaps it in whole, and a question never sees half a change.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use hickory_proto::rr::Name;
@@ -13,7 +13,7 @@ use sluice_model::{Endpoint, ObjectName, Protocol, Service, ServiceKind};
 use crate::shards::ShardMap;
 
 /// The longest label that DNS allows, in octets (RFC 1035 section 2.3.4).
-const MAX_LABEL: usize = 63;
+pub(crate) const MAX_LABEL: usize = 63;
 
 /// A port that SRV records tell of.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -65,6 +65,42 @@ pub struct ServiceRecords {
     /// The published endpoints, sorted by address: the ready ones, or all of them where the
     /// Service has `publishNotReadyAddresses`.
     pub endpoints: Vec<EndpointRecord>,
+    /// The IPv4 addresses that the Service's own name has, each once.
+    pub v4: Box<[Ipv4Addr]>,
+    /// The IPv6 addresses that the Service's own name has, each once.
+    pub v6: Box<[Ipv6Addr]>,
+    /// Whether two endpoints go by one label.
+    pub shared_labels: bool,
+}
+
+impl ServiceRecords {
+    fn new(key: Arc<str>, shape: Shape, endpoints: Vec<EndpointRecord>) -> Self {
+        let mut addrs: Vec<IpAddr> = match &shape {
+            Shape::Cluster { addrs, .. } => addrs.clone(),
+            Shape::Headless => endpoints.iter().map(|endpoint| endpoint.addr).collect(),
+            Shape::External(_) | Shape::Nothing => Vec::new(),
+        };
+        addrs.dedup();
+        let v4 = addrs.iter().filter_map(|addr| match addr {
+            IpAddr::V4(addr) => Some(*addr),
+            IpAddr::V6(_) => None,
+        });
+        let v6 = addrs.iter().filter_map(|addr| match addr {
+            IpAddr::V6(addr) => Some(*addr),
+            IpAddr::V4(_) => None,
+        });
+        let (v4, v6) = (v4.collect(), v6.collect());
+        let mut labels: Vec<&str> = endpoints.iter().map(|endpoint| &*endpoint.label).collect();
+        labels.sort_unstable();
+        let shared_labels = labels.windows(2).any(|two| two[0] == two[1]);
+        Self { key, shape, endpoints, v4, v6, shared_labels }
+    }
+
+    /// Whether any port is known of it, its own or an endpoint's.
+    pub(crate) fn has_ports(&self) -> bool {
+        let own = matches!(&self.shape, Shape::Cluster { ports, .. } if !ports.is_empty());
+        own || self.endpoints.iter().any(|endpoint| !endpoint.ports.is_empty())
+    }
 }
 
 /// Who an address belongs to.
@@ -91,6 +127,9 @@ pub struct Snapshot {
     services: ShardMap<Arc<str>, Arc<ServiceRecords>>,
     namespaces: ShardMap<Arc<str>, NamespaceEntry>,
     owners: ShardMap<IpAddr, Arc<[Owner]>>,
+    /// The namespaces of the pods with an address of their own. More than one pod has it for
+    /// a moment, where an address is used again.
+    pods: ShardMap<IpAddr, Arc<[Arc<str>]>>,
     synced: bool,
     serial: u32,
 }
@@ -108,6 +147,7 @@ impl PartialEq for Snapshot {
             && self.namespaces == other.namespaces
             && self.services == other.services
             && self.owners == other.owners
+            && self.pods == other.pods
     }
 }
 
@@ -118,6 +158,7 @@ impl Snapshot {
             services: ShardMap::new(),
             namespaces: ShardMap::new(),
             owners: ShardMap::new(),
+            pods: ShardMap::new(),
             synced: false,
             serial: 0,
         }
@@ -170,6 +211,42 @@ impl Snapshot {
         let all = self.owners.get(addr).map_or(&[][..], |owners| owners);
         let services = all.partition_point(|owner| owner.endpoint.is_none());
         if services > 0 { &all[..services] } else { all }
+    }
+
+    /// Whether a pod of that namespace has that address.
+    pub fn pod_is_in(&self, addr: &IpAddr, namespace: &str) -> bool {
+        self.pods.get(addr).is_some_and(|all| all.iter().any(|it| **it == *namespace))
+    }
+
+    /// The namespace of the pod with that address; `None` where there is none, or where pods of
+    /// several namespaces claim it.
+    pub fn pod_namespace(&self, addr: &IpAddr) -> Option<&Arc<str>> {
+        let (first, rest) = self.pods.get(addr)?.split_first()?;
+        rest.iter().all(|it| it == first).then_some(first)
+    }
+
+    /// Says that a pod of that namespace has that address.
+    pub fn add_pod(&mut self, addr: IpAddr, namespace: &str) {
+        let namespace = match self.namespaces.get_key(namespace) {
+            Some(known) => known.clone(),
+            None => namespace.into(),
+        };
+        let old = self.pods.get(&addr).map(|all| all.to_vec()).unwrap_or_default();
+        self.pods.insert(addr, old.into_iter().chain([namespace]).collect());
+    }
+
+    /// Says that a pod of that namespace has that address no more.
+    pub fn remove_pod(&mut self, addr: &IpAddr, namespace: &str) {
+        let Some(all) = self.pods.get(addr) else { return };
+        let mut left = all.to_vec();
+        if let Some(at) = left.iter().position(|it| **it == *namespace) {
+            left.remove(at);
+        }
+        if left.is_empty() {
+            self.pods.remove(addr);
+        } else {
+            self.pods.insert(*addr, left.into());
+        }
     }
 
     /// Says whether the source has a Namespace object of that name.
@@ -267,7 +344,7 @@ fn records_of(service: &Service, endpoints: &[Endpoint]) -> ServiceRecords {
     let key = key_of(&service.meta.name).into();
     let shape = match &service.kind {
         ServiceKind::ExternalName(target) => {
-            return ServiceRecords { key, shape: external(target), endpoints: Vec::new() };
+            return ServiceRecords::new(key, external(target), Vec::new());
         }
         _ if service.headless => Shape::Headless,
         _ => Shape::Cluster {
@@ -284,7 +361,7 @@ fn records_of(service: &Service, endpoints: &[Endpoint]) -> ServiceRecords {
         },
     };
     let published = endpoints.iter().filter(|e| e.conditions.ready || service.publish_not_ready);
-    ServiceRecords { key, shape, endpoints: endpoint_records(published) }
+    ServiceRecords::new(key, shape, endpoint_records(published))
 }
 
 /// The target of an ExternalName Service. An address is no name, so it makes no record.

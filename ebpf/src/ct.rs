@@ -285,8 +285,9 @@ fn is_masked(origin: Origin, pick: &Pick, node: &NodeAddrs, own: &Addr) -> bool 
 /// Makes the two entries of the packet's flow: the reverse one first, so that no answer comes before
 /// it.
 ///
-/// Where the node's address is to stand for the client's, it picks a port at random, and goes on to
-/// the next one while another flow to the same backend, or a socket of the node, has it.
+/// Where the node's address is to stand for the client's, or the client's port is taken at the
+/// backend, it picks a port at random, and goes on to the next one while another flow to the same
+/// backend, or a socket of the node, has it.
 #[inline(always)]
 pub fn create<const V6: bool, P: Packet>(
     packet: P,
@@ -309,7 +310,8 @@ pub fn create<const V6: bool, P: Packet>(
         Origin::Outside => CtFlags::EXTERNAL,
         Origin::Masked => CtFlags::MASQUERADE,
     };
-    let mut masked = is_masked(origin, pick, node, own);
+    let masked = is_masked(origin, pick, node, own);
+    let mut other_port = masked;
     if !masked {
         // A pod that asks itself would drop what seems to come from itself.
         if origin == Origin::Pod && pick.backend.addr == ip.src {
@@ -319,20 +321,20 @@ pub fn create<const V6: bool, P: Packet>(
             key.dst = copy(&ip.dst);
         }
         let done = calls::claim(key, entry, now);
-        // Another service's flow of the same client to the same backend.
-        masked = done == Created::Clash
-            && origin == Origin::Outside
-            && !pick.keeps_client()
-            && pick.backend.addr != *own;
-        if done != Created::Yes && !masked {
+        // Another service's flow from the same port of the client to the same backend: there, this one
+        // gets another port. The client keeps its address.
+        other_port = done == Created::Clash && entry.flags & CtFlags::HAIRPIN == 0;
+        if done != Created::Yes && !other_port {
             return done;
         }
     }
-    if masked {
+    if other_port {
         entry.flags |= CtFlags::SNAT;
         entry.nat_addr = copy(&ip.src);
         entry.nat_port = transport.sport;
-        key.dst = copy(own);
+        if masked {
+            key.dst = copy(own);
+        }
         let first = u32::from(node.port_min);
         let ports = (u32::from(node.port_max) + 1).wrapping_sub(first) & 0xffff;
         if key.dst == Addr([0; 4]) || ports == 0 {
@@ -348,7 +350,7 @@ pub fn create<const V6: bool, P: Packet>(
             n += 1;
             key.dport = Be16::new((first + port) as u16);
             port = if port + 1 >= ports { 0 } else { port + 1 };
-            if !packet.meets_socket::<V6>(key) {
+            if !masked || !packet.meets_socket::<V6>(key) {
                 done = calls::claim(key, entry, now);
                 if done != Created::Clash {
                     break;

@@ -131,8 +131,7 @@ fn read<const V6: bool>(packet: Skb, ip: &Ip, message: &mut Message) -> bool {
 
 /// What is to become of an error to the backend of a flow whose forward entry has the flags.
 #[inline(always)]
-fn way_there(flags: u16, place: Place) -> Decision {
-    let masked = flags & CtFlags::SNAT != 0;
+fn way_there(flags: u16, masked: bool, place: Place) -> Decision {
     let masquerade = flags & CtFlags::MASQUERADE != 0;
     match place {
         Place::AtPod => Decision::Leave,
@@ -159,13 +158,17 @@ fn look_up(ip: &Ip, message: &mut Message, place: Place, to_client: bool) -> Dec
         reserved: 0,
     };
     let Some(entry) = ct::find(&key) else { return Decision::Leave };
+    let snat = entry.flags & CtFlags::SNAT != 0;
+    // A client may have only another port at the backend.
+    let client = if to_client { &old.src } else { &old.dst };
+    let masked = snat && entry.nat_addr != *client;
     let decision = if to_client {
-        match service::way_back(entry.flags, place) {
+        match service::way_back(entry.flags, masked, place) {
             Some((decision, _)) => decision,
             None => Decision::Leave,
         }
     } else {
-        way_there(entry.flags, place)
+        way_there(entry.flags, masked, place)
     };
     if decision == Decision::Leave {
         return decision;
@@ -174,7 +177,6 @@ fn look_up(ip: &Ip, message: &mut Message, place: Place, to_client: bool) -> Dec
     new.dst = copy(&old.dst);
     new.sport = old.sport;
     new.dport = old.dport;
-    let snat = entry.flags & CtFlags::SNAT != 0;
     if to_client {
         new.dst = copy(&entry.addr);
         new.dport = entry.port;
@@ -194,7 +196,7 @@ fn look_up(ip: &Ip, message: &mut Message, place: Place, to_client: bool) -> Dec
     // outside and the node hides from it what is behind: networks in between might drop it. A pod
     // that left the cluster is told who outside sent the error.
     let masquerade = entry.flags & CtFlags::MASQUERADE != 0;
-    message.hide = u16::from(ip.src == old.dst || (snat && !(masquerade && to_client)));
+    message.hide = u16::from(ip.src == old.dst || (masked && !(masquerade && to_client)));
     decision
 }
 

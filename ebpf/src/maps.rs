@@ -70,7 +70,7 @@ pub static NODE_PORTS: HashMap<NodePortKey, u32, 8192, NO_PREALLOC> = HashMap::n
 pub static NODE_ADDRS: Array<NodeAddrs, 1> = Array::new();
 
 #[btf_map]
-pub static NON_MASQUERADE: LpmTrie<Addr, u32, 1024> = LpmTrie::new();
+pub static NON_MASQUERADE: LpmTrie<Addr, u32, 65536> = LpmTrie::new();
 
 /// Until when the ICMP errors that were sent are paid for, in nanoseconds of the monotonic clock.
 #[btf_map]

@@ -200,6 +200,13 @@ pub fn request<const V6: bool>(
         }
     }
 
+    along(ip, transport, origin, to)
+}
+
+/// Decides on a packet of a flow that is known. A function of its own, so that its key takes no place
+/// on the stack that [`request`] needs.
+#[inline(never)]
+fn along(ip: &Ip, transport: &Transport, origin: Origin, to: &mut Rewrite) -> Decision {
     // A packet amid a connection needs its entry; one without is left to the stack, which may know
     // the connection from before.
     let key = ct::key(ip, transport, Side::Client);
@@ -213,7 +220,8 @@ pub fn request<const V6: bool>(
     }
     to.src = node::copy(&entry.nat_addr);
     to.sport = entry.nat_port;
-    Decision::Direct
+    // With its own address and another port the stack takes it.
+    if entry.nat_addr == ip.src { Decision::Translate } else { Decision::Direct }
 }
 
 /// Why a flow could not be made, if it could not.
@@ -246,10 +254,10 @@ pub enum Place {
 }
 
 /// What is to become of a packet to the client of a flow whose reverse entry has the flags, and how
-/// it is counted. `None` if it is another program's business.
+/// it is counted. `None` if it is another program's business. `masked`: at the backend the client has
+/// another address.
 #[inline(always)]
-pub fn way_back(flags: u16, place: Place) -> Option<(Decision, Counter)> {
-    let masked = flags & CtFlags::SNAT != 0;
+pub fn way_back(flags: u16, masked: bool, place: Place) -> Option<(Decision, Counter)> {
     let way = match place {
         // At the node's own address, or at a service's, nobody else would take it.
         Place::PodToPod | Place::PodFast | Place::Pod if masked => {
@@ -276,12 +284,16 @@ pub fn way_back(flags: u16, place: Place) -> Option<(Decision, Counter)> {
 pub fn answer(ip: &Ip, transport: &Transport, place: Place, to: &mut Rewrite) -> Decision {
     let key = ct::key(ip, transport, Side::Backend);
     let Some(entry) = ct::find(&key) else { return Decision::Leave };
-    let Some((decision, counter)) = way_back(entry.flags, place) else { return Decision::Leave };
-    let masked = entry.flags & CtFlags::SNAT != 0;
+    let other = entry.flags & CtFlags::SNAT != 0;
+    // A client that has only another port at the backend is answered by its own address.
+    let masked = other && entry.nat_addr != ip.dst;
+    let Some((decision, counter)) = way_back(entry.flags, masked, place) else {
+        return Decision::Leave;
+    };
     ct::note(entry, Side::Backend, transport.tcp, ct::now());
     to.src = node::copy(&entry.addr);
     to.sport = entry.port;
-    if masked {
+    if other {
         to.dst = node::copy(&entry.nat_addr);
         to.dport = entry.nat_port;
     }

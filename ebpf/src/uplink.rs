@@ -95,13 +95,7 @@ fn packet_arrives<const V6: bool>(packet: Skb) -> i32 {
         Decision::Reject => calls::reject::<V6>(packet, &ip),
         // What a pod hears goes past its own program if it takes the fast path.
         Decision::Translate if fast && ip.hops > 1 && fastpath::is_endpoint(&to.dst) => {
-            if !calls::apply::<V6>(packet, &mut ip, &mut transport, &to) {
-                count(Counter::DropRewrite);
-                return DROP;
-            }
-            let mut again = Rewrite::none(&ip, &transport);
-            calls::answer(&ip, &transport, Place::AtPod, &mut again);
-            calls::take::<V6>(packet, &mut ip, &mut transport, &again, Decision::Translate)
+            into_pod::<V6>(packet, &mut ip, &mut transport, &to)
         }
         Decision::Leave => {
             if state.ct_used != 0 {
@@ -118,6 +112,23 @@ fn packet_arrives<const V6: bool>(packet: Skb) -> i32 {
         }
         _ => calls::take::<V6>(packet, &mut ip, &mut transport, &to, decision),
     }
+}
+
+/// Translates a packet for a pod of this node, and then what the pod is to hear of it.
+#[inline(never)]
+fn into_pod<const V6: bool>(
+    packet: Skb,
+    ip: &mut Ip,
+    transport: &mut Transport,
+    to: &Rewrite,
+) -> i32 {
+    if !calls::apply::<V6>(packet, ip, transport, to) {
+        count(Counter::DropRewrite);
+        return DROP;
+    }
+    let mut again = Rewrite::none(ip, transport);
+    calls::answer(ip, transport, Place::AtPod, &mut again);
+    calls::take::<V6>(packet, ip, transport, &again, Decision::Translate)
 }
 
 /// A packet leaves the node.

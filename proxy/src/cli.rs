@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 use sluice_store::{EtcdArgs, SourceUrl, parse_source};
 
-use crate::node_ports::NodePortAddresses;
-
+use crate::config::seconds;
 use crate::health::BindAddress;
+use crate::node_ports::NodePortAddresses;
+use crate::uplinks::{PortRange, Uplinks};
 
 /// Where a node's files are; every one may differ, so that several nodes run on one kernel.
 #[derive(Clone, Debug, Args)]
@@ -47,6 +49,11 @@ pub struct SluicedArgs {
     #[arg(long, default_value = "dir:/etc/sluice/manifests", value_name = "URL",
           value_parser = parse_source)]
     pub source: SourceUrl,
+
+    /// kube-proxy's settings (a KubeProxyConfiguration in YAML or JSON): the fields that apply say what
+    /// flags say, and flags that are given win over them.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
 
     /// Name of this node's Node object; the host's name where it is not given.
     #[arg(long, value_name = "NAME")]
@@ -97,6 +104,42 @@ pub struct SluicedArgs {
     )]
     pub nodeport_addresses: Vec<NodePortAddresses>,
 
+    /// The interfaces by which clients outside reach Services, and pods leave the cluster: "auto"
+    /// (those with a default route, and those that hold an InternalIP of the Node object), names, or
+    /// nothing for none.
+    #[arg(long, default_value = "auto", value_name = "auto|NAME,...")]
+    pub uplinks: Uplinks,
+
+    /// Ports of the node's address that stand for the ports of clients where their address must not
+    /// be seen. Keep clear of NodePorts.
+    #[arg(long, default_value = "32768-65535", value_name = "FIRST-LAST")]
+    pub snat_port_range: PortRange,
+
+    /// Give pods that leave the cluster the node's address (pods that sluice-cni made; those of
+    /// another plugin are that plugin's business).
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub masquerade: bool,
+
+    /// Give clients outside the node's address also where the endpoint is on this node, except under
+    /// externalTrafficPolicy: Local.
+    #[arg(long, default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1,
+          default_missing_value = "true", value_name = "BOOL")]
+    pub masquerade_all: bool,
+
+    /// Ranges that pods reach with their own addresses; those of --cluster-cidr (else the pod CIDRs
+    /// of all nodes) and the nodes' addresses where it is not given. Link-local and multicast
+    /// addresses are always among them.
+    #[arg(long, value_delimiter = ',', value_name = "CIDR,...")]
+    pub non_masquerade_cidrs: Vec<IpNet>,
+
+    /// Ranges of all pods of the cluster.
+    #[arg(long, value_delimiter = ',', value_name = "CIDR,...")]
+    pub cluster_cidr: Vec<IpNet>,
+    /// The ranges of ClusterIPs, one a family, as the API server has them: packets to addresses of
+    /// theirs that no Service has are dropped on this node, whatever its routes say.
+    #[arg(long, value_delimiter = ',', value_parser = service_range, value_name = "CIDR,...")]
+    pub service_cluster_ip_range: Vec<ipnet::IpNet>,
+
     /// Serve the spec.externalIPs of Services; false where their authors are not trusted with it.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
     pub allow_service_external_ips: bool,
@@ -121,22 +164,41 @@ pub struct SluicedArgs {
     #[arg(long, default_value = "127.0.0.1:10249", value_parser = BindAddress::metrics, value_name = "ADDR:PORT")]
     pub metrics_bind_address: BindAddress,
 
-    /// Seconds after which an idle established TCP flow is forgotten (flows that are translated
-    /// packet by packet only).
-    #[arg(long, default_value_t = 86_400, value_name = "SECONDS")]
+    /// Time after which an idle established TCP flow is forgotten (flows that are translated packet by
+    /// packet only): a number of seconds, or as in 24h0m0s.
+    #[arg(long, default_value = "24h", value_parser = seconds, value_name = "DURATION")]
     pub conntrack_tcp_timeout_established: u64,
 
+    /// The same for TCP flows that one side has closed.
+    #[arg(long, default_value = "1h", value_parser = seconds, value_name = "DURATION")]
+    pub conntrack_tcp_timeout_close_wait: u64,
+
     /// The same for UDP flows that nobody has answered.
-    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    #[arg(long, default_value = "30s", value_parser = seconds, value_name = "DURATION")]
     pub conntrack_udp_timeout: u64,
 
     /// The same for UDP flows that were answered.
-    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    #[arg(long, default_value = "120s", value_parser = seconds, value_name = "DURATION")]
     pub conntrack_udp_timeout_stream: u64,
+
+    /// Take back everything that sluiced ever did to this node and exit: programs, maps and routes, of
+    /// whatever version, and its files. What sluice-cni made stays.
+    #[arg(long)]
+    pub cleanup: bool,
 
     /// What to log: error, warn, info, debug, trace, or a filter such as "info,sluice_store=debug".
     #[arg(long, default_value = "info", env = "RUST_LOG", value_name = "FILTER")]
     pub log_level: String,
+}
+
+/// A range of ClusterIPs.
+fn service_range(text: &str) -> Result<ipnet::IpNet, String> {
+    let range: ipnet::IpNet =
+        text.trim().parse().map_err(|_| format!("{text:?} is not a CIDR such as 10.96.0.0/12"))?;
+    if range.prefix_len() == 0 {
+        return Err(format!("{text:?} would drop everything that is routed"));
+    }
+    Ok(range.trunc())
 }
 
 /// Sizes of the kernel's maps, in entries.

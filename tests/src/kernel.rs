@@ -227,6 +227,41 @@ impl Lab {
         self.apply(&[MapOp::PutFrontend(key, value)])
     }
 
+    /// Gives a frontend another one for clients outside: those backends, and flags of its own.
+    ///
+    /// # Errors
+    /// There is no such frontend, or as [`Lab::apply`].
+    pub fn outside(
+        &mut self,
+        frontend: &str,
+        proto: u8,
+        flags: u32,
+        backends: &[&str],
+    ) -> Result<()> {
+        let inside = frontend_key(frontend, proto);
+        let before = self.tables.frontends.get(&inside).copied();
+        let mut value = before.with_context(|| format!("no frontend {frontend}"))?;
+        let list = self.number();
+        let mut ops = Vec::new();
+        let mut slots = Slots::default();
+        for (slot, backend) in slots.backend.iter_mut().zip(backends) {
+            let at = frontend_key(backend, proto);
+            let backend = Backend { addr: at.addr, port: at.port, proto, flags: 0 };
+            *slot = self.number();
+            ops.push(MapOp::PutBackend(*slot, backend));
+        }
+        ops.push(MapOp::PutSlots(SlotKey { list, chunk: 0 }, slots));
+        let outside = FrontendKey { scope: Scope::External as u8, ..inside };
+        let count = u32::try_from(backends.len())?;
+        ops.push(MapOp::PutFrontend(
+            outside,
+            Frontend { list, count, flags: value.flags | flags, ..value },
+        ));
+        value.flags |= FrontendFlags::EXTERNAL_DIFFERS;
+        ops.push(MapOp::PutFrontend(inside, value));
+        self.apply(&ops)
+    }
+
     /// Deletes a service.
     ///
     /// # Errors
@@ -290,6 +325,22 @@ impl Lab {
     /// The kernel refuses the packet.
     pub fn receive(&self, packet: &[u8]) -> Result<(u32, Vec<u8>)> {
         self.run(programs::POD_RECV, packet)
+    }
+
+    /// What `sluice_uplink_in` makes of the packet.
+    ///
+    /// # Errors
+    /// The kernel refuses the packet.
+    pub fn arrive(&self, packet: &[u8]) -> Result<(u32, Vec<u8>)> {
+        self.run(programs::UPLINK_IN, packet)
+    }
+
+    /// What `sluice_uplink_out` makes of the packet.
+    ///
+    /// # Errors
+    /// The kernel refuses the packet.
+    pub fn leave(&self, packet: &[u8]) -> Result<(u32, Vec<u8>)> {
+        self.run(programs::UPLINK_OUT, packet)
     }
 
     fn run(&self, program: &str, packet: &[u8]) -> Result<(u32, Vec<u8>)> {

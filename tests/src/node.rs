@@ -339,6 +339,16 @@ impl Node {
         })
     }
 
+    /// Makes a pod that asks for ports of the node, in the shape of `runtimeConfig.portMappings`.
+    ///
+    /// # Errors
+    /// The plugin fails.
+    pub fn add_pod_with_ports(&self, namespace: &str, name: &str, mappings: Value) -> Result<Pod> {
+        let mut config = self.cni_config();
+        config["runtimeConfig"] = json!({ "portMappings": mappings });
+        self.add_pod_with(namespace, name, &config)
+    }
+
     /// Ends a pod as a runtime does: DEL, then its processes, cgroup and namespace go.
     ///
     /// # Errors

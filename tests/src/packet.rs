@@ -82,6 +82,8 @@ pub struct Packet {
     pub fragment: u16,
     /// TCP flags.
     pub tcp_flags: u8,
+    /// SCTP: type of the first chunk; 1 is INIT.
+    pub chunk: u8,
     /// Whether there is a UDP checksum.
     pub udp_checksum: bool,
     /// What follows the transport header.
@@ -107,6 +109,7 @@ impl Packet {
             extensions: Vec::new(),
             fragment: 0x4000,
             tcp_flags: tcp::ACK,
+            chunk: 1,
             udp_checksum: true,
             payload: b"sluice".to_vec(),
         }
@@ -126,6 +129,14 @@ impl Packet {
     /// If an address does not parse.
     pub fn udp(src: &str, dst: &str) -> Self {
         Self::new(protocol::UDP, parse(src), parse(dst))
+    }
+
+    /// An SCTP packet whose first chunk is of that type.
+    ///
+    /// # Panics
+    /// If an address does not parse.
+    pub fn sctp(src: &str, dst: &str, chunk: u8) -> Self {
+        Self { chunk, ..Self::new(protocol::SCTP, parse(src), parse(dst)) }
     }
 
     /// The same to another destination.
@@ -220,19 +231,25 @@ impl Packet {
                 bytes.extend([0, 0]);
                 self.udp_checksum.then_some(6)
             }
-            // A header like SCTP's, whose checksum covers no address; ICMP has its own layout but
-            // the same property.
             protocol::SCTP => {
                 ports(&mut bytes);
-                bytes.extend([0xaa; 8]);
+                bytes.extend(0x0708_090a_u32.to_be_bytes());
+                bytes.extend([0; 4]);
+                bytes.extend([self.chunk, 0]);
+                bytes.extend(((4 + self.payload.len()) as u16).to_be_bytes());
                 None
             }
+            // The checksum covers no address.
             _ => {
                 bytes.extend([8, 0, 0, 0, 0, 1, 0, 1]);
                 None
             }
         };
         bytes.extend(&self.payload);
+        if self.protocol == protocol::SCTP {
+            let sum = crc32c(&bytes).to_le_bytes();
+            bytes[8..12].copy_from_slice(&sum);
+        }
         if let Some(at) = at {
             let sum = match self.pseudo_checksum(&bytes) {
                 0 if self.protocol == protocol::UDP => 0xffff,
@@ -280,6 +297,18 @@ pub fn checksum(bytes: &[u8]) -> u16 {
     !(sum as u16)
 }
 
+/// The checksum of SCTP (RFC 9260 appendix A: CRC32c), bit by bit.
+pub fn crc32c(bytes: &[u8]) -> u32 {
+    let mut crc = u32::MAX;
+    for byte in bytes {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = (crc >> 1) ^ if crc & 1 == 1 { 0x82f6_3b78 } else { 0 };
+        }
+    }
+    !crc
+}
+
 /// Numbers that are the same in every run (xorshift), for packets of garbage.
 #[derive(Debug)]
 pub struct Random(u64);
@@ -312,6 +341,12 @@ mod tests {
     fn checksum_agrees_with_the_example_of_rfc_1071() {
         assert_eq!(checksum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]), !0xddf2);
         assert_eq!(checksum(&[0xff]), !0xff00);
+    }
+
+    #[test]
+    fn crc32c_agrees_with_the_example_of_rfc_3720() {
+        assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
+        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::{
     io,
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::PathBuf,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -15,15 +16,22 @@ use sluice_abi::{
     NodePortKey, Scope, SourceRange, SourceRangeKey, maps, proto, vip_filter_bit,
 };
 use sluice_plan::MapOp;
-use sluice_proxy::dataplane::{Dataplane, SocketKind};
+use sluice_proxy::{
+    dataplane::{Dataplane, SocketKind},
+    wake::absent_here,
+};
 use sluice_tests::{
     kernel::{Lab, addr, frontend_key, isolated},
     netns::NetNs,
     packet::{Packet, tcp},
 };
+use socket2::{Domain, Protocol, Socket, Type};
 
 const VIP: &str = "10.96.0.10:80";
 const VIP6: &str = "[fd00:96::10]:80";
+
+/// A limit for calls that must not hang; nothing is measured by it.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 const EADDRINUSE: i32 = 98;
 const ECONNREFUSED: i32 = 111;
@@ -91,24 +99,25 @@ fn age_affinities(lab: &Lab, secs: u64) -> Result<()> {
 #[test]
 fn client_keeps_its_backend_until_the_backend_goes() -> Result<()> {
     attached("affinity", |lab| {
-        for (vip, local) in [(VIP, "127.0.0.1:0"), (VIP6, "[::1]:0")] {
-            let all = listeners(local, 8)?;
-            let all = names(&all);
+        let v4 = listeners("127.0.0.1:0", 8)?;
+        let v6 = listeners("[::1]:0", 8)?;
+        for (vip, all) in [(VIP, &v4), (VIP6, &v6)] {
+            let all = names(all);
             lab.service(vip, proto::TCP, &all[..7])?;
             sticky(lab, vip, proto::TCP, 10_800)?;
-            let first = backends_of(lab, vip, 30)?;
+            let first = backends_of(lab, vip, 12)?;
             ensure!(first.len() == 1, "{vip}: {first:?}");
             // Joined by another.
             lab.service(vip, proto::TCP, &all)?;
-            ensure!(backends_of(lab, vip, 30)? == first, "{vip}: {first:?}");
+            ensure!(backends_of(lab, vip, 12)? == first, "{vip}: {first:?}");
             // Its own goes, and comes back.
             let rest: Vec<&str> =
                 all.iter().copied().filter(|name| !first.contains(*name)).collect();
             lab.service(vip, proto::TCP, &rest)?;
-            let second = backends_of(lab, vip, 30)?;
+            let second = backends_of(lab, vip, 12)?;
             ensure!(second.len() == 1 && second != first, "{vip}: {first:?}, then {second:?}");
             lab.service(vip, proto::TCP, &all)?;
-            ensure!(backends_of(lab, vip, 30)? == second, "{vip}: {second:?}");
+            ensure!(backends_of(lab, vip, 12)? == second, "{vip}: {second:?}");
         }
         // One client, two families.
         let both = |lab: &Lab| -> Result<_> { Ok((backend_of(lab, VIP)?, backend_of(lab, VIP6)?)) };
@@ -386,7 +395,8 @@ fn source_ranges_leave_pods_to_their_packets() -> Result<()> {
             admit(lab, VIP, proto, &[("0.0.0.0", 0)])?;
         }
         let pod = NetNs::new("ranges-pod")?;
-        pod.ip("link add out type dummy\naddr add 10.244.1.5/32 dev out\nlink set out up\nroute add default dev out")?;
+        pod.ip("link add out type veth peer name far\nlink set far up\nlink set out up\n\
+             addr add 10.244.1.5/32 dev out\nroute add default dev out")?;
         pod.run(|| -> Result<()> {
             let socket = UdpSocket::bind("0.0.0.0:0")?;
             socket.connect(VIP)?;
@@ -450,6 +460,58 @@ fn broken_tables_refuse_with_the_kernels_own_error() -> Result<()> {
         ];
         assert_eq!(refused, [Some(ECONNREFUSED); 3]);
         assert_eq!(lab.count(Counter::BackendMissing), 3);
+        Ok(())
+    })
+}
+
+/// S36: a socket that the kernel itself makes and connects (here the subflow of an MPTCP connection)
+/// reaches a backend like any other. The kernel closes it without a word, so what was noted of it is
+/// found by asking which sockets are gone.
+#[test]
+fn sockets_of_the_kernel_reach_services() -> Result<()> {
+    const IPPROTO_MPTCP: i32 = 262;
+    attached("kernel-sockets", |lab| {
+        for (vip, local, domain) in
+            [(VIP, "127.0.0.1:0", Domain::IPV4), (VIP6, "[::1]:0", Domain::IPV6)]
+        {
+            let all = listeners(local, 1)?;
+            lab.service(vip, proto::TCP, &names(&all))?;
+            for _ in 0..20 {
+                let socket = Socket::new(domain, Type::STREAM, Some(Protocol::from(IPPROTO_MPTCP)))
+                    .context("CONFIG_MPTCP")?;
+                socket.connect(&vip.parse::<SocketAddr>()?.into())?;
+                let (mut served, _) = all[0].0.accept()?;
+                io::Write::write_all(&mut TcpStream::from(socket), b"hello")?;
+                let mut got = [0; 5];
+                io::Read::read_exact(&mut served, &mut got)?;
+                assert_eq!(&got, b"hello");
+            }
+            lab.service(vip, proto::TCP, &[])?;
+            let socket = Socket::new(domain, Type::STREAM, Some(Protocol::from(IPPROTO_MPTCP)))?;
+            assert_eq!(
+                errno(socket.connect(&vip.parse::<SocketAddr>()?.into())),
+                Some(ECONNREFUSED)
+            );
+        }
+        assert_eq!(lab.count(Counter::SockConnect), 40);
+        let open = TcpListener::bind("127.0.0.1:0")?;
+        lab.service(VIP, proto::TCP, &[&open.local_addr()?.to_string()])?;
+        let alive = TcpStream::connect(VIP)?;
+        let noted: Vec<u64> = lab
+            .dataplane
+            .view()
+            .sock_peers(SocketKind::Stream)?
+            .into_iter()
+            .map(|(cookie, _)| cookie)
+            .collect();
+        assert_eq!(noted.len(), 41, "should the kernel tell one day, this is not needed any more");
+        let gone = sluice_tests::wait_for("the kernel to close", PATIENCE, || {
+            let gone = absent_here(SocketKind::Stream, &noted).ok()?;
+            (gone.len() == 40).then_some(gone)
+        })?;
+        lab.dataplane.forget_socks(SocketKind::Stream, &gone)?;
+        assert_eq!(alive.peer_addr()?, VIP.parse()?);
+        assert_eq!(lab.dataplane.view().sock_peers(SocketKind::Stream)?.len(), 1);
         Ok(())
     })
 }

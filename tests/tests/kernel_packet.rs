@@ -1,9 +1,9 @@
 //! The tc programs on built packets: verdict, bytes, counters and flows. Needs root.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::SocketAddr};
 
 use anyhow::Result;
-use sluice_abi::{Be16, Counter, CtEntry, CtFlags, CtKey, Endpoint, proto};
+use sluice_abi::{Be16, Counter, CtEntry, CtFlags, CtKey, Endpoint, NodeAddrs, proto};
 use sluice_tests::{
     kernel::{Lab, addr, assert_same, verdict},
     packet::{ETHERNET, Packet, Random, ethertype, extension, protocol, tcp},
@@ -406,28 +406,67 @@ fn udp_flow_moves_when_its_backend_goes() -> Result<()> {
     Ok(())
 }
 
-/// S30: two Services on one backend, the same client port: their answers are never mixed up.
+/// S30: two Services on one backend, the same client port: the second flow has another port at the
+/// backend, and their answers are never mixed up.
 #[test]
-fn flows_that_would_be_the_same_at_the_backend_are_not_made() -> Result<()> {
-    const OTHER_VIP: &str = "10.96.0.11:80";
-    let mut lab = lab("clash")?;
-    lab.service(OTHER_VIP, proto::TCP, &[BACKEND])?;
-    let one = Packet::tcp(CLIENT, VIP, tcp::SYN);
-    let two = Packet::tcp(CLIENT, OTHER_VIP, tcp::SYN);
-    lab.expect_sent(&one, &one.clone().to(BACKEND));
-    assert_eq!(lab.send(&two.build())?.0, verdict::DROP);
-    assert_eq!(lab.count(Counter::DropFlowClash), 1);
-    // Another backend makes them differ.
-    lab.service(OTHER_VIP, proto::TCP, &[BACKEND, "10.244.2.8:8080"])?;
-    let sent = loop {
-        let (verdict, bytes) = lab.send(&two.build())?;
-        if verdict == verdict::PASS {
-            break bytes;
+fn flows_that_would_be_the_same_at_the_backend_get_another_port() -> Result<()> {
+    for (client, vip, other_vip, backend) in
+        [(CLIENT, VIP, "10.96.0.11:80", BACKEND), (CLIENT6, VIP6, "[fd00:96::11]:80", BACKEND6)]
+    {
+        for proto in [proto::TCP, proto::UDP] {
+            let mut lab = lab("clash")?;
+            lab.dataplane.set_node_addrs(NodeAddrs {
+                port_min: 61_000,
+                port_max: 61_010,
+                ..NodeAddrs::default()
+            })?;
+            lab.service(other_vip, proto, &[backend])?;
+            let packet = |from: &str, to: &str, flags| match proto {
+                proto::TCP => Packet::tcp(from, to, flags),
+                _ => Packet::udp(from, to),
+            };
+            let (one, two) = (packet(client, vip, tcp::SYN), packet(client, other_vip, tcp::SYN));
+            lab.expect_sent(&one, &one.clone().to(backend));
+            let (verdict, sent) = lab.send(&two.build())?;
+            assert_eq!(verdict, verdict::PASS);
+            let at = ETHERNET + if client.starts_with('[') { 40 } else { 20 };
+            let port = u16::from_be_bytes([sent[at], sent[at + 1]]);
+            assert!((61_000..=61_010).contains(&port), "port {port}");
+            let mut moved: SocketAddr = client.parse()?;
+            moved.set_port(port);
+            let moved = moved.to_string();
+            assert_same(&sent, &two.clone().from(&moved).to(backend).build());
+            // Again, and the flow has the same port.
+            lab.expect_sent(&two, &two.clone().from(&moved).to(backend));
+
+            let answer = packet(backend, client, tcp::SYN | tcp::ACK);
+            lab.expect_received(&answer, &answer.clone().from(vip));
+            let answer = packet(backend, &moved, tcp::SYN | tcp::ACK);
+            lab.expect_received(&answer, &answer.clone().from(other_vip).to(client));
+            assert_eq!(lab.count(Counter::SnatCreated), 1);
+            assert_eq!(lab.count(Counter::DropFlowClash), 0);
         }
-    };
-    assert_same(&sent, &two.clone().to("10.244.2.8:8080").build());
-    let answer = Packet::tcp(BACKEND, CLIENT, tcp::SYN | tcp::ACK);
-    lab.expect_received(&answer, &answer.clone().from(VIP));
+    }
+    Ok(())
+}
+
+/// S30: where no port is free, the second flow is dropped, and counted.
+#[test]
+fn a_flow_without_a_free_port_is_dropped() -> Result<()> {
+    const OTHER_VIP: &str = "10.96.0.11:80";
+    let mut lab = lab("no-port")?;
+    lab.service(OTHER_VIP, proto::TCP, &[BACKEND])?;
+    // The only port of the range is the client's own.
+    lab.dataplane.set_node_addrs(NodeAddrs {
+        port_min: 40_000,
+        port_max: 40_000,
+        ..NodeAddrs::default()
+    })?;
+    let one = Packet::tcp(CLIENT, VIP, tcp::SYN);
+    lab.expect_sent(&one, &one.clone().to(BACKEND));
+    let two = Packet::tcp(CLIENT, OTHER_VIP, tcp::SYN);
+    assert_eq!(lab.send(&two.build())?.0, verdict::DROP);
+    assert_eq!(lab.count(Counter::DropSnatExhausted), 1);
     Ok(())
 }
 

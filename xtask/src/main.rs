@@ -16,7 +16,7 @@ cargo xtask COMMAND
   demo [--check] [--source dir|etcd]     show Sluice on two nodes; --check asserts every step and ends
   demo down                              end a demo that still runs
   test [lint|unit|kernel|e2e|vm]         run one group of tests; without a name: lints, all groups, the demo
-  bench [NAME...] [--quick] [--json FILE]  measure against direct routing, nftables and iptables
+  bench [NAME...] [--quick] [--json FILE]  measure against direct routing, nftables, iptables; our plugin against ptp
   build [--release]                      build all binaries
 
 Groups: unit needs nothing; kernel, e2e, demo and bench need root; vm needs qemu.";

@@ -27,8 +27,12 @@ pub(crate) fn demo(args: &[&str]) -> Result<ExitCode> {
 pub(crate) fn bench(args: &[&str]) -> Result<ExitCode> {
     setup::ensure(Need::BUILD | Need::TEST)?;
     // What it starts, no more: an optimised build of everything takes minutes.
-    let packages =
-        ["--package", "sluice-tests", "--package", "sluice-proxy", "--package", "sluice-cni"];
+    let packages = [
+        "--package=sluice-tests",
+        "--package=sluice-proxy",
+        "--package=sluice-cni",
+        "--package=sluice-dns",
+    ];
     must(&mut cargo(&[&["build", "--release"], &packages[..]].concat()))?;
     hand_over(Command::new(target_dir().join("release/bench")).args(args))
 }

@@ -79,6 +79,18 @@ const PACKAGES: &[Package] = &[
     package("etcd-client", Need::TEST, "etcdctl", "fills the real store"),
     package("bpftool", Need::TEST, "bpftool", "looks at maps and programs"),
     package("bind9-dnsutils", Need::TEST, "dig", "asks sluice-dns"),
+    package(
+        "containernetworking-plugins",
+        Need::TEST,
+        "/usr/lib/cni/ptp",
+        "plugins in a chain with ours, and beside it in the bench",
+    ),
+    package("containerd", Need::TEST, "containerd", "a real runtime"),
+    package("runc", Need::TEST, "runc", "what containerd and podman run"),
+    package("podman", Need::TEST, "podman", "a real runtime"),
+    package("dnsperf", Need::TEST, "dnsperf", "the load of the bench dns"),
+    package("knot", Need::TEST, "knotd", "a peer of the bench dns"),
+    package("unbound", Need::TEST, "unbound", "a peer of the bench dns"),
     package("curl", Need::TEST, "curl", "a client that is not ours"),
     package("busybox-static", Need::TEST, "busybox", "clients and images without libraries"),
 ];

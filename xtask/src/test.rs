@@ -14,7 +14,7 @@ use crate::setup::{self, Need};
 const SELECT: [&str; 4] = ["test", "--workspace", "--exclude", "sluice-ebpf"];
 
 /// Tests that stand beside their crate but need root or a real store: they run with the end-to-end group.
-const NOT_UNIT: [&str; 3] = ["etcd", "plugin", "routes"];
+const NOT_UNIT: [&str; 5] = ["etcd", "plugin", "plugin_chain", "plugin_crash", "routes"];
 
 /// What came of one step.
 struct Outcome {

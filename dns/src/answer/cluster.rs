@@ -5,9 +5,10 @@ use std::net::IpAddr;
 
 use hickory_proto::rr::rdata::{NS, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
+use sluice_model::Protocol;
 
-use super::{Domain, address};
-use crate::zone::{EndpointRecord, PortRecord, ServiceRecords, Shape, Snapshot};
+use super::{Domain, PodRecords, address};
+use crate::zone::{EndpointRecord, MAX_LABEL, PortRecord, ServiceRecords, Shape, Snapshot};
 
 /// The version of the Kubernetes DNS specification that this server keeps.
 const SPECIFICATION: &str = "1.1.0";
@@ -15,7 +16,8 @@ const SPECIFICATION: &str = "1.1.0";
 const SPECIFICATION_TTL: u32 = 28800;
 
 /// What a name means.
-pub(super) enum Found<'s> {
+#[derive(Clone, Copy)]
+pub(crate) enum Found<'s, 'q> {
     /// There is no such name.
     Missing,
     /// The name exists because others are below it.
@@ -29,26 +31,38 @@ pub(super) enum Found<'s> {
     /// An alias for another name.
     Alias(&'s Name),
     /// Addresses, each once for every port that matches.
-    Entries(Vec<Entry<'s>>),
+    Service(Match<'s, 'q>),
+    /// A pod by its address.
+    Pod(IpAddr),
 }
 
 /// One address with one port.
-pub(super) struct Entry<'s> {
-    addr: IpAddr,
-    port: Option<u16>,
+#[derive(Clone, Copy)]
+pub(crate) struct Entry<'s> {
+    /// The address.
+    pub(crate) addr: IpAddr,
+    /// The port, if it has a number.
+    pub(crate) port: Option<u16>,
     /// The endpoint's label; `None` for a cluster IP.
-    endpoint: Option<&'s str>,
-    service: &'s str,
+    pub(crate) endpoint: Option<&'s str>,
+    /// The key of the Service.
+    pub(crate) service: &'s str,
 }
 
 /// Which endpoints and ports of a Service a name asks for.
-enum Part<'q> {
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part<'q> {
     /// `SERVICE`.
     Whole,
     /// `ENDPOINT.SERVICE`.
     Endpoint(&'q [u8]),
     /// `_PORT._PROTOCOL.SERVICE`.
-    Port { name: &'q [u8], protocol: &'q [u8] },
+    Port {
+        /// Without its underscore.
+        name: &'q [u8],
+        /// Without its underscore.
+        protocol: &'q [u8],
+    },
 }
 
 impl Part<'_> {
@@ -65,109 +79,190 @@ impl Part<'_> {
                 // A port without a name has no SRV name of its own.
                 !name.is_empty()
                     && port.name.as_bytes().eq_ignore_ascii_case(name)
-                    && port.protocol.to_string().as_bytes().eq_ignore_ascii_case(protocol)
+                    && label_of(port.protocol).eq_ignore_ascii_case(protocol)
             }
             Self::Whole | Self::Endpoint(_) => true,
         }
     }
 }
 
+/// A protocol as a label, without the underscore.
+fn label_of(protocol: Protocol) -> &'static [u8] {
+    match protocol {
+        Protocol::Tcp => b"tcp",
+        Protocol::Udp => b"udp",
+        Protocol::Sctp => b"sctp",
+    }
+}
+
+/// A part of a Service that has something.
+#[derive(Clone, Copy)]
+pub(crate) struct Match<'s, 'q> {
+    /// The Service.
+    pub(crate) records: &'s ServiceRecords,
+    /// What of it.
+    pub(crate) part: Part<'q>,
+}
+
+impl<'s, 'q> Match<'s, 'q> {
+    /// The entries: of the cluster IPs, or of the endpoints, one for each port that matches, and
+    /// one without a port where there are no ports. Entries of one address stand side by side.
+    pub(crate) fn entries(self) -> impl Iterator<Item = Entry<'s>> + use<'s, 'q> {
+        let Self { records, part } = self;
+        let (addrs, own_ports, endpoints): (&[IpAddr], &[PortRecord], &[EndpointRecord]) =
+            match (&records.shape, part) {
+                (Shape::Cluster { addrs, ports }, Part::Whole | Part::Port { .. }) => {
+                    (addrs, ports, &[])
+                }
+                (Shape::Cluster { .. }, Part::Endpoint(_)) | (Shape::Headless, _) => {
+                    (&[], &[], &records.endpoints)
+                }
+                (Shape::External(_) | Shape::Nothing, _) => (&[], &[], &[]),
+            };
+        let service: &str = &records.key;
+        let own =
+            addrs.iter().flat_map(move |addr| entries((*addr, None, service), own_ports, part));
+        let theirs = endpoints
+            .iter()
+            .filter(move |endpoint| part.takes_endpoint(endpoint))
+            .flat_map(move |e| entries((e.addr, Some(&e.label), service), &e.ports, part));
+        own.chain(theirs)
+    }
+}
+
+fn entries<'s, 'q>(
+    (addr, endpoint, service): (IpAddr, Option<&'s str>, &'s str),
+    ports: &'s [PortRecord],
+    part: Part<'q>,
+) -> impl Iterator<Item = Entry<'s>> + use<'s, 'q> {
+    let entry = move |port| Entry { addr, port, endpoint, service };
+    let portless = ports.is_empty() && !matches!(part, Part::Port { .. });
+    let taken = ports.iter().filter(move |port| part.takes_port(port));
+    portless.then(|| entry(None)).into_iter().chain(taken.map(move |port| entry(port.number)))
+}
+
+/// The longest name that means anything has so many labels below the apex.
+pub(crate) const MAX_LABELS: usize = 5;
+
 /// Finds a name that is the apex or below it.
-pub(super) fn find<'s>(domain: &Domain, snapshot: &'s Snapshot, name: &Name) -> Found<'s> {
+pub(super) fn find_name<'s, 'q>(
+    domain: &Domain,
+    snapshot: &'s Snapshot,
+    name: &'q Name,
+) -> Found<'s, 'q> {
     let below = name.iter().len() - domain.apex.iter().len();
-    // The longest name that means anything has five labels, so a longer one needs no more looks.
-    let mut labels: [&[u8]; 5] = [&[]; 5];
+    let mut labels: [&[u8]; MAX_LABELS] = [&[]; MAX_LABELS];
     if below > labels.len() {
         return Found::Missing;
     }
     for (slot, label) in labels.iter_mut().zip(name.iter()).take(below) {
         *slot = label;
     }
+    find(domain.pods, snapshot, &labels[..below])
+}
+
+/// Finds a name by its labels below the apex. Allocates nothing.
+pub(crate) fn find<'s, 'q>(
+    pods: PodRecords,
+    snapshot: &'s Snapshot,
+    labels: &[&'q [u8]],
+) -> Found<'s, 'q> {
     let is = |label: &[u8], word: &str| label.eq_ignore_ascii_case(word.as_bytes());
-    match &labels[..below] {
+    match labels {
         [] => Found::Apex,
         [label] if is(label, "svc") || is(label, "pod") || is(label, "dns") => Found::Empty,
         [label] if is(label, "dns-version") => Found::Version,
         [ns, dns] if is(ns, "ns") && is(dns, "dns") => Found::NameServer,
         [rest @ .., svc] if is(svc, "svc") => match rest {
-            [namespace] => match lower(namespace) {
-                Some(namespace) if snapshot.has_namespace(&namespace) => Found::Empty,
-                _ => Found::Missing,
-            },
-            [service, namespace] => find_service(snapshot, service, namespace, &Part::Whole),
+            [namespace] => find_namespace(snapshot, namespace),
+            [service, namespace] => find_service(snapshot, service, namespace, Part::Whole),
             [endpoint, service, namespace] => {
-                find_service(snapshot, service, namespace, &Part::Endpoint(endpoint))
+                find_service(snapshot, service, namespace, Part::Endpoint(endpoint))
             }
             [port, protocol, service, namespace] => {
                 let part = Part::Port { name: bare(port), protocol: bare(protocol) };
-                find_service(snapshot, service, namespace, &part)
+                find_service(snapshot, service, namespace, part)
             }
             _ => Found::Missing,
         },
-        // Records of pods are off, as in CoreDNS by default.
+        [rest @ .., pod] if is(pod, "pod") && pods != PodRecords::Disabled => match rest {
+            [namespace] => find_namespace(snapshot, namespace),
+            [addr, namespace] => find_pod(pods, snapshot, addr, namespace),
+            _ => Found::Missing,
+        },
         _ => Found::Missing,
     }
 }
 
-fn find_service<'s>(
+fn find_namespace<'s, 'q>(snapshot: &'s Snapshot, namespace: &[u8]) -> Found<'s, 'q> {
+    let mut buffer = [0; MAX_KEY];
+    match key(&[namespace], &mut buffer) {
+        Some(namespace) if snapshot.has_namespace(namespace) => Found::Empty,
+        _ => Found::Missing,
+    }
+}
+
+fn find_pod<'s, 'q>(
+    pods: PodRecords,
+    snapshot: &'s Snapshot,
+    label: &[u8],
+    namespace: &[u8],
+) -> Found<'s, 'q> {
+    let mut buffer = [0; MAX_KEY];
+    let found =
+        key(&[namespace], &mut buffer).zip(undashed(label)).filter(
+            |(namespace, addr)| match pods {
+                PodRecords::Disabled => false,
+                PodRecords::Insecure => snapshot.has_namespace(namespace),
+                PodRecords::Verified => snapshot.pod_is_in(addr, namespace),
+            },
+        );
+    found.map_or(Found::Missing, |(_, addr)| Found::Pod(addr))
+}
+
+fn find_service<'s, 'q>(
     snapshot: &'s Snapshot,
     service: &[u8],
     namespace: &[u8],
-    part: &Part<'_>,
-) -> Found<'s> {
-    let Some(key) = lower(service).zip(lower(namespace)).map(|(s, n)| format!("{s}.{n}")) else {
-        return Found::Missing;
-    };
-    let Some(records) = snapshot.service(&key) else { return Found::Missing };
-    match (&records.shape, part) {
-        (Shape::Nothing, _) => Found::Missing,
-        (Shape::External(target), Part::Whole) => Found::Alias(target),
-        (Shape::External(_), _) => Found::Missing,
-        (Shape::Cluster { addrs, ports }, Part::Whole | Part::Port { .. }) => {
-            let entries: Vec<_> = addrs
-                .iter()
-                .flat_map(|addr| entries(*addr, None, &records.key, ports, part))
-                .collect();
-            // A Service that has no address yet exists all the same.
-            let exists = matches!(part, Part::Whole) || ports.iter().any(|p| part.takes_port(p));
-            if exists { Found::Entries(entries) } else { Found::Missing }
+    part: Part<'q>,
+) -> Found<'s, 'q> {
+    let mut buffer = [0; MAX_KEY];
+    let Some(key) = key(&[service, namespace], &mut buffer) else { return Found::Missing };
+    let Some(records) = snapshot.service(key) else { return Found::Missing };
+    let exists = match (&records.shape, part) {
+        (Shape::Nothing, _) => false,
+        (Shape::External(target), Part::Whole) => return Found::Alias(target),
+        (Shape::External(_), _) => false,
+        // A Service that has no address yet exists all the same.
+        (Shape::Cluster { .. }, Part::Whole) => true,
+        (Shape::Cluster { ports, .. }, Part::Port { .. }) => {
+            ports.iter().any(|port| part.takes_port(port))
         }
         (Shape::Cluster { .. }, Part::Endpoint(_)) | (Shape::Headless, _) => {
-            match endpoint_entries(records, part) {
-                entries if entries.is_empty() => Found::Missing,
-                entries => Found::Entries(entries),
-            }
+            Match { records, part }.entries().next().is_some()
         }
+    };
+    if exists { Found::Service(Match { records, part }) } else { Found::Missing }
+}
+
+/// Two labels with a dot.
+const MAX_KEY: usize = 2 * MAX_LABEL + 1;
+
+/// Labels as a key of the snapshot: joined by dots, in lower case; `None` where they cannot be
+/// Kubernetes names.
+fn key<'b>(labels: &[&[u8]], buffer: &'b mut [u8; MAX_KEY]) -> Option<&'b str> {
+    let mut length = 0;
+    for (n, label) in labels.iter().enumerate() {
+        if n > 0 {
+            *buffer.get_mut(length)? = b'.';
+            length += 1;
+        }
+        let place = buffer.get_mut(length..length + label.len())?;
+        place.copy_from_slice(label);
+        place.make_ascii_lowercase();
+        length += label.len();
     }
-}
-
-fn endpoint_entries<'s>(records: &'s ServiceRecords, part: &Part<'_>) -> Vec<Entry<'s>> {
-    records
-        .endpoints
-        .iter()
-        .filter(|endpoint| part.takes_endpoint(endpoint))
-        .flat_map(|e| entries(e.addr, Some(&e.label), &records.key, &e.ports, part))
-        .collect()
-}
-
-/// One entry for each port that matches, and one without a port where there are no ports.
-fn entries<'s>(
-    addr: IpAddr,
-    endpoint: Option<&'s str>,
-    service: &'s str,
-    ports: &[PortRecord],
-    part: &Part<'_>,
-) -> Vec<Entry<'s>> {
-    let entry = |port| Entry { addr, port, endpoint, service };
-    if ports.is_empty() && !matches!(part, Part::Port { .. }) {
-        return vec![entry(None)];
-    }
-    ports.iter().filter(|port| part.takes_port(port)).map(|port| entry(port.number)).collect()
-}
-
-/// A label as text in lower case; `None` where it cannot be a Kubernetes name.
-fn lower(label: &[u8]) -> Option<String> {
-    std::str::from_utf8(label).ok().map(str::to_ascii_lowercase)
+    std::str::from_utf8(&buffer[..length]).ok()
 }
 
 /// A label without the underscore that marks a port or a protocol (RFC 2782).
@@ -175,12 +270,29 @@ fn bare(label: &[u8]) -> &[u8] {
     label.strip_prefix(b"_").unwrap_or(label)
 }
 
+/// The address that a label of a pod's name stands for: `10-1-0-7`, `fd00--7`. Any spelling that
+/// parses is understood, as in CoreDNS.
+fn undashed(label: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(label).ok()?;
+    let mut buffer = [0u8; MAX_LABEL];
+    let place = buffer.get_mut(..text.len())?;
+    let v4 = text.bytes().filter(|b| *b == b'-').count() == 3 && !text.contains("--");
+    for (slot, byte) in place.iter_mut().zip(text.bytes()) {
+        *slot = match byte {
+            b'-' if v4 => b'.',
+            b'-' => b':',
+            other => other,
+        };
+    }
+    std::str::from_utf8(place).ok()?.parse().ok()
+}
+
 impl Domain {
     /// The records that a name has for a type, and those that go with them.
     pub(super) fn records(
         &self,
         snapshot: &Snapshot,
-        found: &Found<'_>,
+        found: &Found<'_, '_>,
         owner: &Name,
         kind: RecordType,
         local: Option<IpAddr>,
@@ -203,18 +315,19 @@ impl Domain {
                 let text = RData::TXT(TXT::new(vec![SPECIFICATION.to_owned()]));
                 (vec![Record::from_rdata(owner.clone(), SPECIFICATION_TTL, text)], Vec::new())
             }
-            (Found::Entries(entries), RecordType::A | RecordType::AAAA) => {
-                (self.addresses(entries, owner, kind), Vec::new())
+            (Found::Service(found), RecordType::A | RecordType::AAAA) => {
+                (self.addresses(*found, owner, kind), Vec::new())
             }
-            (Found::Entries(entries), RecordType::SRV) => self.services(entries, owner),
+            (Found::Service(found), RecordType::SRV) => self.services(*found, owner),
+            (Found::Pod(addr), _) if address(*addr).record_type() == kind => one(address(*addr)),
             _ => Default::default(),
         }
     }
 
-    fn addresses(&self, entries: &[Entry<'_>], owner: &Name, kind: RecordType) -> Vec<Record> {
+    fn addresses(&self, found: Match<'_, '_>, owner: &Name, kind: RecordType) -> Vec<Record> {
         let mut last = None;
-        entries
-            .iter()
+        found
+            .entries()
             // Entries of one address stand side by side.
             .filter(|entry| last.replace(entry.addr) != Some(entry.addr))
             .map(|entry| address(entry.addr))
@@ -223,12 +336,11 @@ impl Domain {
             .collect()
     }
 
-    fn services(&self, entries: &[Entry<'_>], owner: &Name) -> (Vec<Record>, Vec<Record>) {
-        // Each address counts, so one port of a dual-stack Service weighs 50, as in CoreDNS.
-        let weight = u16::try_from(100 / entries.len().max(1)).unwrap_or(1).max(1);
+    fn services(&self, found: Match<'_, '_>, owner: &Name) -> (Vec<Record>, Vec<Record>) {
+        let weight = weight(found.entries().count());
         let (mut seen, mut glued) = (BTreeSet::new(), BTreeSet::new());
         let (mut records, mut glue) = (Vec::new(), Vec::new());
-        for entry in entries {
+        for entry in found.entries() {
             let (Some(port), Ok(target)) = (entry.port, self.target(entry.endpoint, entry.service))
             else {
                 continue;
@@ -260,4 +372,10 @@ impl Domain {
         }
         name.append_domain(&self.apex)
     }
+}
+
+/// The weight of each of so many SRV records. Each address counts, so one port of a dual-stack
+/// Service weighs 50, as in CoreDNS.
+pub(crate) fn weight(entries: usize) -> u16 {
+    u16::try_from(100 / entries.max(1)).unwrap_or(1).max(1)
 }

@@ -44,7 +44,7 @@ impl Domain {
 
 /// The address that a name below `in-addr.arpa` or `ip6.arpa` stands for, if it stands for a whole
 /// one.
-fn parse(name: &Name) -> Option<IpAddr> {
+pub(crate) fn parse(name: &Name) -> Option<IpAddr> {
     let mut labels = name.iter().rev();
     if !labels.next()?.eq_ignore_ascii_case(b"arpa") {
         return None;

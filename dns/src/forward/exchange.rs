@@ -2,13 +2,22 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::serialize::binary::DecodeError;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
+use tokio::time::Instant;
 
+use crate::metrics::{Event, Shard};
 use crate::wire::Transport;
+
+/// How long a connection may be idle to be used again, as in CoreDNS.
+const MAX_IDLE: Duration = Duration::from_secs(10);
+/// How many idle connections to an upstream are kept.
+const MAX_CONNECTIONS: usize = 32;
 
 /// More than any datagram that answers a query of ours may have, since it named a smaller size.
 const DATAGRAM: usize = 4096;
@@ -44,18 +53,20 @@ fn io(call: &'static str) -> impl FnOnce(io::Error) -> ExchangeError {
 /// fails.
 pub(super) async fn exchange(
     upstream: SocketAddr,
-    query: &Message,
-    bytes: &[u8],
+    (query, bytes): (&Message, &[u8]),
     transport: Transport,
+    connections: &Connections,
+    shard: &Shard,
 ) -> Result<Message, ExchangeError> {
+    let by_tcp = || by_tcp(upstream, query, bytes, connections, shard);
     match transport {
-        Transport::Tcp => by_tcp(upstream, query, bytes).await,
+        Transport::Tcp => by_tcp().await,
         Transport::Udp => {
             let answer = by_udp(upstream, query, bytes).await?;
             if !answer.metadata.truncation {
                 return Ok(answer);
             }
-            Ok(by_tcp(upstream, query, bytes).await.unwrap_or(answer))
+            Ok(by_tcp().await.unwrap_or(answer))
         }
     }
 }
@@ -88,18 +99,72 @@ async fn by_tcp(
     upstream: SocketAddr,
     query: &Message,
     bytes: &[u8],
+    connections: &Connections,
+    shard: &Shard,
 ) -> Result<Message, ExchangeError> {
-    let mut stream = TcpStream::connect(upstream).await.map_err(io("connect"))?;
-    stream.set_nodelay(true).map_err(io("setsockopt TCP_NODELAY"))?;
     let Ok(length) = u16::try_from(bytes.len()) else { return Err(ExchangeError::Mismatch) };
     let mut framed = Vec::with_capacity(2 + bytes.len());
     framed.extend_from_slice(&length.to_be_bytes());
     framed.extend_from_slice(bytes);
-    stream.write_all(&framed).await.map_err(io("send"))?;
+    while let Some(mut stream) = connections.take() {
+        // An upstream may close an idle connection at any time: the next one, or a new one, serves.
+        if let Ok(answer) = converse(&mut stream, query, &framed).await {
+            shard.event(Event::ConnectionHit);
+            connections.put(stream);
+            return Ok(answer);
+        }
+    }
+    shard.event(Event::ConnectionMiss);
+    let mut stream = TcpStream::connect(upstream).await.map_err(io("connect"))?;
+    stream.set_nodelay(true).map_err(io("setsockopt TCP_NODELAY"))?;
+    let answer = converse(&mut stream, query, &framed).await?;
+    connections.put(stream);
+    Ok(answer)
+}
+
+async fn converse(
+    stream: &mut TcpStream,
+    query: &Message,
+    framed: &[u8],
+) -> Result<Message, ExchangeError> {
+    stream.write_all(framed).await.map_err(io("send"))?;
     let length = stream.read_u16().await.map_err(io("recv"))?;
     let mut answer = vec![0; usize::from(length)];
     stream.read_exact(&mut answer).await.map_err(io("recv"))?;
     read(query, &answer)
+}
+
+/// Whether an upstream answers at all.
+pub(super) async fn probe(upstream: SocketAddr, patience: Duration) -> bool {
+    let query = super::probe_query();
+    let Ok(bytes) = query.to_vec() else { return false };
+    let answer = tokio::time::timeout(patience, by_udp(upstream, &query, &bytes)).await;
+    answer.is_ok_and(|answer| answer.is_ok())
+}
+
+/// Idle connections to an upstream, the one used last on top.
+#[derive(Debug, Default)]
+pub(super) struct Connections(Mutex<Vec<(TcpStream, Instant)>>);
+
+impl Connections {
+    fn take(&self) -> Option<TcpStream> {
+        let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those below are older still.
+        match idle.pop() {
+            Some((stream, since)) if since.elapsed() < MAX_IDLE => Some(stream),
+            _ => {
+                idle.clear();
+                None
+            }
+        }
+    }
+
+    fn put(&self, stream: TcpStream) {
+        let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < MAX_CONNECTIONS {
+            idle.push((stream, Instant::now()));
+        }
+    }
 }
 
 /// Reads an answer and checks that it is one to our query.

@@ -1,6 +1,9 @@
 //! `/etc/resolv.conf`: the name servers in it (resolv.conf(5)).
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::Path;
+
+use hickory_proto::rr::Name;
 
 /// The port of DNS.
 pub const PORT: u16 = 53;
@@ -20,6 +23,63 @@ pub fn name_servers(text: &str) -> (Vec<SocketAddr>, Vec<String>) {
         }
     }
     (servers, wrong)
+}
+
+/// The name servers of a file; what is wrong with it is logged.
+pub fn read(path: &Path) -> Vec<SocketAddr> {
+    let shown = path.display();
+    match std::fs::read_to_string(path) {
+        Ok(text) => {
+            let (servers, wrong) = name_servers(&text);
+            for line in wrong {
+                tracing::warn!("{shown}: {line:?} names no address that can be asked");
+            }
+            servers
+        }
+        Err(error) => {
+            tracing::warn!("cannot read {shown}: {error}");
+            Vec::new()
+        }
+    }
+}
+
+/// The search list of a file without the domains of the cluster: what the pods' own search lists end
+/// with. Empty where there is none.
+pub fn search(path: &Path, apex: &Name) -> Vec<Name> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    search_list(&text).into_iter().filter(|name| !apex.zone_of(name)).collect()
+}
+
+/// The search list of a file's text: the last line that has one counts (resolv.conf(5)).
+fn search_list(text: &str) -> Vec<Name> {
+    let mut list = Vec::new();
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        if !matches!(words.next(), Some("search" | "domain")) {
+            continue;
+        }
+        list = words
+            .filter_map(|word| Name::from_ascii(word).ok())
+            .map(|mut name| {
+                name.set_fqdn(true);
+                name
+            })
+            .filter(|name| !name.is_root())
+            .collect();
+    }
+    list
+}
+
+/// Upstreams without this server itself, as bound to these addresses.
+pub fn without_self(mut upstreams: Vec<SocketAddr>, own: &[SocketAddr]) -> Vec<SocketAddr> {
+    upstreams.retain(|upstream| {
+        let own = own.iter().any(|own| is_self(*upstream, *own));
+        if own {
+            tracing::warn!("upstream {upstream} is this server itself, and is left out");
+        }
+        !own
+    });
+    upstreams
 }
 
 /// Whether an upstream is this very server, as bound to `listen`: it would ask itself for ever.
@@ -46,6 +106,14 @@ mod tests {
         let (servers, wrong) = name_servers(text);
         assert_eq!(servers, ["10.0.0.53:53", "[fd00::53]:53"].map(|a| a.parse().expect("addr")));
         assert_eq!(wrong, ["nameserver fe80::1%eth0", "nameserver"]);
+    }
+
+    /// D14: pods inherit the node's search list; the last one of a file counts.
+    #[test]
+    fn the_search_list_is_the_last_one() {
+        let text = "search old.example\nnameserver 10.0.0.1\nsearch a.example B.example .\n";
+        let names: Vec<_> = search_list(text).iter().map(ToString::to_string).collect();
+        assert_eq!(names, ["a.example.", "B.example."]);
     }
 
     #[test]

@@ -60,7 +60,7 @@ async fn head_has_no_body_and_the_same_length() {
 #[tokio::test]
 async fn what_is_no_probe_is_told_so() {
     let (addr, _, _) = start().await;
-    assert_eq!(status(addr, "GET /metrics").await, "HTTP/1.1 404 Not Found");
+    assert_eq!(status(addr, "GET /nothing").await, "HTTP/1.1 404 Not Found");
     assert_eq!(status(addr, "POST /health").await, "HTTP/1.1 405 Method Not Allowed");
     let response = talk(addr, b"\x00\xff\x00\r\n\r\n").await;
     assert!(response.starts_with("HTTP/1.1 400"), "{response}");

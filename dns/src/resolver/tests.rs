@@ -21,7 +21,7 @@ fn query(id: u16, name: &str, kind: RecordType) -> Message {
 /// What the resolver answers without asking anyone.
 fn answer(resolver: &Resolver, query: &Message, transport: Transport) -> Message {
     let bytes = query.to_vec().expect("a message");
-    match resolver.accept(&bytes, transport, None) {
+    match resolver.accept(&bytes, &Client::unknown(transport), resolver.metrics().shared()) {
         Step::Reply(reply) => Message::from_vec(&reply).expect("a message"),
         other => panic!("{other:?}"),
     }
@@ -68,10 +68,11 @@ async fn foreign_names_fail_without_an_upstream() {
     let resolver = resolver();
     for name in ["example.com.", "out.shop.svc.cluster.local.", "77.0.0.10.in-addr.arpa."] {
         let bytes = query(7, name, RecordType::A).to_vec().expect("a message");
-        let Step::Ask(pending) = resolver.accept(&bytes, Transport::Udp, None) else {
-            panic!("{name} is not forwarded")
-        };
-        let reply = Message::from_vec(&resolver.finish(*pending).await).expect("a message");
+        let client = Client::unknown(Transport::Udp);
+        let step = resolver.accept(&bytes, &client, resolver.metrics().shared());
+        let Step::Ask(pending) = step else { panic!("{name} is not forwarded") };
+        let reply = resolver.finish(*pending).await.expect("a reply");
+        let reply = Message::from_vec(&reply).expect("a message");
         assert_eq!(reply.metadata.response_code, ResponseCode::ServFail, "{name}");
         assert!(reply.answers.is_empty());
     }
@@ -119,4 +120,78 @@ fn aliases_stay_first() {
         assert_eq!(kinds[0], RecordType::CNAME);
         assert_eq!(kinds[1..], [RecordType::A; 4]);
     }
+}
+
+/// What a pod at this address gets without an upstream being asked.
+fn answer_to(resolver: &Resolver, pod: &str, query: &Message) -> Step {
+    let peer = Some(std::net::SocketAddr::new(fixture::addr(pod), 4711));
+    let client = Client { peer, ..Client::unknown(Transport::Udp) };
+    let bytes = query.to_vec().expect("a message");
+    resolver.accept(&bytes, &client, resolver.metrics().shared())
+}
+
+fn with_autopath() -> Resolver {
+    let domain = Domain::new("cluster.local", 5).expect("a domain");
+    let upstream = "192.0.2.1:53".parse().expect("an address");
+    let mut settings = Settings::new(domain, Forwarder::new([upstream], 100));
+    settings.autopath = Some(vec![Name::from_ascii("node.example.").expect("a name")]);
+    let resolver = Resolver::with_settings(settings);
+    let mut zone = fixture::zone(&fixture::cluster());
+    zone.add_pod(fixture::addr("172.16.9.9"), "lab");
+    resolver.set_zone(zone);
+    resolver
+}
+
+/// D14: a name that is denied in the pod's own namespace is looked up along its search path at once,
+/// and found in the cluster under an alias.
+#[test]
+fn the_search_path_of_a_known_pod_is_followed_in_the_cluster() {
+    let resolver = with_autopath();
+    let query = query(7, "web.shop.lab.svc.cluster.local.", RecordType::A);
+    let Step::Reply(reply) = answer_to(&resolver, "172.16.9.9", &query) else { panic!("at once") };
+    let reply = Message::from_vec(&reply).expect("a message");
+    let records: Vec<_> = reply.answers.iter().map(ToString::to_string).collect();
+    let expected = [
+        "web.shop.lab.svc.cluster.local. 5 IN CNAME web.shop.svc.cluster.local.",
+        "web.shop.svc.cluster.local. 5 IN A 10.0.0.1",
+    ];
+    assert_eq!(records, expected);
+}
+
+/// D14: outside of the cluster the search path goes on with the node's domains and the bare name.
+#[test]
+fn the_search_path_goes_on_outside_of_the_cluster() {
+    let resolver = with_autopath();
+    let query = query(7, "example.com.lab.svc.cluster.local.", RecordType::A);
+    let Step::Ask(pending) = answer_to(&resolver, "172.16.9.9", &query) else { panic!("upstream") };
+    let names: Vec<_> = pending.targets.iter().map(ToString::to_string).collect();
+    assert_eq!(names, ["example.com.node.example.", "example.com."]);
+}
+
+/// D14: other clients, and other namespaces than the pod's, get the denial itself, the short way as
+/// well.
+#[test]
+fn nobody_elses_search_path_is_followed() {
+    let resolver = with_autopath();
+    let fast = |pod: &str, name: &str| {
+        let bytes = query(7, name, RecordType::A).to_vec().expect("a message");
+        let peer = Some(std::net::SocketAddr::new(fixture::addr(pod), 4711));
+        let client = Client { peer, ..Client::unknown(Transport::Udp) };
+        let mut out = [0; wire::MAX_UDP as usize];
+        let parsed = crate::fast::Query::read(&bytes).expect("common");
+        resolver.load().fast(&parsed, &client, &mut out, resolver.metrics().shared()).is_some()
+    };
+    for (pod, name) in [
+        ("172.16.9.8", "example.com.lab.svc.cluster.local."),
+        ("172.16.9.9", "example.com.shop.svc.cluster.local."),
+        ("172.16.9.9", "lab.svc.cluster.local."),
+    ] {
+        let step = answer_to(&resolver, pod, &query(7, name, RecordType::A));
+        let Step::Reply(reply) = step else { panic!("{name} from {pod} is forwarded") };
+        let reply = Message::from_vec(&reply).expect("a message");
+        assert!(reply.answers.is_empty());
+        assert!(fast(pod, name), "{name} from {pod}");
+    }
+    assert!(!fast("172.16.9.9", "example.com.lab.svc.cluster.local."));
+    assert!(!fast("172.16.9.9", "a.b.c.d.example.com.lab.svc.cluster.local."));
 }

@@ -50,50 +50,62 @@ fn hint(error: &io::Error, addr: &SocketAddr) -> String {
 pub struct Sockets {
     /// The address, with the port that was really bound.
     pub addr: SocketAddr,
-    pub(super) udp: UdpSocket,
+    /// One for each worker.
+    pub(super) udp: Vec<UdpSocket>,
     pub(super) tcp: TcpListener,
 }
 
 impl Sockets {
-    /// Binds both. Port 0 takes any port that is free for both.
+    /// Binds both, UDP once for each of so many workers. Port 0 takes any port that is free for both.
     ///
     /// # Errors
     ///
     /// A call fails; the error names it, and what to do about it.
-    pub fn bind(addr: SocketAddr) -> Result<Self, BindError> {
+    pub fn bind(addr: SocketAddr, workers: usize) -> Result<Self, BindError> {
         let mut tries = if addr.port() == 0 { FREE_PORT_TRIES } else { 1 };
         loop {
             tries -= 1;
-            match Self::bind_once(addr) {
+            match Self::bind_once(addr, workers.max(1)) {
                 Err(error) if tries > 0 && error.source.kind() == io::ErrorKind::AddrInUse => {}
                 result => return result,
             }
         }
     }
 
-    fn bind_once(addr: SocketAddr) -> Result<Self, BindError> {
+    fn bind_once(addr: SocketAddr, workers: usize) -> Result<Self, BindError> {
         let fail = |call| move |source| BindError { addr, call, source };
-        let udp = socket(addr, Type::DGRAM, Protocol::UDP).map_err(fail("socket"))?;
-        // The kernel gives what its limit allows (net.core.rmem_max); less is no error.
-        let _ = udp.set_recv_buffer_size(RECEIVE_BUFFER);
-        udp.bind(&addr.into()).map_err(fail("bind UDP"))?;
-        if addr.ip().is_unspecified() {
-            // The answer has to come from the address that was asked.
-            let option = match addr {
-                SocketAddr::V4(_) => setsockopt(&udp, sockopt::Ipv4PacketInfo, &true),
-                SocketAddr::V6(_) => setsockopt(&udp, sockopt::Ipv6RecvPacketInfo, &true),
-            };
-            option.map_err(|e| fail("setsockopt PKTINFO")(e.into()))?;
-        }
-        let udp = UdpSocket::from(udp);
-        let bound = udp.local_addr().map_err(fail("getsockname"))?;
+        // TCP first: UDP sockets that share a port would share it with another server of this kind.
         let tcp = socket(addr, Type::STREAM, Protocol::TCP).map_err(fail("socket"))?;
         // A restart must not wait for the connections of its predecessor.
         tcp.set_reuse_address(true).map_err(fail("setsockopt SO_REUSEADDR"))?;
-        tcp.bind(&bound.into()).map_err(fail("bind TCP"))?;
+        tcp.bind(&addr.into()).map_err(fail("bind TCP"))?;
         tcp.listen(BACKLOG).map_err(fail("listen"))?;
-        Ok(Self { addr: bound, udp, tcp: tcp.into() })
+        let tcp = TcpListener::from(tcp);
+        let bound = tcp.local_addr().map_err(fail("getsockname"))?;
+        let udp = (0..workers).map(|_| udp_socket(bound)).collect::<Result<_, _>>()?;
+        Ok(Self { addr: bound, udp, tcp })
     }
+}
+
+fn udp_socket(addr: SocketAddr) -> Result<UdpSocket, BindError> {
+    let fail = |call| move |source| BindError { addr, call, source };
+    let udp = socket(addr, Type::DGRAM, Protocol::UDP).map_err(fail("socket"))?;
+    // With CAP_NET_ADMIN beyond the kernel's limit (net.core.rmem_max), or else up to it; less is
+    // no error.
+    if setsockopt(&udp, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+        let _ = udp.set_recv_buffer_size(RECEIVE_BUFFER);
+    }
+    udp.set_reuse_port(true).map_err(fail("setsockopt SO_REUSEPORT"))?;
+    udp.bind(&addr.into()).map_err(fail("bind UDP"))?;
+    if addr.ip().is_unspecified() {
+        // The answer has to come from the address that was asked.
+        let option = match addr {
+            SocketAddr::V4(_) => setsockopt(&udp, sockopt::Ipv4PacketInfo, &true),
+            SocketAddr::V6(_) => setsockopt(&udp, sockopt::Ipv6RecvPacketInfo, &true),
+        };
+        option.map_err(|e| fail("setsockopt PKTINFO")(e.into()))?;
+    }
+    Ok(udp.into())
 }
 
 fn socket(addr: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
@@ -112,10 +124,10 @@ mod tests {
 
     #[test]
     fn a_port_that_is_taken_is_told_with_a_hint() {
-        let first = Sockets::bind(([127, 0, 0, 1], 0).into()).expect("a free port");
+        let first = Sockets::bind(([127, 0, 0, 1], 0).into(), 2).expect("a free port");
         assert_ne!(first.addr.port(), 0);
-        let error = Sockets::bind(first.addr).expect_err("taken").to_string();
-        assert!(error.starts_with(&format!("cannot serve on {}: bind UDP: ", first.addr)));
+        let error = Sockets::bind(first.addr, 2).expect_err("taken").to_string();
+        assert!(error.starts_with(&format!("cannot serve on {}: bind TCP: ", first.addr)));
         assert!(error.contains("another process has port"), "{error}");
     }
 }

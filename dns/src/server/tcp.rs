@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -12,7 +12,8 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::drain;
-use crate::resolver::{Resolver, Step};
+use crate::metrics::Proto;
+use crate::resolver::{Client, Resolver, Step};
 use crate::wire::Transport;
 
 /// How many connections are served at once; a further one is closed.
@@ -73,7 +74,7 @@ fn spawn(
     };
     let (resolver, stop) = (Arc::clone(resolver), stop.clone());
     tasks.spawn(async move {
-        if let Err(error) = converse(stream, &resolver, stop).await {
+        if let Err(error) = converse(stream, peer, &resolver, stop).await {
             tracing::debug!(%peer, %error, "a connection ended");
         }
         drop(place);
@@ -83,11 +84,18 @@ fn spawn(
 /// Answers the queries of one connection, one after the other.
 async fn converse(
     mut stream: TcpStream,
-    resolver: &Resolver,
+    peer: SocketAddr,
+    resolver: &Arc<Resolver>,
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let local = stream.local_addr()?.ip();
+    let client = Client {
+        transport: Transport::Tcp,
+        proto: Proto::Tcp,
+        peer: Some(peer),
+        local: Some(stream.local_addr()?.ip()),
+    };
+    let shard = Arc::clone(resolver.metrics().shared());
     let mut query = Vec::new();
     loop {
         let length = tokio::select! {
@@ -105,12 +113,22 @@ async fn converse(
         };
         query.resize(length, 0);
         timeout(STALL, stream.read_exact(&mut query)).await??;
-        let reply = match resolver.accept(&query, Transport::Tcp, Some(local)) {
+        let begin = Instant::now();
+        let reply = match resolver.accept(&query, &client, &shard) {
             // What gets no answer is no client's.
             Step::Ignore => return Ok(()),
             Step::Reply(reply) => reply,
-            Step::Ask(pending) => resolver.finish(*pending).await,
+            Step::Refresh(reply, pending) => {
+                let resolver = Arc::clone(resolver);
+                tokio::spawn(async move { resolver.finish(*pending).await });
+                reply
+            }
+            Step::Ask(pending) => match resolver.finish(*pending).await {
+                Some(reply) => reply,
+                None => return Ok(()),
+            },
         };
+        shard.took(begin.elapsed(), 1);
         let mut framed = Vec::with_capacity(2 + reply.len());
         // A response never exceeds what two octets can say.
         framed.extend_from_slice(&u16::try_from(reply.len()).unwrap_or(u16::MAX).to_be_bytes());

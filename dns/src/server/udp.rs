@@ -1,31 +1,46 @@
-//! UDP: one datagram in, one datagram out.
+//! UDP: workers that take datagrams in batches and answer them in batches.
+//!
+//! There is one worker a core. Each has a socket of its own for every address (`SO_REUSEPORT`: the
+//! kernel spreads the clients over them), so that two cores never write to the same socket. What the
+//! cluster and the cache know is answered in the worker; what an upstream has to be asked for gets
+//! a task of the runtime.
 //!
 //! A socket bound to the wildcard address learns with each datagram which address it was sent to,
 //! and answers from that one; a client on a host with several addresses would drop the answer
-//! otherwise.
+//! otherwise. Such answers go out one by one, since every one has its own control message.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
-use std::os::fd::AsRawFd;
+use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::libc;
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg,
+    ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrIn, SockaddrIn6,
+    SockaddrLike, SockaddrStorage, recvmmsg, sendmsg,
 };
-use tokio::io::Interest;
-use tokio::net::UdpSocket;
-use tokio::sync::watch;
-use tokio::task::JoinSet;
-use tokio::time::timeout;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, SocketAddrAny, sendmmsg};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
 
-use super::drain;
-use crate::resolver::{Resolver, Step};
-use crate::wire::Transport;
+use crate::fast::{Buffer, Query};
+use crate::metrics::{Proto, Shard};
+use crate::resolver::{Client, Resolver, Step, Zone};
+use crate::wire::{MAX_UDP, Transport};
 
-/// No query is longer; what is gets cut off and is refused as malformed.
-const DATAGRAM: usize = 4096;
+/// How many datagrams a system call takes or sends.
+const BATCH: usize = 64;
+/// A query that is longer is cut off and refused as malformed: it is longer than what this server
+/// says it takes. An odd number of cache lines, so that the buffers do not share cache sets.
+const DATAGRAM: usize = 21 * 64;
+/// How many datagrams that have arrived before a stop are still answered, a socket.
+const LAST: usize = 16 * 1024;
+/// How often, and how long apart, a task tries to send what the socket has no room for.
+const SEND_TRIES: usize = 50;
+const SEND_PAUSE: Duration = Duration::from_millis(1);
 
 /// Which address and device a datagram came to.
 #[derive(Clone, Copy, Debug)]
@@ -48,163 +63,405 @@ impl Local {
     }
 }
 
-/// A bound UDP socket.
+/// A bound UDP socket, nonblocking.
 #[derive(Debug)]
 pub(super) struct Socket {
     socket: UdpSocket,
-    /// Bound to the wildcard address, so that datagrams carry the address they came to.
-    any: bool,
-    addr: IpAddr,
+    addr: SocketAddr,
 }
 
 impl Socket {
-    pub(super) fn new(socket: UdpSocket, any: bool, addr: IpAddr) -> Self {
-        Self { socket, any, addr }
+    pub(super) fn new(socket: UdpSocket, addr: SocketAddr) -> Self {
+        Self { socket, addr }
     }
 
-    async fn recv(
-        &self,
-        buffer: &mut [u8],
-        control: &mut [u8],
-    ) -> io::Result<(usize, SocketAddr, Local)> {
-        if !self.any {
-            let (length, peer) = self.socket.recv_from(buffer).await?;
-            return Ok((length, peer, Local::Bound(self.addr)));
-        }
-        self.socket.async_io(Interest::READABLE, || self.recvmsg(buffer, control)).await
+    /// Bound to the wildcard address, so that datagrams carry the address they came to.
+    fn any(&self) -> bool {
+        self.addr.ip().is_unspecified()
     }
 
-    fn recvmsg(
-        &self,
-        buffer: &mut [u8],
-        control: &mut [u8],
-    ) -> io::Result<(usize, SocketAddr, Local)> {
-        let mut parts = [IoSliceMut::new(buffer)];
-        let fd = self.socket.as_raw_fd();
-        let message = recvmsg::<SockaddrStorage>(fd, &mut parts, Some(control), MsgFlags::empty())?;
-        let peer = message.address.as_ref().and_then(socket_addr).ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidData, "a datagram without a source address")
-        })?;
-        let mut local = Local::Bound(self.addr);
-        for part in message.cmsgs()? {
-            match part {
-                ControlMessageOwned::Ipv4PacketInfo(info) => local = Local::V4(info),
-                ControlMessageOwned::Ipv6PacketInfo(info) => local = Local::V6(info),
-                _ => {}
-            }
-        }
-        Ok((message.bytes, peer, local))
-    }
-
-    async fn send(&self, reply: &[u8], peer: SocketAddr, local: Local) {
-        let sent = match local {
-            Local::Bound(_) => self.socket.send_to(reply, peer).await,
-            _ => {
-                let send = || sendmsg_from(&self.socket, reply, peer, local);
-                self.socket.async_io(Interest::WRITABLE, send).await
-            }
+    fn send(&self, reply: &[u8], peer: SocketAddr, local: Local) -> io::Result<usize> {
+        let send = |control: &[ControlMessage<'_>]| {
+            let to = SockaddrStorage::from(peer);
+            let parts = [IoSlice::new(reply)];
+            let flags = MsgFlags::MSG_DONTWAIT;
+            Ok(sendmsg(self.socket.as_raw_fd(), &parts, control, flags, Some(&to))?)
         };
-        if let Err(error) = sent {
-            tracing::debug!(%peer, %error, "an answer cannot be sent");
+        match local {
+            Local::Bound(_) => send(&[]),
+            Local::V4(mut info) => {
+                // The route to the peer decides about the device.
+                info.ipi_ifindex = 0;
+                send(&[ControlMessage::Ipv4PacketInfo(&info)])
+            }
+            Local::V6(mut info) => {
+                if !std::net::Ipv6Addr::from(info.ipi6_addr.s6_addr).is_unicast_link_local() {
+                    info.ipi6_ifindex = 0;
+                }
+                send(&[ControlMessage::Ipv6PacketInfo(&info)])
+            }
         }
+    }
+
+    /// Sends from a task. The socket is in no reactor: that would wake a thread of the runtime for
+    /// every datagram that a worker takes or sends.
+    async fn send_later(&self, reply: &[u8], peer: SocketAddr, local: Local) {
+        for _ in 0..SEND_TRIES {
+            match self.send(reply, peer, local) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    tokio::time::sleep(SEND_PAUSE).await;
+                }
+                Err(error) => {
+                    tracing::debug!(%peer, %error, "an answer cannot be sent");
+                    return;
+                }
+                Ok(_) => return,
+            }
+        }
+        tracing::debug!(%peer, "an answer is dropped: the socket has no room");
+    }
+
+    /// Waits until the socket has room, for a short time.
+    fn wait_for_room(&self) {
+        let mut fds = [PollFd::new(&self.socket, PollFlags::OUT)];
+        let patience = rustix::time::Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+        // Whatever comes of it, the next send tells.
+        let _ = poll(&mut fds, Some(&patience));
     }
 }
 
-fn sendmsg_from(
-    socket: &UdpSocket,
-    reply: &[u8],
+/// A client's address in the form that the kernel gives.
+trait Peer: SockaddrLike + Copy {
+    fn addr(&self) -> SocketAddr;
+}
+
+impl Peer for SockaddrIn {
+    fn addr(&self) -> SocketAddr {
+        SocketAddrV4::from(*self).into()
+    }
+}
+
+impl Peer for SockaddrIn6 {
+    fn addr(&self) -> SocketAddr {
+        SocketAddrV6::from(*self).into()
+    }
+}
+
+/// Where a datagram of a batch came from, and to.
+#[derive(Clone, Copy, Debug)]
+struct From {
     peer: SocketAddr,
     local: Local,
-) -> io::Result<usize> {
-    let send = |control: &[ControlMessage<'_>]| {
-        let to = SockaddrStorage::from(peer);
-        let parts = [IoSlice::new(reply)];
-        Ok(sendmsg(socket.as_raw_fd(), &parts, control, MsgFlags::empty(), Some(&to))?)
-    };
-    match local {
-        Local::Bound(_) => send(&[]),
-        Local::V4(mut info) => {
-            // The route to the peer decides about the device.
-            info.ipi_ifindex = 0;
-            send(&[ControlMessage::Ipv4PacketInfo(&info)])
+}
+
+/// Answers of a batch, until they are sent.
+struct Outgoing {
+    buffers: Box<[Buffer]>,
+    lengths: [usize; BATCH],
+    to: Vec<From>,
+    addrs: Vec<SocketAddrAny>,
+}
+
+impl Outgoing {
+    fn new() -> Self {
+        Self {
+            buffers: vec![[0; MAX_UDP as usize]; BATCH].into(),
+            lengths: [0; BATCH],
+            to: Vec::with_capacity(BATCH),
+            addrs: Vec::with_capacity(BATCH),
         }
-        Local::V6(mut info) => {
-            if !std::net::Ipv6Addr::from(info.ipi6_addr.s6_addr).is_unicast_link_local() {
-                info.ipi6_ifindex = 0;
+    }
+
+    /// The next answer's buffer.
+    fn buffer(&mut self) -> &mut Buffer {
+        &mut self.buffers[self.to.len()]
+    }
+
+    /// Says that the next answer is whole.
+    fn push(&mut self, length: usize, to: From) {
+        self.lengths[self.to.len()] = length;
+        self.to.push(to);
+    }
+
+    fn reply(&self, n: usize) -> &[u8] {
+        &self.buffers[n][..self.lengths[n]]
+    }
+
+    fn send(&mut self, socket: &Socket) {
+        if socket.any() {
+            for (n, to) in self.to.iter().enumerate() {
+                send_one(socket, self.reply(n), *to);
             }
-            send(&[ControlMessage::Ipv6PacketInfo(&info)])
+        } else {
+            self.addrs.clear();
+            self.addrs.extend(self.to.iter().map(|to| SocketAddrAny::from(to.peer)));
+            let mut sent = 0;
+            while sent < self.to.len() {
+                match self.send_batch(socket, sent) {
+                    Ok(0) => break,
+                    Ok(count) => sent += count,
+                    Err(rustix::io::Errno::INTR) => {}
+                    Err(_) => {
+                        // The first one is to blame; by itself it gets its wait or its message.
+                        send_one(socket, self.reply(sent), self.to[sent]);
+                        sent += 1;
+                    }
+                }
+            }
         }
+        self.to.clear();
+    }
+
+    fn send_batch(&self, socket: &Socket, first: usize) -> rustix::io::Result<usize> {
+        let count = self.to.len();
+        let slices: [[IoSlice<'_>; 1]; BATCH] =
+            std::array::from_fn(|n| [IoSlice::new(if n < count { self.reply(n) } else { &[] })]);
+        let mut controls: [SendAncillaryBuffer<'_, '_, '_>; BATCH] =
+            std::array::from_fn(|_| SendAncillaryBuffer::new(&mut []));
+        let mut messages: Vec<MMsgHdr<'_>> = controls
+            .iter_mut()
+            .zip(&slices)
+            .zip(&self.addrs)
+            .skip(first)
+            .map(|((control, slice), addr)| MMsgHdr::new_with_addr(addr, slice, control))
+            .collect();
+        sendmmsg(&socket.socket, &mut messages, SendFlags::DONTWAIT)
     }
 }
 
-fn socket_addr(storage: &SockaddrStorage) -> Option<SocketAddr> {
-    let v4 = storage.as_sockaddr_in().map(|addr| SocketAddrV4::from(*addr).into());
-    v4.or_else(|| storage.as_sockaddr_in6().map(|addr| SocketAddrV6::from(*addr).into()))
+fn send_one(socket: &Socket, reply: &[u8], to: From) {
+    let mut sent = socket.send(reply, to.peer, to.local);
+    if sent.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+        socket.wait_for_room();
+        sent = socket.send(reply, to.peer, to.local);
+    }
+    if let Err(error) = sent {
+        tracing::debug!(peer = %to.peer, %error, "an answer cannot be sent");
+    }
 }
 
-/// How many datagrams that have arrived before a stop are still answered.
-const LAST: usize = 4096;
+/// What the receiving of a worker needs, for one address family.
+struct Incoming<S> {
+    headers: MultiHeaders<S>,
+}
 
-/// Serves until told to stop. What the cluster knows is answered in this loop; what an upstream has
-/// to be asked for gets a task.
-pub(super) async fn serve(
-    socket: Socket,
-    resolver: Arc<Resolver>,
-    mut stop: watch::Receiver<bool>,
-) {
-    let socket = Arc::new(socket);
-    let mut tasks = JoinSet::new();
-    let mut buffer = vec![0; DATAGRAM];
-    let mut control = nix::cmsg_space!(libc::in_pktinfo, libc::in6_pktinfo);
-    loop {
-        while tasks.try_join_next().is_some() {}
-        let received = tokio::select! {
-            received = socket.recv(&mut buffer, &mut control) => received,
-            // An error says that the server is gone.
-            _ = stop.wait_for(|stop| *stop) => break,
-        };
-        match received {
-            Ok((length, peer, local)) => {
-                handle(&socket, &resolver, &buffer[..length], peer, local, &mut tasks).await;
+impl<S: Peer> Incoming<S> {
+    fn new(any: bool) -> Self {
+        let control = any.then(|| nix::cmsg_space!(libc::in6_pktinfo));
+        Self { headers: MultiHeaders::preallocate(BATCH, control) }
+    }
+
+    /// Takes what is there, up to a batch, and hands over each datagram.
+    fn take(
+        &mut self,
+        socket: &Socket,
+        buffers: &mut [u8],
+        mut each: impl FnMut(&[u8], From),
+    ) -> io::Result<usize> {
+        let mut chunks = buffers.chunks_exact_mut(DATAGRAM);
+        let mut slices: [[IoSliceMut<'_>; 1]; BATCH] =
+            std::array::from_fn(|_| [IoSliceMut::new(chunks.next().unwrap_or_default())]);
+        let fd = socket.socket.as_raw_fd();
+        let flags = MsgFlags::MSG_DONTWAIT;
+        let received = recvmmsg(fd, &mut self.headers, slices.iter_mut(), flags, None)?;
+        let mut count = 0;
+        for message in received {
+            count += 1;
+            let Some(peer) = message.address.map(|addr| addr.addr()) else { continue };
+            // Nobody can be reached there.
+            if peer.port() == 0 || peer.ip().is_unspecified() {
+                continue;
             }
+            let mut local = Local::Bound(socket.addr.ip());
+            if socket.any() {
+                for part in message.cmsgs().into_iter().flatten() {
+                    match part {
+                        ControlMessageOwned::Ipv4PacketInfo(info) => local = Local::V4(info),
+                        ControlMessageOwned::Ipv6PacketInfo(info) => local = Local::V6(info),
+                        _ => {}
+                    }
+                }
+            }
+            each(message.iovs().next().unwrap_or_default(), From { peer, local });
+        }
+        Ok(count)
+    }
+}
+
+enum Family {
+    V4(Incoming<SockaddrIn>),
+    V6(Incoming<SockaddrIn6>),
+}
+
+/// Tells workers to stop.
+#[derive(Debug)]
+pub(super) struct Stop {
+    flag: AtomicBool,
+    /// Readable once the flag is set.
+    event: OwnedFd,
+}
+
+impl Stop {
+    pub(super) fn new() -> io::Result<Self> {
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self { flag: AtomicBool::new(false), event })
+    }
+
+    pub(super) fn set(&self) {
+        self.flag.store(true, Ordering::Relaxed);
+        // It is written once, so there is room for the one.
+        let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+    }
+}
+
+/// One worker: its sockets, one for each address.
+pub(super) struct Worker {
+    pub(super) sockets: Vec<Arc<Socket>>,
+    pub(super) resolver: Arc<Resolver>,
+    pub(super) runtime: Handle,
+    pub(super) stop: Arc<Stop>,
+    /// Held by every task that still has an answer to send.
+    pub(super) tasks: mpsc::Sender<()>,
+    pub(super) shard: Arc<Shard>,
+}
+
+impl Worker {
+    /// Serves until told to stop, and then what waits in the sockets.
+    pub(super) fn run(self) {
+        let mut state = State {
+            families: self.sockets.iter().map(|socket| family(socket)).collect(),
+            buffers: vec![0; BATCH * DATAGRAM],
+            outgoing: Outgoing::new(),
+        };
+        loop {
+            let mut more = false;
+            for index in 0..self.sockets.len() {
+                more |= self.serve(&mut state, index) == BATCH;
+            }
+            // A full batch says that more is waiting.
+            if !more {
+                self.wait();
+            }
+            if self.stop.flag.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+        for index in 0..self.sockets.len() {
+            let mut left = LAST;
+            loop {
+                let count = self.serve(&mut state, index);
+                left = left.saturating_sub(count);
+                if count == 0 || left == 0 {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Waits for a datagram or the stop.
+    fn wait(&self) {
+        let mut fds = Vec::with_capacity(self.sockets.len() + 1);
+        fds.push(PollFd::new(&self.stop.event, PollFlags::IN));
+        fds.extend(self.sockets.iter().map(|it| PollFd::new(&it.socket, PollFlags::IN)));
+        match poll(&mut fds, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => {
-                // Nothing that one datagram causes may end the loop. Yielding keeps an error that
-                // stays from starving the runtime.
-                tracing::warn!(%error, "recvmsg failed");
-                tokio::task::yield_now().await;
+                // Out of memory for the moment; a loop without a pause would not help.
+                tracing::warn!(%error, "poll failed");
+                std::thread::sleep(SEND_PAUSE);
             }
         }
     }
-    // What waits in the socket was sent before the stop, too.
-    for _ in 0..LAST {
-        let received = timeout(Duration::ZERO, socket.recv(&mut buffer, &mut control)).await;
-        let Ok(Ok((length, peer, local))) = received else { break };
-        handle(&socket, &resolver, &buffer[..length], peer, local, &mut tasks).await;
-    }
-    drain(&mut tasks).await;
-}
 
-async fn handle(
-    socket: &Arc<Socket>,
-    resolver: &Arc<Resolver>,
-    message: &[u8],
-    peer: SocketAddr,
-    local: Local,
-    tasks: &mut JoinSet<()>,
-) {
-    // Nobody can be reached there.
-    if peer.port() == 0 || peer.ip().is_unspecified() {
-        return;
+    /// Takes and answers one batch; says how many datagrams there were.
+    fn serve(&self, state: &mut State, index: usize) -> usize {
+        let State { families, buffers, outgoing } = state;
+        let socket = &self.sockets[index];
+        let zone = self.resolver.load();
+        let begin = std::time::Instant::now();
+        let each = |message: &[u8], from: From| self.handle(socket, &zone, message, from, outgoing);
+        let taken = match &mut families[index] {
+            Family::V4(incoming) => incoming.take(socket, buffers, each),
+            Family::V6(incoming) => incoming.take(socket, buffers, each),
+        };
+        match taken {
+            Ok(count) => {
+                let answers = outgoing.to.len() as u64;
+                outgoing.send(socket);
+                if answers > 0 {
+                    self.shard.took(begin.elapsed(), answers);
+                }
+                count
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            Err(error) => {
+                // Nothing that one datagram causes may end the loop: an ICMP error of an earlier
+                // answer arrives here.
+                tracing::debug!(%error, "recvmmsg failed");
+                0
+            }
+        }
     }
-    match resolver.accept(message, Transport::Udp, Some(local.addr())) {
-        Step::Ignore => {}
-        Step::Reply(reply) => socket.send(&reply, peer, local).await,
-        Step::Ask(pending) => {
-            let (resolver, socket) = (Arc::clone(resolver), Arc::clone(socket));
-            tasks.spawn(async move {
+
+    fn handle(
+        &self,
+        socket: &Arc<Socket>,
+        zone: &Zone,
+        message: &[u8],
+        from: From,
+        outgoing: &mut Outgoing,
+    ) {
+        let client = Client {
+            transport: Transport::Udp,
+            proto: Proto::Udp,
+            peer: Some(from.peer),
+            local: Some(from.local.addr()),
+        };
+        if let Some(query) = Query::read(message) {
+            let done = zone.fast(&query, &client, outgoing.buffer(), &self.shard);
+            if let Some(length) = done {
+                outgoing.push(length, from);
+                return;
+            }
+        }
+        let (reply, pending) = match self.resolver.accept(message, &client, &self.shard) {
+            Step::Ignore => (None, None),
+            Step::Reply(reply) => (Some(reply), None),
+            Step::Refresh(reply, pending) => (Some(reply), Some((pending, false))),
+            Step::Ask(pending) => (None, Some((pending, true))),
+        };
+        // A reply by UDP is never longer than the buffer.
+        if let Some(reply) = reply
+            && let Some(place) = outgoing.buffer().get_mut(..reply.len())
+        {
+            place.copy_from_slice(&reply);
+            outgoing.push(reply.len(), from);
+        }
+        if let Some((pending, answer)) = pending {
+            let (resolver, socket) = (Arc::clone(&self.resolver), Arc::clone(socket));
+            let task = self.tasks.clone();
+            self.runtime.spawn(async move {
                 let reply = resolver.finish(*pending).await;
-                socket.send(&reply, peer, local).await;
+                if let Some(reply) = reply.filter(|_| answer) {
+                    socket.send_later(&reply, from.peer, from.local).await;
+                }
+                drop(task);
             });
         }
+    }
+}
+
+/// What a worker uses again and again.
+struct State {
+    families: Vec<Family>,
+    buffers: Vec<u8>,
+    outgoing: Outgoing,
+}
+
+fn family(socket: &Socket) -> Family {
+    if socket.addr.is_ipv4() {
+        Family::V4(Incoming::new(socket.any()))
+    } else {
+        Family::V6(Incoming::new(socket.any()))
     }
 }

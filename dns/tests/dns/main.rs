@@ -3,6 +3,7 @@
 
 mod etcd;
 mod forwarding;
+mod operating;
 mod serving;
 mod stopping;
 mod support;

@@ -34,7 +34,12 @@ pub(crate) fn command(source: &str) -> Command {
     command
         .arg(format!("--source={source}"))
         // No flag here that a test may want to give.
-        .args(["--resolv-conf=/dev/null", "--ready-bind-address=", "--log-level=info"])
+        .args([
+            "--resolv-conf=/dev/null",
+            "--ready-bind-address=",
+            "--metrics-bind-address=",
+            "--log-level=info",
+        ])
         .args(["--health-bind-address=127.0.0.1:0"])
         .env_remove("RUST_LOG")
         .stdin(Stdio::null())
@@ -115,6 +120,11 @@ impl Dns {
         write(self.manifests.path(), manifest);
     }
 
+    /// The process's number.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends SIGTERM.
     pub(crate) fn terminate(&self) {
         self.signal(Signal::SIGTERM);
@@ -134,11 +144,16 @@ impl Dns {
 
     /// The status line of a probe.
     pub(crate) fn probe(&self, path: &str) -> String {
+        self.http(path).lines().next().unwrap_or_default().to_owned()
+    }
+
+    /// What is served over HTTP, with its head.
+    pub(crate) fn http(&self, path: &str) -> String {
         let mut stream = TcpStream::connect(self.probes).expect("probes are served");
         write!(stream, "GET {path} HTTP/1.1\r\nHost: dns\r\n\r\n").expect("sent");
         let mut response = String::new();
         stream.read_to_string(&mut response).expect("a response");
-        response.lines().next().unwrap_or_default().to_owned()
+        response
     }
 
     /// Asks by UDP.

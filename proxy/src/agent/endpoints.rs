@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use ipnet::IpNet;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType, netdevice};
 use sluice_abi::{Addr, Endpoint};
@@ -232,6 +233,17 @@ impl Endpoints {
                 host_ports: pod.record.host_ports.iter().map(ToString::to_string).collect(),
             })
             .unwrap_or_default()
+    }
+
+    /// Pods with addresses outside these ranges, which other nodes have no routes to: the node's pod
+    /// CIDRs were changed while the pods ran.
+    pub(super) fn outside<'a>(
+        &'a self,
+        cidrs: &'a [IpNet],
+    ) -> impl Iterator<Item = (String, IpAddr)> + 'a {
+        let pods = self.attached.values().map(|pod| &pod.record);
+        pods.flat_map(|record| record.addresses.iter().map(|addr| (record.label(), *addr)))
+            .filter(|(_, addr)| !cidrs.iter().any(|cidr| cidr.contains(addr)))
     }
 
     /// How many pods have their programs.

@@ -118,14 +118,14 @@ mod tests {
         let state = State::new(&[&[LIVE, GONE], &foreign[..]].concat(), GRACE);
         assert_eq!(state.heal(), [state.0.path().join("endpoints").join(GONE)]);
         assert_eq!(state.left(), ["notes.json", LIVE, "slu0000000000c", "sluxyz,10.0.0.4.json"]);
-        assert_eq!(state.heal(), [PathBuf::new(); 0]);
+        assert!(state.heal().is_empty());
     }
 
     /// C5: an ADD that has written its record and not made its interface yet loses nothing.
     #[test]
     fn a_young_record_may_be_an_add_under_way() {
         let state = State::new(&[GONE], GRACE - Duration::from_secs(10));
-        assert_eq!(state.heal(), [PathBuf::new(); 0]);
+        assert!(state.heal().is_empty());
         assert_eq!(state.left(), [GONE]);
     }
 
@@ -135,7 +135,7 @@ mod tests {
         let state = State::new(&[GONE], GRACE);
         let lock = File::create(state.0.path().join("lock")).expect("a file");
         flock(&lock, FlockOperation::LockExclusive).expect("the lock");
-        assert_eq!(state.heal(), [PathBuf::new(); 0]);
+        assert!(state.heal().is_empty());
         assert_eq!(state.left(), [GONE]);
         drop(lock);
         assert_eq!(state.heal().len(), 1);
@@ -144,6 +144,6 @@ mod tests {
     #[test]
     fn a_state_directory_that_is_not_there_has_no_leaks() {
         let found = heal(Path::new("/nonexistent/state"), SystemTime::now(), GRACE, |_| true);
-        assert_eq!(found.expect("no failure"), [PathBuf::new(); 0]);
+        assert!(found.expect("no failure").is_empty());
     }
 }

@@ -11,6 +11,7 @@
 //! One thread: the work is a few system calls a change, and nothing has to be locked. Leaving the
 //! loop, in whatever way, leaves programs, links and maps pinned in the kernel, where they go on.
 
+mod cleanup;
 mod endpoints;
 mod health;
 mod host_ports;
@@ -21,10 +22,13 @@ mod reconcile;
 mod records;
 mod routes;
 mod run;
+mod service_routes;
 mod settings;
 mod status;
+mod uplinks;
 mod wake;
 
+pub use cleanup::cleanup;
 pub use endpoints::Endpoints;
 pub use lock::{LockError, NodeLock};
 pub use node_file::NodeFile;

@@ -16,6 +16,8 @@ use super::lock::NodeLock;
 use super::node_file::NodeFile;
 use super::reconcile::Reconciler;
 use super::routes::Routes;
+use super::service_routes::ServiceRanges;
+use super::uplinks::UplinkPart;
 use super::wake::Wakes;
 use super::{StartError, health, host_ports, records, settings};
 use crate::cli::SluicedArgs;
@@ -40,7 +42,9 @@ pub(super) struct Agent {
     /// Ports of the node that pods ask for and cannot get, subject and message.
     pub(super) port_problems: BTreeMap<String, String>,
     pub(super) routes: Option<Routes>,
+    pub(super) uplinks: UplinkPart,
     pub(super) wakes: Wakes,
+    pub(super) service_ranges: ServiceRanges,
     pub(super) source: watch::Receiver<SourceStatus>,
     pub(super) notices: Vec<String>,
     pub(super) kernel: dataplane::Kernel,
@@ -57,9 +61,7 @@ pub(super) struct Agent {
 /// [`StartError`] with a hint where the node cannot be programmed at all. Once it runs, nothing
 /// stops it: what goes wrong is logged, shown by `proxyctl status` and tried again.
 pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
-    if !rustix::process::geteuid().is_root() {
-        return Err(StartError::new("sluiced needs root to program the kernel", "run it as root"));
-    }
+    settings::require_root()?;
     let lock = NodeLock::take(&args.paths.run_dir).map_err(|error| {
         StartError::new(error.to_string(), "stop it first, or give this one its own --run-dir")
     })?;
@@ -108,6 +110,12 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
     let wakes =
         Wakes::start(records::directory(&args.state_dir), args.reset_deleted_endpoint_connections)
             .map_err(|error| StartError::new(format!("cannot start a thread: {error}"), ""))?;
+    let uplinks = UplinkPart::open(&args)
+        .map_err(|error| StartError::new(error.to_string(), "or set --uplinks ''"))?;
+    // Also where there is none: routes of an agent that had one go.
+    let mut service_ranges = ServiceRanges::open(args.service_cluster_ip_range.clone())
+        .map_err(|error| StartError::new(error.to_string(), ""))?;
+    service_ranges.reconcile().await;
     let options = settings::source_options(&args.etcd)?;
     let mut stream = Stream::open(&args.source, &options)
         .map_err(|error| StartError::new(error.to_string(), error.hint()))?;
@@ -127,7 +135,9 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
         endpoints,
         port_problems,
         routes,
+        uplinks,
         wakes,
+        service_ranges,
         source: stream.status(),
         notices,
         kernel,
@@ -135,6 +145,7 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
         node_file: None,
         timeouts: dataplane::Timeouts {
             tcp_established: Duration::from_secs(args.conntrack_tcp_timeout_established),
+            tcp_half_closed: Duration::from_secs(args.conntrack_tcp_timeout_close_wait),
             udp: Duration::from_secs(args.conntrack_udp_timeout),
             udp_stream: Duration::from_secs(args.conntrack_udp_timeout_stream),
             ..dataplane::Timeouts::default()
@@ -144,6 +155,8 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
     };
     tracing::info!(node = agent.node, source = %agent.args.source, "sluiced is up");
 
+    // What an agent before this one served goes on; a first one need not wait for the source.
+    agent.reconcile_uplinks().await;
     let mut collect = tokio::time::interval(COLLECT_EVERY);
     collect.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -162,6 +175,8 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
             }
             Some(_) = record_events.next() => agent.sync_endpoints(),
             () = Routes::touched(&mut agent.routes) => agent.reconcile_routes().await,
+            () = agent.uplinks.touched() => agent.reconcile_uplinks().await,
+            () = agent.service_ranges.touched() => agent.service_ranges.reconcile().await,
             () = sleep_until(retry_at) => {
                 agent.retry();
             }
@@ -214,6 +229,7 @@ impl Agent {
         if self.cache.synced() && (changes.synced || !changes.nodes.is_empty()) {
             self.write_node_file();
             self.reconcile_routes().await;
+            self.reconcile_uplinks().await;
         }
     }
 
@@ -289,11 +305,20 @@ impl Agent {
         }
     }
 
+    async fn reconcile_uplinks(&mut self) {
+        let nodes: Option<Vec<_>> = self.cache.synced().then(|| self.cache.nodes().collect());
+        let nodes = nodes.as_deref();
+        self.uplinks.reconcile(&mut self.dataplane, &self.args, &self.node, nodes).await;
+    }
+
     fn collect(&mut self) {
         self.health.alive();
+        if let Err(error) = self.forget_sockets() {
+            tracing::warn!("forgetting sockets that are gone: {error}");
+        }
         self.endpoints.heal();
-        // An interface may have got an address.
-        self.sync_host_ports();
+        // An interface may have gone, or got an address.
+        self.sync_endpoints();
         match self.dataplane.conntrack_gc(clock::monotonic_nanos(), &self.timeouts) {
             Ok(collected) => {
                 let left = collected.seen.saturating_sub(collected.removed);

@@ -12,6 +12,14 @@ use crate::cli::SluicedArgs;
 use crate::dataplane;
 use crate::node_ports::node_port_addrs;
 
+/// Nothing works without.
+pub(super) fn require_root() -> Result<(), StartError> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(StartError::new("sluiced needs root to program the kernel", "run it as root"))
+}
+
 /// Name of this node: the flag, else the host's name in lower case, as kubelet registers it.
 pub(super) fn node_name(args: &SluicedArgs) -> String {
     args.hostname_override.clone().unwrap_or_else(|| {

@@ -102,6 +102,9 @@ impl Agent {
             part("Pod programs", self.args.pod_programs, self.kernel.pod_hook().to_owned()),
             part("Fast path", self.args.pod_programs && self.args.fast_path, String::new()),
             part("Routes", self.args.routes, "host-gw".to_owned()),
+            part("Uplinks", self.uplinks.on(), self.uplinks.note_text()),
+            part("Masquerade", self.uplinks.on() && self.args.masquerade, String::new()),
+            part("Service ranges", self.service_ranges.is_on(), self.service_ranges.text()),
             listener("Health checks", self.args.healthz_bind_address),
             listener("Metrics", self.args.metrics_bind_address),
         ]
@@ -115,12 +118,36 @@ impl Agent {
         let mut rows: Vec<_> = self.reconciler.problems().map(|(s, m)| row(&s, &m)).collect();
         rows.extend(self.cache.rejected().map(rejected_row));
         rows.extend(self.endpoints.problems().map(|(s, m)| row(s, m)));
+        rows.extend(self.outside_of_the_node());
         rows.extend(self.port_problems.iter().map(|(s, m)| row(s, m)));
         rows.extend(self.routes.iter().flat_map(Routes::problems).map(|(s, m)| row(s, m)));
+        rows.extend(self.uplinks.problems().map(|(s, m)| row(s, m)));
+        rows.extend(self.service_ranges.problems().map(|(s, m)| row(s, m)));
         rows.extend(self.health.problems().iter().map(|(s, m)| row(s, m)));
         rows.extend(self.wakes.problem().map(|problem| row("sockets", &problem)));
         rows.extend(self.notices.iter().map(|notice| row("map size", notice)));
         rows
+    }
+}
+
+impl Agent {
+    /// Pods that kept addresses which the node's pod CIDRs no longer hold.
+    fn outside_of_the_node(&self) -> Vec<ProblemRow> {
+        let Some(node) = self.cache.node(&self.node).filter(|node| !node.pod_cidrs.is_empty())
+        else {
+            return Vec::new();
+        };
+        let cidrs: Vec<String> = node.pod_cidrs.iter().map(ToString::to_string).collect();
+        let cidrs = cidrs.join(", ");
+        let pods = self.endpoints.outside(&node.pod_cidrs);
+        pods.map(|(pod, addr)| ProblemRow {
+            subject: format!("Pod {pod}"),
+            message: format!(
+                "{addr} is not in the node's pod CIDRs ({cidrs}): other nodes have no route to it \
+                 until the pod is made anew"
+            ),
+        })
+        .collect()
     }
 }
 

@@ -1,12 +1,15 @@
 //! When sockets whose backend is gone are looked for.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use sluice_abi::maps;
+
 use super::records;
 use super::run::Agent;
-use crate::dataplane::SocketKind;
-use crate::wake::{Waker, doomed};
+use crate::dataplane::{DataplaneError, SocketKind};
+use crate::wake::{Note, Waker, doomed};
 
 /// Changes come in bursts: they are waited for that long, and one look does for all of them.
 const GATHER: Duration = Duration::from_millis(10);
@@ -19,9 +22,43 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// the loop's time is for the changes themselves.
 const SHARE: u32 = 10;
 
+/// The part of the notes' room that may fill up before it is asked which of the sockets are gone.
+const FILLED: usize = 8;
+
+/// Which notes of sockets are left over from sockets that are gone.
+///
+/// A socket is gone if the kernel does not know it, twice: one that is being connected is noted a
+/// moment before the kernel lists it.
+#[derive(Debug, Default)]
+struct Leftovers {
+    /// How many notes there were after the last answer.
+    kept: usize,
+    /// Gone according to the last answer, not confirmed yet.
+    suspects: HashSet<Note>,
+}
+
+impl Leftovers {
+    /// Whether it is time to ask, with so many notes in a map of that size: they have become many
+    /// more since the last answer.
+    fn is_time(&self, notes: usize, room: usize) -> bool {
+        !self.suspects.is_empty() || notes >= self.kept + room.div_ceil(FILLED).max(1)
+    }
+
+    /// Takes an answer in; returns those that are gone for sure.
+    fn confirmed(&mut self, gone: Vec<Note>, notes: usize) -> Vec<Note> {
+        let before = std::mem::take(&mut self.suspects);
+        let (sure, new): (Vec<_>, Vec<_>) =
+            gone.into_iter().partition(|note| before.contains(note));
+        self.suspects = new.into_iter().collect();
+        self.kept = notes.saturating_sub(sure.len());
+        sure
+    }
+}
+
 /// Wakes the sockets whose backend is gone.
 #[derive(Debug)]
 pub(super) struct Wakes {
+    leftovers: Leftovers,
     waker: Waker,
     /// Whether TCP connections are reset as well.
     streams: bool,
@@ -44,7 +81,8 @@ impl Wakes {
             paths.filter(|path| !path.as_os_str().is_empty()).collect()
         })?;
         let rest = Instant::now();
-        Ok(Self { waker, streams, due: None, again: None, rest })
+        let leftovers = Leftovers::default();
+        Ok(Self { leftovers, waker, streams, due: None, again: None, rest })
     }
 
     /// A backend may have gone.
@@ -130,6 +168,35 @@ impl Agent {
     }
 }
 
+impl Agent {
+    /// Forgets what was noted of sockets that are gone without a word, where that fills the maps.
+    pub(super) fn forget_sockets(&mut self) -> Result<(), DataplaneError> {
+        const KINDS: [SocketKind; 2] = [SocketKind::Stream, SocketKind::Datagram];
+        let mut notes: Vec<Note> = Vec::new();
+        for kind in KINDS {
+            let peers = self.dataplane.view().sock_peers(kind)?;
+            notes.extend(peers.into_iter().map(|(cookie, peer)| (kind, peer.netns, cookie)));
+        }
+        let leftovers = &mut self.wakes.leftovers;
+        if let Some(gone) = self.wakes.waker.gone() {
+            let sure = leftovers.confirmed(gone, notes.len());
+            for kind in KINDS {
+                let of_kind = sure.iter().filter(|(k, ..)| *k == kind);
+                let cookies: Vec<u64> = of_kind.map(|(_, _, cookie)| *cookie).collect();
+                self.dataplane.forget_socks(kind, &cookies)?;
+            }
+            if !sure.is_empty() {
+                tracing::debug!(sockets = sure.len(), "forgot sockets that are gone");
+            }
+        }
+        let room = self.dataplane.view().size(maps::SOCK_PEERS).unwrap_or(u32::MAX);
+        if leftovers.is_time(notes.len(), usize::try_from(room).unwrap_or(usize::MAX)) {
+            self.wakes.waker.verify(notes);
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,5 +234,20 @@ mod tests {
         wakes.end(start, end);
         wakes.changed(end);
         assert_eq!(wakes.due(), Some(end + Duration::from_millis(200)));
+    }
+
+    /// S33: what is left over is asked for once it takes room, and is gone once that was said twice.
+    #[test]
+    fn leftovers_are_confirmed_before_they_are_forgotten() {
+        let note = |cookie| (SocketKind::Stream, 7, cookie);
+        let mut leftovers = Leftovers::default();
+        assert!(!leftovers.is_time(99, 800));
+        assert!(leftovers.is_time(100, 800));
+        assert_eq!(leftovers.confirmed(vec![note(1), note(2)], 100), vec![]);
+        assert!(leftovers.is_time(100, 800), "to confirm what was said");
+        assert_eq!(leftovers.confirmed(vec![note(2), note(3)], 100), vec![note(2)]);
+        assert_eq!(leftovers.confirmed(vec![], 99), vec![]);
+        assert!(!leftovers.is_time(198, 800), "they are alive");
+        assert!(leftovers.is_time(199, 800));
     }
 }

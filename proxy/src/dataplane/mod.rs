@@ -7,6 +7,7 @@
 
 mod apply;
 mod attach;
+mod cleanup;
 mod conntrack;
 mod error;
 mod links;
@@ -25,6 +26,7 @@ use sluice_plan::Tables;
 
 pub use self::{
     attach::{Attachment, TcHook},
+    cleanup::{Removed, cleanup},
     conntrack::{Collected, Timeouts},
     error::{ApplyError, DataplaneError},
     load::object,
@@ -194,6 +196,16 @@ impl Dataplane {
             self.forget_flows(addr)?;
         }
         Ok(existed)
+    }
+
+    /// Forgets sockets that were connected to a service, by their cookies.
+    pub fn forget_socks(
+        &mut self,
+        kind: SocketKind,
+        cookies: &[u64],
+    ) -> Result<(), DataplaneError> {
+        let map = self.view.maps.socks(kind);
+        map.delete_all(cookies).map_err(|stopped| map_error(map, "delete from")(stopped.error))
     }
 
     /// The pods of this node by address, sorted.

@@ -136,7 +136,8 @@ pub(super) fn specs(sizes: &MapSizes) -> [Spec; maps::ALL.len()] {
         fixed::<FragmentKey, FragmentPorts>(maps::FRAGMENTS, MapType::LruHash, 8_192, 0),
         sized::<NodePortKey, u32>(maps::NODE_PORTS, MapType::Hash, sizes.node_ports, NO_PREALLOC),
         fixed::<u32, NodeAddrs>(maps::NODE_ADDRS, MapType::Array, 1, 0),
-        fixed::<CidrKey, u32>(maps::NON_MASQUERADE, MapType::LpmTrie, 1_024, NO_PREALLOC),
+        // Two ranges and two addresses of each node, where no cluster CIDR covers them.
+        fixed::<CidrKey, u32>(maps::NON_MASQUERADE, MapType::LpmTrie, 65_536, NO_PREALLOC),
         fixed::<u32, u64>(maps::ICMP_BUDGET, MapType::PerCpuArray, 1, 0),
         fixed::<u32, u64>(maps::COUNTERS, MapType::PerCpuArray, Counter::COUNT, 0),
     ]

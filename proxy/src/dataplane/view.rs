@@ -76,6 +76,16 @@ impl Maps {
     }
 }
 
+impl Maps {
+    /// The map of connected sockets of that kind.
+    pub(super) fn socks(&self, kind: SocketKind) -> &Map<u64, SockPeer> {
+        match kind {
+            SocketKind::Stream => &self.sock_peers,
+            SocketKind::Datagram => &self.udp_socks,
+        }
+    }
+}
+
 /// Sockets that the hooks connect to backends.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum SocketKind {
@@ -192,10 +202,7 @@ impl Pinned {
     /// The sockets that are connected to a service, by their cookie, sorted: streams or datagram
     /// sockets.
     pub fn sock_peers(&self, kind: SocketKind) -> Result<Vec<(u64, SockPeer)>, DataplaneError> {
-        let map = match kind {
-            SocketKind::Stream => &self.maps.sock_peers,
-            SocketKind::Datagram => &self.maps.udp_socks,
-        };
+        let map = self.maps.socks(kind);
         let mut peers = Vec::new();
         map.for_each(SockPeer::default(), |key, value| peers.push((*key, *value)))
             .map_err(map_error(map, "read"))?;

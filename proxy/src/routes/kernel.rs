@@ -8,12 +8,11 @@ use ipnet::IpNet;
 use rtnetlink::Handle;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
-    RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteScope, RouteType,
 };
 
 use super::diff::metric;
-use super::{HostGwRoute, KernelRoute, ROUTE_PROTOCOL};
+use super::{HostGwRoute, KernelRoute, ROUTE_PROTOCOL, SERVICE_ROUTE_PROTOCOL};
 
 /// A failed call to the kernel.
 #[derive(Debug, thiserror::Error)]
@@ -26,7 +25,7 @@ pub struct RouteError {
 }
 
 impl RouteError {
-    pub(super) fn new(call: impl Into<String>, source: io::Error) -> Self {
+    pub(crate) fn new(call: impl Into<String>, source: io::Error) -> Self {
         Self { call: call.into(), source }
     }
 
@@ -106,12 +105,12 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-fn message(cidr: &IpNet) -> RouteMessage {
+fn message(cidr: &IpNet, protocol: u8) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family(matches!(cidr, IpNet::V4(_)));
     message.header.destination_prefix_length = cidr.prefix_len();
     message.header.table = RouteHeader::RT_TABLE_MAIN;
-    message.header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
+    message.header.protocol = protocol.into();
     message.header.kind = RouteType::Unicast;
     message.attributes.push(RouteAttribute::Destination(cidr.network().into()));
     message
@@ -122,7 +121,7 @@ fn message(cidr: &IpNet) -> RouteMessage {
 /// In IPv4 as in IPv6 the kernel looks for the route to replace by destination and metric, not by
 /// protocol; the caller has made sure that it is none of someone else's.
 pub(super) async fn replace(handle: &Handle, route: &HostGwRoute) -> Result<(), RouteError> {
-    let mut message = message(&route.cidr);
+    let mut message = message(&route.cidr, ROUTE_PROTOCOL);
     message.header.scope = RouteScope::Universe;
     message.attributes.push(RouteAttribute::Gateway(route.via.into()));
     message.attributes.push(RouteAttribute::Priority(metric(&route.cidr)));
@@ -135,10 +134,25 @@ pub(super) async fn replace(handle: &Handle, route: &HostGwRoute) -> Result<(), 
         .map_err(|e| RouteError::netlink(format!("set route {route}"), e))
 }
 
+/// Makes a route to nowhere under [`SERVICE_ROUTE_PROTOCOL`]. Fails where there is a route to the
+/// range already.
+pub(super) async fn add_blackhole(handle: &Handle, range: &IpNet) -> Result<(), RouteError> {
+    let mut message = message(range, SERVICE_ROUTE_PROTOCOL);
+    message.header.scope = RouteScope::Universe;
+    message.header.kind = RouteType::BlackHole;
+    message.attributes.push(RouteAttribute::Priority(metric(range)));
+    handle
+        .route()
+        .add(message)
+        .execute()
+        .await
+        .map_err(|e| RouteError::netlink(format!("set route blackhole {range}"), e))
+}
+
 /// Deletes a route of ours; one that is gone already is no error. The protocol is part of the
 /// request, so a foreign route to the same CIDR is never hit.
 pub(super) async fn delete(handle: &Handle, route: &KernelRoute) -> Result<(), RouteError> {
-    let mut message = message(&route.cidr);
+    let mut message = message(&route.cidr, route.protocol);
     // Any scope and any type.
     message.header.scope = RouteScope::NoWhere;
     message.header.kind = RouteType::Unspec;

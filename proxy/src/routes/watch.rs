@@ -26,7 +26,7 @@ const HEADER_LEN: usize = 16;
 
 /// One thing that happened.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Event {
+pub(crate) enum Event {
     /// A route of the main table appeared or was replaced.
     RouteSet(KernelRoute),
     /// A route of the main table went.
@@ -45,13 +45,13 @@ pub(super) enum Event {
 }
 
 /// The event socket.
-pub(super) struct Watch {
+pub(crate) struct Watch {
     socket: TokioSocket,
 }
 
 impl Watch {
     /// Opens it in the calling thread's network namespace, inside a runtime.
-    pub(super) fn open() -> Result<Self, RouteError> {
+    pub(crate) fn open() -> Result<Self, RouteError> {
         let open = || -> io::Result<TokioSocket> {
             let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
             // A smaller buffer only means that events are lost sooner, which is handled.
@@ -63,7 +63,7 @@ impl Watch {
     }
 
     /// Waits for the next events. Cancel-safe: a datagram is either handed out or still queued.
-    pub(super) async fn next(&mut self) -> Result<Vec<Event>, RouteError> {
+    pub(crate) async fn next(&mut self) -> Result<Vec<Event>, RouteError> {
         match self.socket.recv_from_full().await {
             Ok((bytes, _)) => Ok(events(&bytes)),
             // The kernel dropped events because we were slow.

@@ -4,6 +4,7 @@
 //! Numbers are those of `linux/sock_diag.h` and `linux/inet_diag.h`. Message headers are in the
 //! host's byte order, addresses and ports in the network's.
 
+use std::collections::HashSet;
 use std::io;
 
 use netlink_sys::{Socket, SocketAddr, constants::NETLINK_SOCK_DIAG};
@@ -108,8 +109,25 @@ impl Diag {
             id[2..4].copy_from_slice(&port.to_network().to_ne_bytes());
             let condition = addr.map(|addr| peer_is(&addr)).unwrap_or_default();
             let flags = NLM_F_REQUEST | NLM_F_DUMP;
-            self.send(SOCK_DIAG_BY_FAMILY, flags, family, kind, &id, &condition)?;
+            let query = Query { family, kind, states: states(kind), id };
+            self.send(SOCK_DIAG_BY_FAMILY, flags, &query, &condition)?;
             self.answers(|answer| found.extend(named(answer)))?;
+        }
+        Ok(found)
+    }
+
+    /// The cookies of all sockets that have a port, whatever their state.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel answers.
+    pub fn cookies(&mut self, kind: SocketKind) -> io::Result<HashSet<u64>> {
+        let mut found = HashSet::new();
+        for family in FAMILIES {
+            let flags = NLM_F_REQUEST | NLM_F_DUMP;
+            let any = Query { family, kind, states: u32::MAX, id: [0; SOCKID] };
+            self.send(SOCK_DIAG_BY_FAMILY, flags, &any, &[])?;
+            self.answers(|answer| found.extend(named(answer).map(|socket| socket.cookie)))?;
         }
         Ok(found)
     }
@@ -121,7 +139,8 @@ impl Diag {
     /// What the kernel answers: `EOPNOTSUPP` without `CONFIG_INET_DIAG_DESTROY`.
     pub fn destroy(&mut self, kind: SocketKind, socket: &Named) -> io::Result<bool> {
         let flags = NLM_F_REQUEST | NLM_F_ACK;
-        self.send(SOCK_DESTROY, flags, socket.family, kind, &socket.id, &[])?;
+        let query = Query { family: socket.family, kind, states: states(kind), id: socket.id };
+        self.send(SOCK_DESTROY, flags, &query, &[])?;
         match self.answers(|_| {}) {
             Ok(()) => Ok(true),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
@@ -129,17 +148,9 @@ impl Diag {
         }
     }
 
-    fn send(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        family: u8,
-        socket: SocketKind,
-        id: &[u8; SOCKID],
-        attributes: &[u8],
-    ) -> io::Result<()> {
+    fn send(&mut self, kind: u16, flags: u16, query: &Query, attributes: &[u8]) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
-        let bytes = request(kind, flags, self.sequence, family, socket, id, attributes);
+        let bytes = request(kind, flags, self.sequence, query, attributes);
         self.socket.send_to(&bytes, &SocketAddr::new(0, 0), 0).map(drop)
     }
 
@@ -173,25 +184,26 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..at + N)?.try_into().ok()
 }
 
-/// `struct nlmsghdr`, `struct inet_diag_req_v2` and attributes.
-fn request(
-    kind: u16,
-    flags: u16,
-    sequence: u32,
+/// Which sockets are meant: `struct inet_diag_req_v2`.
+struct Query {
     family: u8,
-    socket: SocketKind,
-    id: &[u8; SOCKID],
-    attributes: &[u8],
-) -> Vec<u8> {
+    kind: SocketKind,
+    states: u32,
+    /// What is zero may be anything.
+    id: [u8; SOCKID],
+}
+
+/// `struct nlmsghdr`, `struct inet_diag_req_v2` and attributes.
+fn request(kind: u16, flags: u16, sequence: u32, query: &Query, attributes: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0; 4];
     bytes.extend_from_slice(&kind.to_ne_bytes());
     bytes.extend_from_slice(&flags.to_ne_bytes());
     bytes.extend_from_slice(&sequence.to_ne_bytes());
     bytes.extend_from_slice(&[0; 4]);
     // Family, protocol, extensions, padding.
-    bytes.extend_from_slice(&[family, protocol(socket), 0, 0]);
-    bytes.extend_from_slice(&states(socket).to_ne_bytes());
-    bytes.extend_from_slice(id);
+    bytes.extend_from_slice(&[query.family, protocol(query.kind), 0, 0]);
+    bytes.extend_from_slice(&query.states.to_ne_bytes());
+    bytes.extend_from_slice(&query.id);
     bytes.extend_from_slice(attributes);
     let len = u32::try_from(bytes.len()).unwrap_or_default();
     bytes[..4].copy_from_slice(&len.to_ne_bytes());

@@ -18,6 +18,9 @@
 //! through (datagram sockets have a map of their own for that), only namespaces with a doomed socket
 //! are entered, and of their sockets the kernel names only those that are connected to the port, and
 //! where it is one, the address of a backend that is gone.
+//!
+//! The same thread finds out which of the noted sockets are gone: the kernel's own sockets (of NFS,
+//! of MPTCP) are closed without a word to the program that forgets closed sockets.
 
 mod diag;
 mod namespaces;
@@ -26,4 +29,4 @@ mod worker;
 
 pub use diag::{Diag, Named};
 pub use select::{Doomed, doomed};
-pub use worker::{Done, Waker, destroy_here};
+pub use worker::{Done, Note, Waker, absent_here, destroy_here};

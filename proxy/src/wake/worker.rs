@@ -57,18 +57,41 @@ fn only_address(sockets: &[&Doomed]) -> Option<Addr> {
     sockets.iter().all(|socket| socket.addr == first).then_some(first)
 }
 
+/// Which of the sockets are in this thread's network namespace no more.
+///
+/// # Errors
+///
+/// What the kernel says to the first request that fails.
+pub fn absent_here(kind: SocketKind, sockets: &[u64]) -> io::Result<Vec<u64>> {
+    let there = Diag::open()?.cookies(kind)?;
+    Ok(sockets.iter().copied().filter(|cookie| !there.contains(cookie)).collect())
+}
+
+/// A socket that a program noted: its kind, its namespace's cookie, its own.
+pub type Note = (SocketKind, u64, u64);
+
 /// What the thread tells others.
 #[derive(Debug, Default)]
 struct Shared {
     streams: AtomicU64,
     datagrams: AtomicU64,
     problem: Mutex<Option<String>>,
+    /// Answer to the last question for sockets that are gone.
+    gone: Mutex<Option<Vec<Note>>>,
+}
+
+/// What the thread is to do.
+enum Job {
+    /// Destroy these, which are all whose backend is gone.
+    Wake(Vec<Doomed>),
+    /// Find out which of these are gone.
+    Verify(Vec<Note>),
 }
 
 /// The thread. It ends with this.
 #[derive(Debug)]
 pub struct Waker {
-    jobs: mpsc::Sender<Vec<Doomed>>,
+    jobs: mpsc::Sender<Job>,
     shared: Arc<Shared>,
 }
 
@@ -80,7 +103,7 @@ impl Waker {
     ///
     /// The thread cannot be started.
     pub fn start(records: impl Fn() -> Vec<PathBuf> + Send + 'static) -> io::Result<Self> {
-        let (jobs, queue) = mpsc::channel::<Vec<Doomed>>();
+        let (jobs, queue) = mpsc::channel::<Job>();
         let shared = Arc::new(Shared::default());
         let mut worker = Worker {
             namespaces: Namespaces::new(records),
@@ -88,12 +111,21 @@ impl Waker {
             shared: Arc::clone(&shared),
         };
         std::thread::Builder::new().name("waker".to_owned()).spawn(move || {
-            while let Ok(mut doomed) = queue.recv() {
-                // Each job names all sockets that are doomed: the last one will do.
-                while let Ok(later) = queue.try_recv() {
-                    doomed = later;
+            while let Ok(first) = queue.recv() {
+                let (mut doomed, mut notes) = (None, None);
+                for job in std::iter::once(first).chain(queue.try_iter()) {
+                    // Each job names all that there is: the last one of its kind will do.
+                    match job {
+                        Job::Wake(sockets) => doomed = Some(sockets),
+                        Job::Verify(sockets) => notes = Some(sockets),
+                    }
                 }
-                worker.work(doomed);
+                if let Some(doomed) = doomed {
+                    worker.work(doomed);
+                }
+                if let Some(notes) = notes {
+                    worker.verify(notes);
+                }
             }
         })?;
         Ok(Self { jobs, shared })
@@ -102,7 +134,18 @@ impl Waker {
     /// These are all the sockets whose backend is gone. Returns at once.
     pub fn wake(&self, doomed: Vec<Doomed>) {
         // The thread ends with the sender only.
-        let _ = self.jobs.send(doomed);
+        let _ = self.jobs.send(Job::Wake(doomed));
+    }
+
+    /// Asks which of these sockets are gone: [`Waker::gone`] will tell. Returns at once.
+    pub fn verify(&self, notes: Vec<Note>) {
+        let _ = self.jobs.send(Job::Verify(notes));
+    }
+
+    /// Those of the last question that are gone; `None` where the answer is not there yet, or was
+    /// given already.
+    pub fn gone(&self) -> Option<Vec<Note>> {
+        self.shared.gone.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// How many sockets of the kind were destroyed so far.
@@ -153,6 +196,27 @@ impl Worker {
             }
         }
         *self.shared.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+    }
+
+    fn verify(&mut self, notes: Vec<Note>) {
+        let mut by_namespace: BTreeMap<(u64, SocketKind), Vec<u64>> = BTreeMap::new();
+        for (kind, netns, cookie) in notes {
+            by_namespace.entry((netns, kind)).or_default().push(cookie);
+        }
+        let mut gone = Vec::new();
+        for ((netns, kind), sockets) in by_namespace {
+            let absent = match self.namespaces.run(netns, || absent_here(kind, &sockets)) {
+                Ok(Some(Ok(absent))) => absent,
+                // Sockets go with their namespace.
+                Ok(None) => sockets,
+                Ok(Some(Err(error))) | Err(error) => {
+                    tracing::warn!("sockets of network namespace {netns}: {error}");
+                    continue;
+                }
+            };
+            gone.extend(absent.into_iter().map(|cookie| (kind, netns, cookie)));
+        }
+        *self.shared.gone.lock().unwrap_or_else(PoisonError::into_inner) = Some(gone);
     }
 
     fn wake_in(&mut self, netns: u64, sockets: &[Doomed]) -> Result<(), String> {

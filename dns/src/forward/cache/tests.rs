@@ -47,9 +47,13 @@ fn message(code: ResponseCode, answers: Vec<Record>, authorities: Vec<Record>) -
     message
 }
 
+fn sized(entries: usize) -> Cache {
+    Cache::new(CacheOptions { entries, ..CacheOptions::default() })
+}
+
 /// How long a cache keeps a message, in seconds, as seen from outside.
 fn kept(message: &Message) -> u64 {
-    let (cache, now) = (Cache::new(100), Instant::now());
+    let (cache, now) = (sized(100), Instant::now());
     cache.put(key("a.example."), message, now);
     let at = |seconds| {
         cache.get(&key("a.example."), &name("a.example."), now + Duration::from_secs(seconds))
@@ -99,14 +103,15 @@ fn failures_live_shortly_and_refusals_not_at_all() {
 /// D13, D9: TTLs go down, and the owner is spelled as it was asked for.
 #[test]
 fn a_kept_answer_ages_and_takes_the_spelling_of_the_question() {
-    let (cache, now) = (Cache::new(100), Instant::now());
+    let (cache, now) = (sized(100), Instant::now());
     let answers = vec![address("a.example.", 60), address("other.example.", 60)];
     cache.put(key("a.example."), &message(ResponseCode::NoError, answers, vec![]), now);
     let spelled = name("A.eXample.");
     let later = now + Duration::from_millis(20_900);
-    let got = cache.get(&key("A.EXAMPLE."), &spelled, later).expect("kept");
+    let got = cache.get(&key("A.EXAMPLE."), &spelled, later).expect("kept").message;
     assert!(got.answers[0].name.eq_case(&spelled));
-    assert!(got.answers[1].name.eq_case(&name("other.example.")));
+    // What it has in common with the question is the question's: DNS has no case (RFC 4343).
+    assert_eq!(got.answers[1].name, name("other.example."));
     assert_eq!(got.answers[0].ttl, 40);
 }
 
@@ -133,12 +138,13 @@ fn questions_that_differ_are_kept_apart() {
 /// D13: bounded in memory.
 #[test]
 fn a_full_cache_makes_room() {
-    let (cache, now) = (Cache::new(640), Instant::now());
+    let (cache, now) = (sized(640), Instant::now());
     let answer = message(ResponseCode::NoError, vec![address("a.example.", 60)], vec![]);
     for n in 0..5000 {
         cache.put(key(&format!("n{n}.example.")), &answer, now);
     }
-    assert!(cache.len() <= 640 && cache.len() > 300, "{}", cache.len());
+    let len = cache.len().0;
+    assert!(len <= 640 && len > 300, "{len}");
     let newest = "n4999.example.";
     assert!(cache.get(&key(newest), &name(newest), now).is_some());
     // The expired go first.
@@ -146,10 +152,93 @@ fn a_full_cache_makes_room() {
     cache.put(key("fresh.example."), &answer, later);
     assert!(cache.get(&key("fresh.example."), &name("fresh.example."), later).is_some());
 
-    let none = Cache::new(0);
+    let none = sized(0);
     none.put(key("a.example."), &answer, now);
     let large = (0..400).map(|n| address(&format!("n{n}.example."), 60)).collect();
     cache.put(key("large.example."), &message(ResponseCode::NoError, large, vec![]), now);
     assert!(cache.get(&key("large.example."), &name("large.example."), now).is_none());
-    assert_eq!(none.len(), 0);
+    assert_eq!(none.len(), (0, 0));
+}
+
+/// D13: the bound holds in octets as well, whatever is kept.
+#[test]
+fn the_memory_of_a_full_cache_is_bounded() {
+    let (cache, now) = (sized(640), Instant::now());
+    for n in 0..2000 {
+        let owner = format!("n{n}.example.");
+        let large = (0..60).map(|_| address(&owner, 60)).collect();
+        cache.put(key(&owner), &message(ResponseCode::NoError, large, vec![]), now);
+    }
+    let limit = SHARDS * (10 * ENTRY).max(MAX_MESSAGE);
+    assert!(cache.bytes() <= limit, "{} of {limit}", cache.bytes());
+    assert!(cache.bytes() > limit / 4, "{} of {limit}", cache.bytes());
+}
+
+/// D13: an answer in demand is asked for again once before it runs out; one that nobody wants is
+/// not, and one that could not be had is tried again.
+#[test]
+fn an_answer_in_demand_is_asked_for_again_in_time() {
+    let options = CacheOptions { prefetch: 3, ..CacheOptions::default() };
+    let (cache, now) = (Cache::new(options), Instant::now());
+    let at = |name: &str, seconds| {
+        let now = now + Duration::from_secs(seconds);
+        cache.get(&key(name), &self::name(name), now).expect("kept").refresh
+    };
+    for owner in ["wanted.example.", "lonely.example."] {
+        let answer = message(ResponseCode::NoError, vec![address(owner, 100)], vec![]);
+        cache.put(key(owner), &answer, now);
+    }
+    assert_eq!([(); 3].map(|()| at("wanted.example.", 50)), [false; 3]);
+    assert!(!at("lonely.example.", 95));
+    assert!(at("wanted.example.", 91));
+    assert!(!at("wanted.example.", 92), "somebody does already");
+    cache.not_refreshed(&key("wanted.example."));
+    assert!(at("wanted.example.", 93));
+}
+
+/// D13: what has run out is still there for a while, with a short TTL.
+#[test]
+fn what_has_run_out_is_there_where_no_upstream_answers() {
+    let (cache, now) = (sized(100), Instant::now());
+    let answer = message(ResponseCode::NoError, vec![address("a.example.", 60)], vec![]);
+    cache.put(key("a.example."), &answer, now);
+    let at = |seconds| {
+        let now = now + Duration::from_secs(seconds);
+        cache.stale(&key("a.example."), &name("a.example."), now)
+    };
+    assert_eq!(at(61).expect("stale").answers[0].ttl, 30);
+    assert!(at(3600 + 59).is_some());
+    assert!(at(3600 + 61).is_none());
+    let failure = message(ResponseCode::ServFail, vec![], vec![]);
+    cache.put(key("a.example."), &failure, now);
+    assert!(at(61).is_none(), "a failure is nothing to fall back on");
+}
+
+/// D13, D18: the short way out of the cache says what the long way says.
+#[test]
+fn the_short_way_out_of_the_cache_says_the_same() {
+    let (cache, now) = (sized(100), Instant::now());
+    let alias = RData::CNAME(hickory_proto::rr::rdata::CNAME(name("b.Example.")));
+    let alias = Record::from_rdata(name("a.example."), 600, alias);
+    let answers = vec![alias, address("b.Example.", 60), address("b.Example.", 40)];
+    let mut kept = message(ResponseCode::NoError, answers, vec![soa(900, 60)]);
+    kept.metadata.authentic_data = true;
+    cache.put(key("a.example."), &kept, now);
+    let mut query = Message::new(77, MessageType::Query, OpCode::Query);
+    query.metadata.recursion_desired = true;
+    query.metadata.authentic_data = true;
+    query.add_query(Query::query(name("A.eXample."), RecordType::A));
+    let bytes = query.to_vec().expect("a message");
+    let query = crate::fast::Query::read(&bytes).expect("common");
+    let mut out = [0; 1232];
+    let later = now + Duration::from_secs(10);
+    let (done, denial) = cache.write(&query, later, &mut out).expect("kept");
+    let fast = Message::from_vec(&out[..done.length]).expect("a message");
+    let slow = cache.get(&key("a.example."), &name("A.eXample."), later).expect("kept").message;
+    assert!(!denial && fast.metadata.authentic_data && fast.metadata.recursion_available);
+    assert_eq!((fast.metadata.id, &fast.answers), (77, &slow.answers));
+    assert_eq!(fast.authorities, slow.authorities);
+    assert!(fast.answers[0].name.eq_case(&name("A.eXample.")));
+    assert_eq!(fast.answers[1].ttl, 50);
+    assert!(cache.write(&query, now + Duration::from_secs(41), &mut out).is_none());
 }

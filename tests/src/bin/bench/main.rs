@@ -1,5 +1,7 @@
-//! `cargo xtask bench`: Sluice beside what else carries a connection to a pod, on this machine, now.
+//! `cargo xtask bench`: Sluice beside what else carries a connection to a pod or wires one, on this machine, now.
 
+mod cni;
+mod dns;
 mod report;
 mod rules;
 mod service;
@@ -10,16 +12,17 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
+use serde_json::{Value, json};
 use sluice_tests::interrupt;
 
 use crate::report::Measured;
 use crate::service::Way;
 
-/// Measures Sluice against direct routing, nftables and iptables.
+/// Measures Sluice against direct routing, nftables and iptables, and its plugin against the reference.
 #[derive(Parser)]
 #[command(name = "bench")]
 struct Cli {
-    /// Which benches to run: service, nodeport. All of them where none is named
+    /// Which benches to run: service, nodeport, cni, dns. All of them where none is named
     names: Vec<String>,
     /// Fewer rounds: to see that it works, not to quote
     #[arg(long)]
@@ -33,13 +36,15 @@ struct Cli {
     /// Milliseconds of one measurement
     #[arg(long)]
     millis: Option<u64>,
-    /// Numbers of services
-    #[arg(long, value_delimiter = ',', default_value = "10,1000,10000")]
+    /// Numbers of services [default: 10,1000,10000 for service, 1000,100000 for dns]
+    #[arg(long, value_delimiter = ',')]
     services: Vec<usize>,
-    /// Only these variants: sluice, direct, nftables, iptables, loopback
+    /// Only these variants: of service and nodeport sluice, direct, nftables, iptables, loopback; of cni
+    /// sluice, sluice-alone, ptp; of dns sluice, knot, unbound
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// The CPU that client and server share; the last one where none is named
+    /// The CPU that client and server share, or the server's in the bench dns; the last one where none
+    /// is named
     #[arg(long)]
     cpu: Option<usize>,
 }
@@ -53,9 +58,19 @@ struct Plan {
     cpu: usize,
 }
 
-const BENCHES: [&str; 2] = ["service", "nodeport"];
+const BENCHES: [&str; 4] = ["service", "nodeport", "cni", "dns"];
 
-const VARIANTS: [&str; 5] = ["sluice", "direct", "nftables", "iptables", "loopback"];
+const VARIANTS: [&str; 9] = [
+    "sluice",
+    "direct",
+    "nftables",
+    "iptables",
+    "loopback",
+    "sluice-alone",
+    "ptp",
+    "knot",
+    "unbound",
+];
 
 fn main() -> ExitCode {
     match run(Cli::parse()) {
@@ -78,8 +93,8 @@ fn run(cli: Cli) -> Result<()> {
             bail!("no variant {variant}; there are: {}", VARIANTS.join(", "));
         }
     }
-    if cli.services.iter().any(|count| !(1..=10_000).contains(count)) {
-        bail!("--services takes numbers from 1 to 10000");
+    if cli.services.iter().any(|count| !(1..=100_000).contains(count)) {
+        bail!("--services takes numbers from 1 to 100000");
     }
     sluice_tests::require_root()?;
     // From here on Ctrl-C ends the run in order, and everything is removed.
@@ -93,21 +108,38 @@ fn run(cli: Cli) -> Result<()> {
         cpu: cli.cpu.unwrap_or(cpus - 1),
     };
     println!("{}", report::machine());
-    println!(
-        "{} rounds of {} ms each, variants interleaved; client and server share CPU {}\n",
-        plan.rounds, plan.millis, plan.cpu
-    );
-    let mut measured: Vec<Measured> = Vec::new();
+    let wanted = |name: &str| cli.names.is_empty() || cli.names.iter().any(|it| it == name);
+    let mut results: Vec<Value> = Vec::new();
     for (name, way) in [("service", Way::ClusterIp), ("nodeport", Way::NodePort)] {
-        if cli.names.is_empty() || cli.names.iter().any(|it| it == name) {
-            let figures = service::run(&plan, way)?;
-            println!("{name}");
-            report::print(&figures);
-            measured.extend(figures);
+        if wanted(name) {
+            println!(
+                "{name}: {} rounds of {} ms each, variants interleaved; client and server share CPU {}\n",
+                plan.rounds, plan.millis, plan.cpu
+            );
+            let measured: Vec<Measured> = service::run(&plan, way)?;
+            report::print(&measured);
+            results.extend(report::json(&measured));
         }
     }
+    if wanted("cni") {
+        println!(
+            "cni: {} rounds, variants interleaved, calls one by one and 30 at once",
+            plan.rounds
+        );
+        results.extend(cni::run(&plan)?);
+    }
+    if wanted("dns") {
+        let seconds = plan.millis.div_ceil(1000).max(1);
+        println!(
+            "dns: {} rounds of {seconds} s each, servers interleaved on CPU {}, dnsperf on another\n",
+            plan.rounds, plan.cpu
+        );
+        let answers = dns::run(&plan)?;
+        dns::print(&answers);
+        results.extend(report::json(&answers));
+    }
     if let Some(path) = cli.json {
-        let json = serde_json::to_string_pretty(&report::json(&measured))?;
+        let json = serde_json::to_string_pretty(&json!({ "results": results }))?;
         std::fs::write(&path, json + "\n").with_context(|| path.display().to_string())?;
         println!("\nwritten to {}", path.display());
     }

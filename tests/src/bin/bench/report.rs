@@ -12,6 +12,7 @@ pub(crate) struct Measured {
     pub(crate) variant: String,
     /// Services that are installed; 0 where there are none.
     pub(crate) n: usize,
+    pub(crate) unit: &'static str,
     pub(crate) rounds: Vec<f64>,
 }
 
@@ -33,9 +34,9 @@ fn ratio(of: &Measured, to: &Measured) -> f64 {
     median(&ratios)
 }
 
-/// The JSON of a run: medians alone.
-pub(crate) fn json(measured: &[Measured]) -> Value {
-    let results: Vec<Value> = measured
+/// The results of a run for the JSON file: medians alone.
+pub(crate) fn json(measured: &[Measured]) -> Vec<Value> {
+    measured
         .iter()
         .map(|it| {
             let value = (median(&it.rounds) * 10.0).round() / 10.0;
@@ -45,11 +46,10 @@ pub(crate) fn json(measured: &[Measured]) -> Value {
                 "variant": it.variant,
                 "n": it.n,
                 "value": value,
-                "unit": "1/s",
+                "unit": it.unit,
             })
         })
-        .collect();
-    json!({ "results": results })
+        .collect()
 }
 
 /// Prints the table.
@@ -78,7 +78,7 @@ pub(crate) fn print(measured: &[Measured]) {
             .min_by_key(|it| it.n)
     };
     let times = |ratio: Option<f64>| ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}"));
-    for it in measured {
+    for it in measured.iter().filter(|it| it.bench == "service") {
         let direct = find(it.case, "direct", 0).map(|direct| ratio(it, direct));
         let nftables = find(it.case, "nftables", it.n).map(|nftables| ratio(it, nftables));
         let figure = |value: f64| thousands(value);
@@ -144,7 +144,14 @@ mod tests {
 
     fn measured(variant: &str, rounds: &[f64]) -> Measured {
         let (bench, case) = ("service", "tcp-crr");
-        Measured { bench, case, variant: variant.to_owned(), n: 10, rounds: rounds.to_vec() }
+        Measured {
+            bench,
+            case,
+            variant: variant.to_owned(),
+            n: 10,
+            unit: "1/s",
+            rounds: rounds.to_vec(),
+        }
     }
 
     #[test]
@@ -164,10 +171,10 @@ mod tests {
     #[test]
     fn the_json_has_the_documented_shape() {
         let value = json(&[measured("sluice", &[41_500.04])]);
-        let expected = json!({"results": [{
+        let expected = json!({
             "bench": "service", "case": "tcp-crr", "variant": "sluice", "n": 10, "value": 41500.0, "unit": "1/s"
-        }]});
-        assert_eq!(value, expected);
+        });
+        assert_eq!(value, [expected]);
     }
 
     #[test]

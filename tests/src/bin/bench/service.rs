@@ -128,14 +128,16 @@ impl Variant {
 /// Builds all variants, measures them in turn, and returns every figure.
 pub(crate) fn run(plan: &Plan, way: Way) -> Result<Vec<Measured>> {
     let dir = WorkDir::new("bench")?;
-    let (nodes, variants) = build(plan, way, &dir)?;
-    let largest = plan.services.iter().copied().max();
+    let counts = counts(plan, way)?;
+    let (nodes, variants) = build(plan, way, &counts, &dir)?;
+    let largest = counts.iter().copied().max();
     let mut measured: Vec<(Measured, &Case, &Variant)> = Vec::new();
     for case in way.cases() {
         for variant in variants.iter().filter(|variant| variant.measures(case, largest)) {
             let bench = way.bench();
             let (name, n, rounds) = (variant.name.clone(), variant.n, Vec::new());
-            let figures = Measured { bench, case: case.name, variant: name, n, rounds };
+            let figures =
+                Measured { bench, case: case.name, variant: name, n, unit: "1/s", rounds };
             measured.push((figures, case, variant));
         }
     }
@@ -161,7 +163,26 @@ pub(crate) fn run(plan: &Plan, way: Way) -> Result<Vec<Measured>> {
     Ok(measured.into_iter().map(|(figures, ..)| figures).collect())
 }
 
-fn build(plan: &Plan, way: Way, dir: &WorkDir) -> Result<(Vec<Node>, Vec<Variant>)> {
+/// The numbers of services.
+fn counts(plan: &Plan, way: Way) -> Result<Vec<usize>> {
+    let counts = if plan.services.is_empty() { &[10, 1_000, 10_000][..] } else { &plan.services };
+    let most = match way {
+        // As many as fit in the range of cluster IPs.
+        Way::ClusterIp => 60_000,
+        Way::NodePort => 10_000,
+    };
+    if counts.iter().any(|count| *count > most) {
+        bail!("the bench {} takes up to {most} services", way.bench());
+    }
+    Ok(counts.to_vec())
+}
+
+fn build(
+    plan: &Plan,
+    way: Way,
+    counts: &[usize],
+    dir: &WorkDir,
+) -> Result<(Vec<Node>, Vec<Variant>)> {
     let (mut nodes, mut variants) = (Vec::new(), Vec::new());
     let wanted = |name: &str| plan.only.is_empty() || plan.only.iter().any(|it| it == name);
     let mut add = |node: Node, names: &[(&str, usize, To)]| {
@@ -181,9 +202,9 @@ fn build(plan: &Plan, way: Way, dir: &WorkDir) -> Result<(Vec<Node>, Vec<Variant
         add(Node::Plain(Box::new(plain)), &names);
     }
     // To the pod's own address on a node with all services: what a node pays for packets that are no service's.
-    let largest = plan.services.iter().copied().max();
+    let largest = counts.iter().copied().max();
     let node_ports = way == Way::NodePort;
-    for &count in &plan.services {
+    for &count in counts {
         let also_pod = largest == Some(count) && way == Way::ClusterIp;
         let names = |name: &'static str, pod: &'static str| {
             let mut names = vec![(name, count, To::Service)];
@@ -238,7 +259,7 @@ fn measure(
     text.trim().parse().with_context(|| format!("figure of the client: {text}"))
 }
 
-fn stop_if_asked() -> Result<()> {
+pub(crate) fn stop_if_asked() -> Result<()> {
     if interrupt::interrupted() {
         bail!("interrupted");
     }
@@ -246,7 +267,7 @@ fn stop_if_asked() -> Result<()> {
 }
 
 /// One line that is overwritten, on a terminal only.
-fn progress(text: &str) {
+pub(crate) fn progress(text: &str) {
     let mut terminal = std::io::stderr();
     if terminal.is_terminal() {
         let _ = write!(terminal, "\r\x1b[K{text}");

@@ -7,6 +7,7 @@ mod client;
 mod http;
 mod resolve;
 mod serve;
+mod stick;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -47,6 +48,14 @@ enum Command {
         /// Seconds to wait for each answer
         #[arg(long, default_value_t = 2.0)]
         timeout: f64,
+    },
+    /// Hold on to one connected socket, and print a line for whatever becomes of it, until SIGTERM
+    Stick {
+        /// ADDRESS:PORT
+        target: SocketAddr,
+        /// TCP instead of UDP
+        #[arg(long)]
+        tcp: bool,
     },
     /// Make requests in a loop until --requests, --seconds or SIGTERM, and print one JSON line
     Load(client::Load),
@@ -89,6 +98,7 @@ fn main() -> ExitCode {
         Command::Udp { target, count, unconnected, timeout } => {
             client::udp(target, count, unconnected, seconds(timeout))
         }
+        Command::Stick { target, tcp } => stick::stick(target, tcp),
         Command::Load(options) => client::load(&options),
     };
     match result {

@@ -1,0 +1,97 @@
+//! Where packets to service addresses that nobody has end, as the loop sees it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::routes::{RouteError, ServiceRouteReport, ServiceRoutes};
+
+/// A burst of events is answered once.
+const SETTLE: Duration = Duration::from_millis(50);
+/// After a failure.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Keeps the blackhole routes of the ranges (`--service-cluster-ip-range`), and remembers what could
+/// not be done.
+pub(super) struct ServiceRanges {
+    routes: ServiceRoutes,
+    ranges: Vec<IpNet>,
+    failed: bool,
+    /// What is wrong, subject and message; each is logged once.
+    problems: BTreeSet<(String, String)>,
+}
+
+impl ServiceRanges {
+    /// Opens netlink in this process's network namespace; changes nothing yet.
+    pub(super) fn open(ranges: Vec<IpNet>) -> Result<Self, RouteError> {
+        let routes = ServiceRoutes::open()?;
+        Ok(Self { routes, ranges, failed: false, problems: BTreeSet::new() })
+    }
+
+    /// Resolves when the routes should be looked at again.
+    pub(super) async fn touched(&mut self) {
+        let limit = if self.failed { RETRY } else { Duration::MAX };
+        match tokio::time::timeout(limit, self.routes.changed()).await {
+            Ok(Ok(())) => tokio::time::sleep(SETTLE).await,
+            Ok(Err(error)) => {
+                tracing::warn!("{error}; looking at the routes again in {RETRY:?}");
+                tokio::time::sleep(RETRY).await;
+            }
+            // Time to try again.
+            Err(_) => {}
+        }
+    }
+
+    /// Brings the kernel's routes to what was asked for.
+    pub(super) async fn reconcile(&mut self) {
+        let mut problems = BTreeSet::new();
+        match self.routes.reconcile(self.ranges.iter().copied()).await {
+            Ok(report) => {
+                self.failed = !report.failed.is_empty();
+                note(&report, &mut problems);
+            }
+            Err(error) => {
+                self.failed = true;
+                problems.insert(("service range".to_owned(), error.to_string()));
+            }
+        }
+        for (subject, message) in problems.difference(&self.problems) {
+            tracing::warn!("{subject}: {message}");
+        }
+        self.problems = problems;
+    }
+
+    /// The ranges, for people.
+    pub(super) fn text(&self) -> String {
+        self.ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Whether any range is known.
+    pub(super) fn is_on(&self) -> bool {
+        !self.ranges.is_empty()
+    }
+
+    /// What is wrong, subject and message.
+    pub(super) fn problems(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.problems.iter().map(|(subject, message)| (subject.as_str(), message.as_str()))
+    }
+}
+
+fn note(report: &ServiceRouteReport, problems: &mut BTreeSet<(String, String)>) {
+    for range in &report.set {
+        tracing::info!(%range, "service addresses that nobody has end here");
+    }
+    for range in &report.deleted {
+        tracing::info!(%range, "no range of service addresses any more");
+    }
+    for foreign in &report.conflicts {
+        let message = format!(
+            "{foreign} is there and not ours: packets to service addresses that nobody has go there"
+        );
+        problems.insert((format!("service range {}", foreign.cidr), message));
+    }
+    for failed in &report.failed {
+        problems.insert((format!("service range {}", failed.cidr), failed.error.to_string()));
+    }
+}

@@ -1,0 +1,259 @@
+//! The uplinks, as the loop sees them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use rtnetlink::Handle;
+use sluice_abi::NodeAddrs;
+use sluice_model::Node;
+use tokio::task::JoinHandle;
+
+use crate::cli::SluicedArgs;
+use crate::dataplane::{Dataplane, DataplaneError};
+use crate::routes::watch::{Event, Watch};
+use crate::routes::{RouteError, prepare_forwarding};
+use crate::uplinks::{self, Interfaces, Uplinks};
+
+/// A burst of events is answered once.
+const SETTLE: Duration = Duration::from_millis(50);
+/// After a failure of netlink itself, or of an attachment.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Keeps the programs on the uplinks, and what they know of the node.
+pub(super) struct UplinkPart {
+    on: bool,
+    handle: Handle,
+    connection: JoinHandle<()>,
+    watch: Watch,
+    /// The interfaces that have their programs, by index: name and hook.
+    attached: BTreeMap<u32, (String, String)>,
+    own: [Option<IpAddr>; 2],
+    ports: String,
+    /// Something failed that may succeed later.
+    unsettled: bool,
+    /// What is wrong, subject and message; each is logged once.
+    problems: BTreeSet<(String, String)>,
+}
+
+impl Drop for UplinkPart {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+impl UplinkPart {
+    /// Opens netlink in this process's network namespace; changes nothing yet.
+    pub(super) fn open(args: &SluicedArgs) -> Result<Self, RouteError> {
+        // Before the first list, so that nothing is missed in between.
+        let watch = Watch::open()?;
+        let (connection, handle, _) =
+            rtnetlink::new_connection().map_err(|e| RouteError::new("open netlink", e))?;
+        Ok(Self {
+            on: args.uplinks != Uplinks::Off,
+            handle,
+            connection: tokio::spawn(connection),
+            watch,
+            attached: BTreeMap::new(),
+            own: [None, None],
+            ports: args.snat_port_range.to_string(),
+            unsettled: false,
+            problems: BTreeSet::new(),
+        })
+    }
+
+    /// Resolves when the uplinks should be looked at again.
+    pub(super) async fn touched(&mut self) {
+        if !self.on {
+            return std::future::pending().await;
+        }
+        let limit = if self.unsettled { RETRY } else { Duration::MAX };
+        // Time to try again ends the wait as an event does.
+        let _ = tokio::time::timeout(limit, self.event()).await;
+        tokio::time::sleep(SETTLE).await;
+    }
+
+    async fn event(&mut self) {
+        loop {
+            let events = match self.watch.next().await {
+                Ok(events) => events,
+                Err(error) => {
+                    tracing::warn!("{error}; looking at the uplinks again in {RETRY:?}");
+                    return tokio::time::sleep(RETRY).await;
+                }
+            };
+            let matters = |event: &Event| match event {
+                Event::Lost | Event::Address | Event::Link { .. } => true,
+                Event::RouteSet(route) | Event::RouteGone(route) => route.cidr.prefix_len() == 0,
+            };
+            if events.iter().any(matters) {
+                return;
+            }
+        }
+    }
+
+    /// Brings the kernel to what the flags, the interfaces and the nodes ask for. `nodes` are all of
+    /// the cluster's once the source was read to its end; before, nothing that an agent before this
+    /// one said is taken back.
+    pub(super) async fn reconcile(
+        &mut self,
+        dataplane: &mut Dataplane,
+        args: &SluicedArgs,
+        own: &str,
+        nodes: Option<&[&Node]>,
+    ) {
+        let mut problems = BTreeSet::new();
+        let interfaces = match Interfaces::read(&self.handle).await {
+            Ok(interfaces) => interfaces,
+            Err(error) => {
+                problems.insert(("uplinks".to_owned(), format!("list interfaces: {error}")));
+                return self.note(problems);
+            }
+        };
+        let known = nodes.unwrap_or_default();
+        let node = known.iter().copied().find(|node| node.meta.name.name == own);
+        let wanted = interfaces.uplinks(&args.uplinks, node);
+        self.own = interfaces.own(&wanted, node);
+        let result = self.tell(dataplane, args, known, nodes.is_some());
+        if let Err(error) = result {
+            problems.insert(("uplinks".to_owned(), error.to_string()));
+        }
+        if self.on {
+            let [v4, v6] = self.own.map(|ip| ip.is_some());
+            for problem in prepare_forwarding(Path::new("/proc/sys"), v4, v6) {
+                problems.insert((problem.name.clone(), problem.to_string()));
+            }
+        }
+        self.attach(dataplane, &wanted, &mut problems);
+        if let Uplinks::Named(names) = &args.uplinks {
+            for name in names.iter().filter(|name| !wanted.values().any(|have| have == *name)) {
+                let message = "--uplinks names it, but there is no such interface";
+                problems.insert((format!("interface {name}"), message.to_owned()));
+            }
+        }
+        if nodes.is_some() || !self.on {
+            self.detach(dataplane, &interfaces, &wanted, &mut problems);
+        }
+        self.note(problems);
+    }
+
+    /// Says to the programs which addresses the node has, and whom pods reach with their own.
+    fn tell(
+        &self,
+        dataplane: &mut Dataplane,
+        args: &SluicedArgs,
+        nodes: &[&Node],
+        synced: bool,
+    ) -> Result<(), DataplaneError> {
+        let held = dataplane.view().node_addrs()?;
+        let mut flags = 0;
+        if args.masquerade && self.on {
+            flags |= NodeAddrs::MASQUERADE;
+        }
+        if args.masquerade_all {
+            flags |= NodeAddrs::SNAT_ALWAYS;
+        }
+        let mut addrs = uplinks::node_addrs(self.own, args.snat_port_range, flags);
+        if !synced {
+            // The Node object may name others; flows that there are go on meanwhile.
+            if held.v4 != sluice_abi::Addr::default() {
+                addrs.v4 = held.v4;
+            }
+            if held.v6 != sluice_abi::Addr::default() {
+                addrs.v6 = held.v6;
+            }
+            // Whom pods reach with their own addresses is not known yet.
+            addrs.flags = (addrs.flags & !NodeAddrs::MASQUERADE) | (held.flags & addrs.flags);
+        } else {
+            let ranges = uplinks::non_masquerade(
+                &args.non_masquerade_cidrs,
+                &args.cluster_cidr,
+                nodes.iter().copied(),
+            );
+            dataplane.set_non_masquerade(&ranges)?;
+        }
+        dataplane.set_node_addrs(addrs)
+    }
+
+    fn attach(
+        &mut self,
+        dataplane: &mut Dataplane,
+        wanted: &BTreeMap<u32, String>,
+        problems: &mut BTreeSet<(String, String)>,
+    ) {
+        for (index, name) in wanted {
+            if self.attached.get(index).is_some_and(|(held, _)| held == name) {
+                continue;
+            }
+            match dataplane.attach_uplink(name) {
+                Ok(attachment) => {
+                    let hook = attachment.hook.to_string();
+                    tracing::info!(interface = name, programs = hook, "serving uplink");
+                    self.attached.insert(attachment.ifindex, (name.clone(), hook));
+                }
+                Err(error) => {
+                    problems.insert((format!("interface {name}"), error.to_string()));
+                }
+            }
+        }
+    }
+
+    fn detach(
+        &mut self,
+        dataplane: &mut Dataplane,
+        interfaces: &Interfaces,
+        wanted: &BTreeMap<u32, String>,
+        problems: &mut BTreeSet<(String, String)>,
+    ) {
+        let mut stale: BTreeSet<u32> = self.attached.keys().copied().collect();
+        match dataplane.pinned_uplinks() {
+            Ok(pinned) => stale.extend(pinned),
+            Err(error) => {
+                problems.insert(("uplinks".to_owned(), error.to_string()));
+            }
+        }
+        for index in stale.iter().filter(|index| !wanted.contains_key(index)) {
+            let name = interfaces.names.get(index).map(String::as_str);
+            match dataplane.detach_uplink(*index, name) {
+                Ok(()) => {
+                    self.attached.remove(index);
+                    tracing::info!(interface = name.unwrap_or("gone"), "no uplink any more");
+                }
+                Err(error) => {
+                    problems.insert(("uplinks".to_owned(), error.to_string()));
+                }
+            }
+        }
+    }
+
+    fn note(&mut self, problems: BTreeSet<(String, String)>) {
+        for (subject, message) in problems.difference(&self.problems) {
+            tracing::warn!("{subject}: {message}");
+        }
+        self.unsettled = !problems.is_empty();
+        self.problems = problems;
+    }
+
+    /// Whether the part is on.
+    pub(super) fn on(&self) -> bool {
+        self.on
+    }
+
+    /// Which they are, for people.
+    pub(super) fn note_text(&self) -> String {
+        if self.attached.is_empty() {
+            return "none found".to_owned();
+        }
+        let mut names: Vec<String> =
+            self.attached.values().map(|(name, hook)| format!("{name} by {hook}")).collect();
+        names.extend(self.own.iter().flatten().map(|ip| format!("source {ip}")));
+        names.push(format!("ports {}", self.ports));
+        names.join(", ")
+    }
+
+    /// What is wrong, subject and message.
+    pub(super) fn problems(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.problems.iter().map(|(subject, message)| (subject.as_str(), message.as_str()))
+    }
+}

@@ -1,0 +1,379 @@
+//! Bench `dns`: what an answer costs, beside Knot and Unbound with the same names.
+//!
+//! Every server has one CPU, and `dnsperf` has another. All servers run all the time and are asked in
+//! turn, case by case, round by round; whoever is not asked sleeps. Two figures count: the rate of
+//! answers under as much load as `dnsperf` makes, and the server's CPU time an answer, as the
+//! scheduler accounts it (in nanoseconds, not in ticks).
+
+mod names;
+
+use std::fs;
+use std::io::{IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use sluice_tests::cluster::WorkDir;
+use sluice_tests::netns::NetNs;
+use sluice_tests::process::{Launch, Process};
+use sluice_tests::{bin, interrupt, wait_for};
+
+use crate::Plan;
+use crate::report::{Measured, median};
+
+use self::names::Names;
+
+/// How long a server may take to read its names.
+const START: Duration = Duration::from_secs(180);
+/// Where the authoritative server of the foreign names listens.
+const ORIGIN_PORT: u16 = 5300;
+/// What each server is asked, in the order of the table.
+const CASES: [&str; 7] = ["hit", "aaaa", "nxdomain", "headless", "srv", "search", "cached"];
+
+/// A server under test.
+struct Server {
+    variant: &'static str,
+    n: usize,
+    port: u16,
+    process: Process,
+}
+
+impl Server {
+    /// Whether it serves that case: Knot has no foreign names, and Unbound is there for those.
+    fn serves(&self, case: &str) -> bool {
+        match self.variant {
+            "knot" => case != "cached",
+            "unbound" => case == "cached" || case == "hit",
+            _ => true,
+        }
+    }
+
+    /// CPU time of all its threads so far, in nanoseconds.
+    fn cpu_time(&self) -> Result<u64> {
+        let tasks = format!("/proc/{}/task", self.process.pid());
+        let mut total = 0;
+        for task in fs::read_dir(&tasks).with_context(|| tasks.clone())? {
+            // A thread that ends in between had nothing to do with the answers.
+            let Ok(text) = fs::read_to_string(task?.path().join("schedstat")) else { continue };
+            total += text.split(' ').next().and_then(|it| it.parse::<u64>().ok()).unwrap_or(0);
+        }
+        Ok(total)
+    }
+
+    /// Its resident memory, in octets.
+    fn memory(&self) -> Result<u64> {
+        let path = format!("/proc/{}/status", self.process.pid());
+        let text = fs::read_to_string(&path).with_context(|| path.clone())?;
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|it| it.trim().trim_end_matches(" kB").parse::<u64>().ok());
+        kib.map(|kib| kib * 1024).with_context(|| format!("no VmRSS in {path}"))
+    }
+}
+
+/// Where the servers and the client run.
+struct Stage<'d> {
+    netns: NetNs,
+    dir: &'d WorkDir,
+    server_cpu: usize,
+    client_cpu: usize,
+    next_port: u16,
+}
+
+impl Stage<'_> {
+    fn launch(&self, program: impl AsRef<std::ffi::OsStr>) -> Launch {
+        self.netns.launch(program).cpu(self.server_cpu)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
+        let path = self.path(name);
+        fs::write(&path, text).with_context(|| path.display().to_string())?;
+        Ok(path)
+    }
+
+    fn port(&mut self) -> u16 {
+        self.next_port += 1;
+        self.next_port
+    }
+
+    fn wait_for_answer(&self, process: &mut Process, port: u16, name: &str) -> Result<()> {
+        let ask = self.netns.launch("dig").args([
+            "+short",
+            "+tries=1",
+            "+time=1",
+            "-p",
+            &port.to_string(),
+            "@127.0.0.1",
+            name,
+        ]);
+        let served = wait_for(&format!("an answer for {name}"), START, || {
+            let answer = ask.run().unwrap_or_default();
+            (!process.is_running() || answer.starts_with(|c: char| c.is_ascii_digit()))
+                .then_some(())
+        });
+        if served.is_err() || !process.is_running() {
+            bail!("port {port} does not answer for {name}; the log says:\n{}", process.log());
+        }
+        Ok(())
+    }
+
+    fn sluice(&mut self, names: &Names) -> Result<Server> {
+        let n = names.services;
+        let manifests = self.path(&format!("manifests-{n}"));
+        fs::create_dir(&manifests)?;
+        for (index, chunk) in names.manifests().into_iter().enumerate() {
+            fs::write(manifests.join(format!("{index}.json")), chunk)?;
+        }
+        let port = self.port();
+        let launch = self.launch(bin("sluice-dns")?).args([
+            format!("--source=dir:{}", manifests.display()),
+            format!("--listen=127.0.0.1:{port}"),
+            format!("--upstream=127.0.0.1:{ORIGIN_PORT}"),
+            "--health-bind-address=".to_owned(),
+            "--ready-bind-address=".to_owned(),
+            "--metrics-bind-address=".to_owned(),
+        ]);
+        let mut process = launch.spawn(&self.path(&format!("sluice-{n}.log")))?;
+        process.wait_for_log("synced", START)?;
+        self.wait_for_answer(&mut process, port, &names.name(0))?;
+        Ok(Server { variant: "sluice", n, port, process })
+    }
+
+    fn knot(&mut self, label: &str, port: u16, zone: (&str, &str), cpu: usize) -> Result<Process> {
+        let (name, text) = zone;
+        let file = self.write(&format!("{label}.zone"), text)?;
+        let run = self.path(&format!("{label}.run"));
+        fs::create_dir(&run)?;
+        let run = run.display();
+        let config = format!(
+            "server:\n  rundir: \"{run}\"\n  listen: 127.0.0.1@{port}\n  udp-workers: 1\n  \
+             tcp-workers: 1\n  background-workers: 1\n\
+             log:\n  - target: stderr\n    any: warning\n\
+             database:\n  storage: \"{run}\"\n\
+             zone:\n  - domain: {name}\n    file: \"{}\"\n    zonefile-sync: -1\n    \
+             journal-content: none\n    semantic-checks: off\n",
+            file.display()
+        );
+        let config = self.write(&format!("{label}.conf"), &config)?;
+        let launch = self.netns.launch("knotd").cpu(cpu).arg("-c").arg(config);
+        launch.spawn(&self.path(&format!("{label}.log")))
+    }
+
+    fn unbound(&mut self, names: &Names) -> Result<Server> {
+        let (n, port) = (names.services, self.port());
+        let label = format!("unbound-{n}");
+        let config = format!(
+            "server:\n  interface: 127.0.0.1@{port}\n  do-daemonize: no\n  username: \"\"\n  \
+             chroot: \"\"\n  directory: \"{}\"\n  pidfile: \"\"\n  use-syslog: no\n  \
+             num-threads: 1\n  do-not-query-localhost: no\n  module-config: \"iterator\"\n  \
+             access-control: 127.0.0.0/8 allow\n  minimal-responses: yes\n  \
+             local-zone: \"cluster.local.\" static\n{}\
+             forward-zone:\n  name: \".\"\n  forward-addr: 127.0.0.1@{ORIGIN_PORT}\n\
+             remote-control:\n  control-enable: no\n",
+            self.dir.path().display(),
+            names.local_data(),
+        );
+        let config = self.write(&format!("{label}.conf"), &config)?;
+        let launch = self.launch("unbound").arg("-d").arg("-c").arg(config);
+        let mut process = launch.spawn(&self.path(&format!("{label}.log")))?;
+        self.wait_for_answer(&mut process, port, &names.name(0))?;
+        Ok(Server { variant: "unbound", n, port, process })
+    }
+
+    /// One measurement: answers a second, and nanoseconds of the server's CPU time an answer.
+    fn measure(&self, server: &Server, queries: &Path, seconds: u64) -> Result<(f64, f64)> {
+        let before = server.cpu_time()?;
+        let text = self
+            .netns
+            .launch("dnsperf")
+            .cpu(self.client_cpu)
+            .args(["-s", "127.0.0.1", "-p", &server.port.to_string(), "-c", "4", "-q", "400"])
+            .args(["-t", "2", "-l", &seconds.to_string(), "-d"])
+            .arg(queries)
+            .run()?;
+        let used = server.cpu_time()? - before;
+        let figure = |name: &str| -> Result<f64> {
+            let line = text.lines().find_map(|line| line.trim().strip_prefix(name));
+            let word = line.and_then(|line| line.split_whitespace().next());
+            word.and_then(|word| word.parse().ok())
+                .with_context(|| format!("no {name:?} in what dnsperf says:\n{text}"))
+        };
+        let (completed, rate) = (figure("Queries completed:")?, figure("Queries per second:")?);
+        let lost = figure("Queries lost:")?;
+        if completed == 0.0 || lost > completed / 50.0 {
+            bail!("{} lost {lost} of {completed} answers:\n{text}", server.variant);
+        }
+        Ok((rate, used as f64 / completed))
+    }
+}
+
+/// Starts all servers, asks them in turn, and returns every figure.
+pub(crate) fn run(plan: &Plan) -> Result<Vec<Measured>> {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    if cpus < 2 {
+        bail!("the bench dns needs two CPUs: one for the server, one for dnsperf");
+    }
+    let dir = WorkDir::new("bench-dns")?;
+    let mut stage = Stage {
+        netns: NetNs::new("dns")?,
+        dir: &dir,
+        server_cpu: plan.cpu,
+        client_cpu: (0..cpus).find(|cpu| *cpu != plan.cpu).unwrap_or(0),
+        next_port: 5310,
+    };
+    let counts =
+        if plan.services.is_empty() { vec![1_000, 100_000] } else { plan.services.clone() };
+    let wanted = |name: &str| plan.only.is_empty() || plan.only.iter().any(|it| it == name);
+    let client_cpu = stage.client_cpu;
+    let mut origin =
+        stage.knot("origin", ORIGIN_PORT, ("example.", &names::foreign_zone()), client_cpu)?;
+    stage.wait_for_answer(&mut origin, ORIGIN_PORT, &names::foreign(0))?;
+    let mut servers = Vec::new();
+    let mut queries = Vec::new();
+    for &count in &counts {
+        let names = Names { services: count };
+        for case in CASES {
+            let path = stage.write(&format!("{case}-{count}.txt"), &names.queries(case))?;
+            queries.push((case, count, path));
+        }
+        if wanted("sluice") {
+            progress(&format!("sluice, {count} services"));
+            servers.push(stage.sluice(&names)?);
+        }
+        if wanted("knot") {
+            progress(&format!("knot, {count} services"));
+            let (port, cpu) = (stage.port(), stage.server_cpu);
+            let zone = names.zone();
+            let mut process =
+                stage.knot(&format!("knot-{count}"), port, ("cluster.local.", &zone), cpu)?;
+            stage.wait_for_answer(&mut process, port, &names.name(0))?;
+            servers.push(Server { variant: "knot", n: count, port, process });
+        }
+        if wanted("unbound") {
+            progress(&format!("unbound, {count} services"));
+            servers.push(stage.unbound(&names)?);
+        }
+    }
+    let mut measured = measure_all(plan, &stage, &servers, &queries)?;
+    for server in &servers {
+        measured.push(figure(server, "memory", "MiB", vec![server.memory()? as f64 / 1_048_576.0]));
+    }
+    if wanted("sluice") {
+        measured.push(memory(&mut stage)?);
+    }
+    progress("");
+    Ok(measured)
+}
+
+fn measure_all(
+    plan: &Plan,
+    stage: &Stage<'_>,
+    servers: &[Server],
+    queries: &[(&'static str, usize, PathBuf)],
+) -> Result<Vec<Measured>> {
+    let seconds = plan.millis.div_ceil(1000).max(1);
+    let mut measured: Vec<(Measured, Measured)> = Vec::new();
+    for round in 0..plan.rounds {
+        let mut index = 0;
+        for (case, count, path) in queries {
+            for server in servers.iter().filter(|it| it.n == *count && it.serves(case)) {
+                if interrupt::interrupted() {
+                    bail!("interrupted");
+                }
+                progress(&format!(
+                    "round {}/{}: {case} {} {count}",
+                    round + 1,
+                    plan.rounds,
+                    server.variant
+                ));
+                if round == 0 {
+                    let rate = figure(server, case, "1/s", Vec::new());
+                    let cost = figure(server, case, "ns/answer", Vec::new());
+                    measured.push((rate, cost));
+                    // What an upstream has to be asked for is asked for now.
+                    stage.measure(server, path, 1)?;
+                }
+                let (rate, cost) = stage.measure(server, path, seconds)?;
+                measured[index].0.rounds.push(rate);
+                measured[index].1.rounds.push(cost);
+                index += 1;
+            }
+        }
+    }
+    Ok(measured.into_iter().flat_map(|(rate, cost)| [rate, cost]).collect())
+}
+
+fn figure(server: &Server, case: &'static str, unit: &'static str, rounds: Vec<f64>) -> Measured {
+    let (variant, n) = (server.variant.to_owned(), server.n);
+    Measured { bench: "dns", case, variant, n, unit, rounds }
+}
+
+/// Memory with 10,000 services of ten endpoints each.
+fn memory(stage: &mut Stage<'_>) -> Result<Measured> {
+    progress("memory with 10000 services of 10 endpoints");
+    let manifests = stage.path("manifests-memory");
+    fs::create_dir(&manifests)?;
+    for (index, chunk) in names::with_endpoints(10_000, 10).into_iter().enumerate() {
+        fs::write(manifests.join(format!("{index}.json")), chunk)?;
+    }
+    let port = stage.port();
+    let launch = stage.launch(bin("sluice-dns")?).args([
+        format!("--source=dir:{}", manifests.display()),
+        format!("--listen=127.0.0.1:{port}"),
+        "--resolv-conf=/dev/null".to_owned(),
+        "--health-bind-address=".to_owned(),
+        "--ready-bind-address=".to_owned(),
+        "--metrics-bind-address=".to_owned(),
+    ]);
+    let mut process = launch.spawn(&stage.path("memory.log"))?;
+    process.wait_for_log("synced", START)?;
+    stage.wait_for_answer(&mut process, port, &Names { services: 10_000 }.name(0))?;
+    let server = Server { variant: "sluice", n: 10_000, port, process };
+    Ok(figure(&server, "memory-10x", "MiB", vec![server.memory()? as f64 / 1_048_576.0]))
+}
+
+/// Prints the table.
+pub(crate) fn print(measured: &[Measured]) {
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_header([
+        "case", "variant", "services", "value", "unit", "lowest", "highest", "x peer",
+    ]);
+    for it in measured.iter().filter(|it| it.bench == "dns") {
+        let peer = if it.case == "cached" { "unbound" } else { "knot" };
+        let peer = measured.iter().find(|other| {
+            other.bench == "dns"
+                && (other.case, other.unit, other.n) == (it.case, it.unit, it.n)
+                && other.variant == peer
+                && it.variant != peer
+        });
+        let ratio = peer.map(|peer| {
+            let ratios: Vec<f64> = it.rounds.iter().zip(&peer.rounds).map(|(a, b)| a / b).collect();
+            format!("{:.2}", median(&ratios))
+        });
+        table.add_row([
+            it.case.to_owned(),
+            it.variant.clone(),
+            it.n.to_string(),
+            format!("{:.0}", median(&it.rounds)),
+            it.unit.to_owned(),
+            format!("{:.0}", it.rounds.iter().copied().fold(f64::INFINITY, f64::min)),
+            format!("{:.0}", it.rounds.iter().copied().fold(0.0, f64::max)),
+            ratio.unwrap_or_default(),
+        ]);
+    }
+    println!("\n{table}");
+    println!("\nx peer: to Knot in the same round, or to Unbound for cached foreign names");
+}
+
+/// One line that is overwritten, on a terminal only.
+fn progress(text: &str) {
+    let mut terminal = std::io::stderr();
+    if terminal.is_terminal() {
+        let _ = write!(terminal, "\r\x1b[K{text}");
+        let _ = terminal.flush();
+    }
+}

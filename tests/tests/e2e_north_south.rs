@@ -1,0 +1,243 @@
+//! Clients outside the cluster, and pods that leave it: real agents, real sockets, two nodes, fast path on and off.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use sluice_tests::app::{Identity, LoadReport};
+use sluice_tests::manifests::Service;
+use sluice_tests::netns::NetNs;
+use sluice_tests::pod;
+use sluice_tests::process::{Launch, Process};
+use sluice_tests::shop::{Shop, web_service};
+use sluice_tests::wait::wait_ok;
+use sluice_tests::{Result, bin};
+
+const LIMIT: Duration = Duration::from_secs(10);
+/// Node ports of `node-a` and `node-b` in both families.
+const NODE_PORTS: [[&str; 2]; 2] = [
+    ["172.31.0.11:30080", "[fd00:172:31::11]:30080"],
+    ["172.31.0.12:30080", "[fd00:172:31::12]:30080"],
+];
+/// The client's addresses on the LAN.
+const CLIENT: [&str; 2] = ["172.31.0.50", "fd00:172:31::50"];
+
+fn node_port_service() -> Service {
+    web_service().kind("NodePort").node_port(30080)
+}
+
+/// A machine on the LAN that is no node.
+struct Outside {
+    netns: NetNs,
+    dir: std::path::PathBuf,
+}
+
+impl Outside {
+    fn new(shop: &Shop) -> Result<Self> {
+        let netns = NetNs::new("client")?;
+        let lan = shop.cluster.lan();
+        netns.veth("eth0", lan, "port-client")?;
+        lan.ip("link set port-client master lan0")?;
+        netns.ip(&format!(
+            "addr add {}/24 dev eth0\naddr add {}/64 dev eth0 nodad",
+            CLIENT[0], CLIENT[1]
+        ))?;
+        Ok(Self { netns, dir: shop.cluster.dir().to_owned() })
+    }
+
+    fn testapp(&self) -> Result<Launch> {
+        Ok(self.netns.launch(bin("testapp")?))
+    }
+
+    fn tcp(&self, target: &str) -> Result<Identity> {
+        pod::get(self.testapp()?, target)
+    }
+
+    fn udp(&self, target: &str) -> Result<Identity> {
+        pod::udp(self.testapp()?, target.parse()?)
+    }
+
+    fn spawn(&self, label: &str, launch: &Launch) -> Result<Process> {
+        launch.spawn(&self.dir.join(format!("outside-{label}.log")))
+    }
+
+    /// A server out here.
+    fn serve(&self, port: u16) -> Result<Process> {
+        let launch = self.testapp()?.env("POD_NAME", "outside").env("NODE_NAME", "outside").args([
+            "serve",
+            "--udp",
+            "--port",
+            &port.to_string(),
+        ]);
+        let mut process = self.spawn("serve", &launch)?;
+        process.wait_for_log("listening", LIMIT)?;
+        Ok(process)
+    }
+}
+
+fn restart_agents(shop: &mut Shop, args: &[&str]) -> Result<()> {
+    let source = shop.cluster.source();
+    for index in 0..2 {
+        let node = shop.cluster.node_mut(index);
+        node.stop_agent()?;
+        node.start_agent_with(&source, args)?;
+    }
+    Ok(())
+}
+
+fn peer(answer: &Identity) -> Result<IpAddr> {
+    let peer: std::net::SocketAddr = answer.peer.parse()?;
+    Ok(peer.ip().to_canonical())
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
+}
+
+/// S4, S20: on every node, with and without an endpoint there; who is behind the node asked sees the client, who is
+/// behind another one sees the node that was asked.
+#[test]
+fn node_ports_serve_clients_outside_on_every_node() -> Result<()> {
+    let mut shop = Shop::open()?;
+    let outside = Outside::new(&shop)?;
+    for fast_path in ["true", "false"] {
+        restart_agents(&mut shop, &["--fast-path", fast_path])?;
+        for (slot, name) in [(0, "web-0"), (1, "web-1")] {
+            shop.cluster.apply("web", &node_port_service().with_endpoints(&[&shop.web[slot]]))?;
+            for (index, targets) in NODE_PORTS.iter().enumerate() {
+                for (family, target) in targets.iter().enumerate() {
+                    let label = format!("fast path {fast_path}, {name} through {target}");
+                    let answer = wait_ok(&label, LIMIT, || {
+                        let answer = outside.tcp(target)?;
+                        anyhow::ensure!(answer.pod == name, "{answer:?}");
+                        Ok(answer)
+                    })?;
+                    let node = shop.cluster.node(index).addresses()[family];
+                    let expected = if index == slot { ip(CLIENT[family]) } else { node };
+                    assert_eq!(peer(&answer)?, expected, "TCP, {label}");
+                    // The program checks that the answer comes from whom it asked.
+                    let answer = outside.udp(target)?;
+                    assert_eq!(
+                        (answer.pod.as_str(), peer(&answer)?),
+                        (name, expected),
+                        "UDP, {label}"
+                    );
+                }
+            }
+        }
+        let pods: Vec<_> = shop.web.iter().collect();
+        shop.cluster.apply("web", &node_port_service().with_endpoints(&pods))?;
+        for target in NODE_PORTS.iter().flatten() {
+            wait_ok("both endpoints", LIMIT, || {
+                let report = pod::load(outside.testapp()?, target, 60)?;
+                anyhow::ensure!(report.ok == 60 && report.backends.len() == 2, "{report:?}");
+                Ok(())
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// S20: a client that has a route to the service addresses through a node.
+#[test]
+fn a_cluster_ip_serves_clients_outside_that_have_a_route() -> Result<()> {
+    let shop = Shop::open()?;
+    let outside = Outside::new(&shop)?;
+    outside.netns.ip(
+        "route add 10.96.0.0/16 via 172.31.0.11\nroute add fd00:96::/112 via fd00:172:31::11",
+    )?;
+    for target in ["10.96.0.10:80", "[fd00:96::10]:80"] {
+        let report = pod::load(outside.testapp()?, target, 60)?;
+        assert!(report.ok == 60 && report.backends.len() == 2, "{report:?}");
+        for _ in 0..8 {
+            outside.udp(target)?;
+        }
+    }
+    Ok(())
+}
+
+/// R6: outside sees the node, the cluster sees the pod; over TCP and UDP, and the answers arrive.
+#[test]
+fn pods_leave_the_cluster_with_the_nodes_address() -> Result<()> {
+    let mut shop = Shop::open()?;
+    let outside = Outside::new(&shop)?;
+    let _server = outside.serve(9000)?;
+    for fast_path in ["true", "false"] {
+        restart_agents(&mut shop, &["--fast-path", fast_path])?;
+        for (family, node) in shop.cluster.node(0).addresses().into_iter().enumerate() {
+            let target = std::net::SocketAddr::new(ip(CLIENT[family]), 9000);
+            let answer = shop.client.get(&target.to_string())?;
+            assert_eq!((answer.pod.as_str(), peer(&answer)?), ("outside", node));
+            let answer = shop.client.udp(target)?;
+            assert_eq!((answer.pod.as_str(), peer(&answer)?), ("outside", node));
+            // A pod of the other node, and the other node itself, are inside.
+            let own = shop.client.addresses()[family];
+            let other = std::net::SocketAddr::new(shop.web[1].addresses()[family], 8080);
+            let answer = shop.client.get(&other.to_string())?;
+            assert_eq!((answer.pod.as_str(), peer(&answer)?), ("web-1", own));
+        }
+    }
+    // Turned off, the pod goes out as itself, and nobody out there knows the way back.
+    restart_agents(&mut shop, &["--masquerade", "false"])?;
+    assert!(shop.client.udp(std::net::SocketAddr::new(ip(CLIENT[0]), 9000)).is_err());
+    let report = shop.cluster.node(0).proxyctl(&["status"])?;
+    assert!(report.contains("Uplinks") && report.contains("eth0 by"), "{report}");
+    Ok(())
+}
+
+/// S32: connections from outside, to both kinds of endpoints, while the agents are killed and come back.
+#[test]
+fn connections_from_outside_outlive_the_agents() -> Result<()> {
+    let mut shop = Shop::open()?;
+    let outside = Outside::new(&shop)?;
+    let pods: Vec<_> = shop.web.iter().collect();
+    shop.cluster.apply("web", &node_port_service().with_endpoints(&pods))?;
+    let mut loads = Vec::new();
+    for (n, target) in NODE_PORTS.iter().flatten().enumerate() {
+        wait_ok("the NodePort", LIMIT, || outside.tcp(target))?;
+        let launch =
+            outside.testapp()?.args(["load", target, "--rate", "50", "--concurrency", "4"]);
+        loads.push(outside.spawn(&format!("new-{n}"), &launch)?);
+        loads.push(outside.spawn(&format!("kept-{n}"), &launch.arg("--keep-alive"))?);
+    }
+    let source = shop.cluster.source();
+    for index in 0..2 {
+        shop.cluster.node_mut(index).kill_agent()?;
+        for target in NODE_PORTS.iter().flatten() {
+            outside.tcp(target)?;
+            outside.udp(target)?;
+        }
+        shop.cluster.node_mut(index).start_agent(&source)?;
+    }
+    for target in NODE_PORTS.iter().flatten() {
+        outside.tcp(target)?;
+    }
+    for mut load in loads {
+        load.signal(Signal::TERM)?;
+        load.wait(Duration::from_secs(20))?;
+        let log = load.log();
+        let line = log.lines().rfind(|line| line.starts_with('{')).unwrap_or_default();
+        let report: LoadReport = serde_json::from_str(line)?;
+        assert!(report.ok > 0 && report.failed == 0, "{report:?}");
+    }
+    Ok(())
+}
+
+/// An interface that is none of the uplinks any more loses its programs, and gets them back.
+#[test]
+fn uplinks_follow_the_flag() -> Result<()> {
+    let mut shop = Shop::open()?;
+    let outside = Outside::new(&shop)?;
+    let pods: Vec<_> = shop.web.iter().collect();
+    shop.cluster.apply("web", &node_port_service().with_endpoints(&pods))?;
+    let target = NODE_PORTS[0][0];
+    wait_ok("the NodePort", LIMIT, || outside.tcp(target))?;
+    restart_agents(&mut shop, &["--uplinks", ""])?;
+    wait_ok("the end of the NodePort for clients outside", LIMIT, || {
+        anyhow::ensure!(outside.tcp(target).is_err(), "still served");
+        Ok(())
+    })?;
+    restart_agents(&mut shop, &["--uplinks", "eth0"])?;
+    wait_ok("the NodePort", LIMIT, || outside.tcp(target))?;
+    Ok(())
+}
