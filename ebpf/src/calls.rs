@@ -6,17 +6,19 @@
 //! function has to compare with null. Results are numbers.
 
 use aya_ebpf::bindings::__sk_buff;
-use sluice_abi::{CtEntry, CtKey};
+use sluice_abi::{Counter, CtEntry, CtKey};
 
 use crate::{
     DROP, PASS,
     ct::{self, Created, Origin},
     fastpath::{self, Route, Way},
+    fragment::{self, Ports},
+    icmp, icmp_error,
     lb::Pick,
     nat::{self, Rewrite},
     packet::Skb,
     parse::{Ip, Transport},
-    path,
+    path, reject,
     service::{self, Chosen, Decision, Place},
 };
 
@@ -107,7 +109,8 @@ macro_rules! codes {
 codes!(Created: Yes, Full, Clash; NoPort);
 codes!(Origin: Pod, Outside; Masked);
 codes!(Chosen: NotService, Kept, Backend, Empty, NoLocal, NotAdmitted; Missing);
-codes!(Decision: Leave, Translate, Shortcut, Direct; Drop);
+codes!(Decision: Leave, Translate, Shortcut, Direct, Reject; Drop);
+codes!(Ports: Known, Orphan; None);
 codes!(Place: PodToPod, PodFast, Pod, AtPod, FromOutside; ToOutside);
 codes!(Route: Found, TooBig; None);
 
@@ -241,4 +244,78 @@ global!(to_pod6 = sluice_to_pod6(packet: packet (), ip: shared Ip) -> i32, else 
 #[inline(always)]
 pub fn to_pod<const V6: bool>(packet: Skb, ip: &Ip) -> i32 {
     if V6 { to_pod6(packet, ip) } else { to_pod4(packet, ip) }
+}
+
+global!(transport4 = sluice_transport4(packet: packet (), ip: shared Ip, transport: changed Transport) -> Ports, else Ports::None,
+    fragment::transport::<false, _>(packet, ip, transport));
+global!(transport6 = sluice_transport6(packet: packet (), ip: shared Ip, transport: changed Transport) -> Ports, else Ports::None,
+    fragment::transport::<true, _>(packet, ip, transport));
+
+/// [`fragment::transport`].
+#[inline(always)]
+pub fn transport<const V6: bool>(packet: Skb, ip: &Ip, transport: &mut Transport) -> Ports {
+    if V6 { transport6(packet, ip, transport) } else { transport4(packet, ip, transport) }
+}
+
+global!(is_cluster_ip_once = sluice_is_cluster_ip(ip: shared Ip) -> bool, else false,
+    service::is_cluster_ip(ip));
+
+/// [`service::is_cluster_ip`].
+#[inline(always)]
+pub fn is_cluster_ip(ip: &Ip) -> bool {
+    is_cluster_ip_once(ip)
+}
+
+global!(icmp4 = sluice_icmp4(packet: packet (), ip: shared Ip, place: number Place, transport: changed Transport, to: changed Rewrite) -> Decision, else Decision::Leave,
+    icmp::error::<false>(packet, ip, place, transport, to));
+global!(icmp6 = sluice_icmp6(packet: packet (), ip: shared Ip, place: number Place, transport: changed Transport, to: changed Rewrite) -> Decision, else Decision::Leave,
+    icmp::error::<true>(packet, ip, place, transport, to));
+
+/// [`icmp::error`].
+#[inline(always)]
+pub fn icmp_error<const V6: bool>(
+    packet: Skb,
+    ip: &Ip,
+    place: Place,
+    transport: &mut Transport,
+    to: &mut Rewrite,
+) -> Decision {
+    if V6 {
+        icmp6(packet, ip, place, transport, to)
+    } else {
+        icmp4(packet, ip, place, transport, to)
+    }
+}
+
+global!(reject4 = sluice_reject4(packet: packet (), ip: shared Ip) -> i32, else DROP,
+    reject::answer::<false>(packet, ip));
+global!(reject6 = sluice_reject6(packet: packet (), ip: shared Ip) -> i32, else DROP,
+    reject::answer::<true>(packet, ip));
+
+/// [`reject::answer`].
+#[inline(always)]
+pub fn reject<const V6: bool>(packet: Skb, ip: &Ip) -> i32 {
+    if V6 { reject6(packet, ip) } else { reject4(packet, ip) }
+}
+
+global!(too_big4 = sluice_too_big4(packet: packet (), ip: shared Ip, mtu: number u32) -> i32, else DROP,
+    icmp_error::send::<false>(packet, ip, icmp_error::packet_too_big(false, mtu), Counter::DropNoRoute));
+global!(too_big6 = sluice_too_big6(packet: packet (), ip: shared Ip, mtu: number u32) -> i32, else DROP,
+    icmp_error::send::<true>(packet, ip, icmp_error::packet_too_big(true, mtu), Counter::DropNoRoute));
+
+/// Says to the sender that the packet is too big, see [`icmp_error::send`].
+#[inline(always)]
+pub fn too_big<const V6: bool>(packet: Skb, ip: &Ip, mtu: u32) -> i32 {
+    if V6 { too_big6(packet, ip, mtu) } else { too_big4(packet, ip, mtu) }
+}
+
+global!(expired4 = sluice_expired4(packet: packet (), ip: shared Ip) -> i32, else DROP,
+    icmp_error::send::<false>(packet, ip, icmp_error::time_exceeded(false), Counter::DropNoRoute));
+global!(expired6 = sluice_expired6(packet: packet (), ip: shared Ip) -> i32, else DROP,
+    icmp_error::send::<true>(packet, ip, icmp_error::time_exceeded(true), Counter::DropNoRoute));
+
+/// Says to the sender that the packet has no hop left, see [`icmp_error::send`].
+#[inline(always)]
+pub fn expired<const V6: bool>(packet: Skb, ip: &Ip) -> i32 {
+    if V6 { expired6(packet, ip) } else { expired4(packet, ip) }
 }

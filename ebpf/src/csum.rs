@@ -1,11 +1,11 @@
-//! Checksums that follow a change of addresses or ports.
+//! Checksums: that follow a change of addresses or ports, and from scratch.
 
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
-use sluice_abi::proto;
+use sluice_abi::{Addr, proto};
 
 use crate::{
     packet::{Broken, Packet},
-    parse::{Ip, Transport},
+    parse::{self, Ip, Part, Transport},
 };
 
 /// `BPF_F_IPV6`: the pseudo header is IPv6's, whose addresses stand in no header checksum. Without
@@ -26,12 +26,14 @@ pub fn difference<const N: usize>(from: [u32; N], to: [u32; N]) -> u32 {
     sum as u32
 }
 
-/// Where the checksum of TCP or UDP stands in the packet, and how the helper is to treat it: UDP's 0
-/// means that there is none, and stays.
+/// Where the checksum of TCP, UDP or ICMPv6 stands in the packet, and how the helper is to treat it:
+/// UDP's 0 means that there is none, and stays.
 #[inline(always)]
 fn field(transport: &Transport) -> (u32, u64) {
     if transport.proto == proto::UDP {
         (transport.offset + 6, u64::from(BPF_F_MARK_MANGLED_0))
+    } else if transport.proto == parse::icmp_proto(true) {
+        (transport.offset + 2, 0)
     } else {
         (transport.offset + 16, 0)
     }
@@ -44,7 +46,11 @@ pub fn addresses_change<const V6: bool, P: Packet>(
     transport: &Transport,
     difference: u32,
 ) -> Result<(), Broken> {
-    if transport.proto == proto::SCTP {
+    // SCTP's and ICMP's cover no addresses, and only the first fragment has one at all.
+    if transport.proto == proto::SCTP
+        || transport.proto == parse::icmp_proto(false)
+        || transport.part == Part::Later
+    {
         return Ok(());
     }
     let (offset, flags) = field(transport);
@@ -131,4 +137,66 @@ pub extern "C" fn sluice_crc32c_change(change: u32, len: u32) -> u32 {
     }
     bits!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
     sum
+}
+
+/// A sum in ones' complement (RFC 1071), of words as they stand in memory: it does not depend on
+/// the byte order.
+#[derive(Clone, Copy)]
+pub struct Sum(u64);
+
+impl Sum {
+    /// Of nothing.
+    #[inline(always)]
+    pub const fn new() -> Self {
+        Self(0)
+    }
+
+    /// Adds two bytes.
+    #[inline(always)]
+    pub const fn half(self, half: u16) -> Self {
+        Self(self.0 + half as u64)
+    }
+
+    /// Adds four bytes.
+    #[inline(always)]
+    pub const fn word(self, word: u32) -> Self {
+        Self(self.0 + word as u64)
+    }
+
+    /// Adds an address, as a header of the family has it.
+    #[inline(always)]
+    pub const fn addr<const V6: bool>(self, addr: &Addr) -> Self {
+        let [a, b, c, d] = addr.0;
+        if V6 { self.word(a).word(b).word(c).word(d) } else { self.word(d) }
+    }
+
+    /// Takes an address away.
+    #[inline(always)]
+    pub const fn less_addr<const V6: bool>(self, addr: &Addr) -> Self {
+        let [a, b, c, d] = addr.0;
+        if V6 { self.word(!a).word(!b).word(!c).word(!d) } else { self.word(!d) }
+    }
+
+    /// Two bytes turn into others.
+    #[inline(always)]
+    pub const fn changed(self, from: u16, to: u16) -> Self {
+        self.half(!from).half(to)
+    }
+
+    /// The sum of 16 bits.
+    #[inline(always)]
+    pub const fn fold(self) -> u16 {
+        let mut sum = self.0;
+        sum = (sum & 0xffff_ffff) + (sum >> 32);
+        sum = (sum & 0xffff) + (sum >> 16);
+        sum = (sum & 0xffff) + (sum >> 16);
+        sum = (sum & 0xffff) + (sum >> 16);
+        sum as u16
+    }
+
+    /// What stands in the header.
+    #[inline(always)]
+    pub const fn checksum(self) -> u16 {
+        !self.fold()
+    }
 }

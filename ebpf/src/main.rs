@@ -21,6 +21,9 @@ mod counters;
 mod csum;
 mod ct;
 mod fastpath;
+mod fragment;
+mod icmp;
+mod icmp_error;
 mod lb;
 mod maps;
 mod nat;
@@ -28,6 +31,7 @@ mod node;
 mod packet;
 mod parse;
 mod path;
+mod reject;
 mod service;
 mod sock;
 mod uplink;
@@ -41,8 +45,10 @@ use sluice_abi::NodeState;
 
 use crate::{
     ct::Origin,
+    fragment::Ports,
     nat::Rewrite,
     packet::Skb,
+    parse::Transport,
     service::{Decision, Place},
 };
 
@@ -149,30 +155,38 @@ fn pod_send<const V6: bool>(packet: Skb) -> i32 {
     let delivered = fast && ip.hops > 1 && fastpath::is_endpoint(&ip.dst);
     let may_be_service = lb::may_be_service(&ip.dst);
     if may_be_service || state.ct_used != 0 {
-        if let Some(mut transport) = parse::transport::<V6, _>(packet, &ip) {
-            let mut to = Rewrite::none(&ip, &transport);
-            let mut decision = Decision::Leave;
+        let place = match (delivered, fast) {
+            (true, _) => Place::PodToPod,
+            (false, true) => Place::PodFast,
+            (false, false) => Place::Pod,
+        };
+        let mut transport = Transport::none();
+        let ports = calls::transport::<V6>(packet, &ip, &mut transport);
+        let mut to = Rewrite::none(&ip, &transport);
+        let mut decision = Decision::Leave;
+        if ip.proto == parse::icmp_proto(V6) {
+            if state.ct_used != 0 {
+                decision = calls::icmp_error::<V6>(packet, &ip, place, &mut transport, &mut to);
+            }
+        } else if ports == Ports::Known {
             // What opens a connection is no answer.
             if state.ct_used != 0 && !transport.opens_connection() {
-                let place = match (delivered, fast) {
-                    (true, _) => Place::PodToPod,
-                    (false, true) => Place::PodFast,
-                    (false, false) => Place::Pod,
-                };
                 decision = calls::answer(&ip, &transport, place, &mut to);
             }
             if decision == Decision::Leave && may_be_service {
                 decision = service::request::<V6>(packet, &ip, &transport, Origin::Pod, &mut to);
             }
-            if decision == Decision::Drop {
-                return DROP;
-            }
-            if decision != Decision::Leave {
-                return calls::take::<V6>(packet, &mut ip, &mut transport, &to, decision);
-            }
-            if state.ct_used != 0 && transport.opens_connection() {
+            if decision == Decision::Leave && state.ct_used != 0 && transport.opens_connection() {
                 calls::supersede(&ip, &transport);
             }
+        } else if may_be_service {
+            decision = service::without_ports(&ip, ports);
+        }
+        match decision {
+            Decision::Leave => {}
+            Decision::Drop => return DROP,
+            Decision::Reject => return calls::reject::<V6>(packet, &ip),
+            _ => return calls::take::<V6>(packet, &mut ip, &mut transport, &to, decision),
         }
     }
     if delivered { calls::to_pod::<V6>(packet, &ip) } else { PASS }
@@ -194,9 +208,15 @@ pub fn sluice_pod_recv(context: TcContext) -> i32 {
 #[inline(always)]
 fn pod_recv<const V6: bool>(packet: Skb) -> i32 {
     let Some(mut ip) = parse::ip::<V6, _>(packet) else { return PASS };
-    let Some(mut transport) = parse::transport::<V6, _>(packet, &ip) else { return PASS };
+    let mut transport = Transport::none();
+    let ports = calls::transport::<V6>(packet, &ip, &mut transport);
     let mut to = Rewrite::none(&ip, &transport);
-    let decision = calls::answer(&ip, &transport, Place::AtPod, &mut to);
+    let mut decision = Decision::Leave;
+    if ip.proto == parse::icmp_proto(V6) {
+        decision = calls::icmp_error::<V6>(packet, &ip, Place::AtPod, &mut transport, &mut to);
+    } else if ports == Ports::Known {
+        decision = calls::answer(&ip, &transport, Place::AtPod, &mut to);
+    }
     if decision == Decision::Leave {
         return PASS;
     }

@@ -3,10 +3,10 @@
 use sluice_abi::{Addr, Be16};
 
 use crate::{
-    csum,
+    csum, fragment,
     node::copy,
     packet::{Broken, Packet},
-    parse::{ETH_LEN, Ip, Transport},
+    parse::{ETH_LEN, Ip, Part, Transport},
 };
 
 /// Offset of the IPv4 header checksum.
@@ -54,7 +54,12 @@ pub fn apply<const V6: bool, P: Packet>(
     transport: &mut Transport,
     to: &Rewrite,
 ) -> Result<(), Broken> {
-    if V6 {
+    fragment::remember(ip, transport);
+    if V6 && transport.part == Part::Later {
+        // Nothing in the packet makes up for the change.
+        packet.replace(ETH_LEN + 8, &to.src.0)?;
+        packet.replace(ETH_LEN + 24, &to.dst.0)?;
+    } else if V6 {
         let [a, b, c, d] = ip.src.0;
         let [e, f, g, h] = ip.dst.0;
         let [i, j, k, l] = to.src.0;
@@ -72,7 +77,7 @@ pub fn apply<const V6: bool, P: Packet>(
     }
     let old = word(transport.sport, transport.dport);
     let new = word(to.sport, to.dport);
-    if old != new {
+    if old != new && transport.part != Part::Later {
         csum::ports_change(packet, ip, transport, old, new)?;
         packet.store(transport.offset, &new)?;
     }

@@ -3,10 +3,14 @@
 use core::{arch::asm, mem::MaybeUninit};
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_F_CURRENT_NETNS, bpf_sock_tuple},
+    bindings::{
+        __sk_buff, BPF_F_CURRENT_NETNS, BPF_F_RECOMPUTE_CSUM, TC_ACT_REDIRECT, bpf_adj_room_mode,
+        bpf_sock_tuple,
+    },
     helpers::{
-        bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_sk_lookup_udp, bpf_sk_release,
-        bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skc_lookup_tcp,
+        bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_sk_lookup_udp, bpf_sk_release,
+        bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data,
+        bpf_skb_store_bytes, bpf_skc_lookup_tcp,
     },
 };
 use sluice_abi::{CtKey, proto};
@@ -26,6 +30,10 @@ pub trait Packet: Copy {
 
     /// Overwrites bytes. Checksums are the caller's business.
     fn store<T: Header>(self, offset: u32, value: &T) -> Result<(), Broken>;
+
+    /// Overwrites bytes behind the Ethernet header where no checksum in the packet makes up for the
+    /// change. What the device summed up over the whole packet (`CHECKSUM_COMPLETE`) follows.
+    fn replace<T: Header>(self, offset: u32, value: &T) -> Result<(), Broken>;
 
     /// Adapts the IPv4 header checksum at `offset` to a [`crate::csum::difference`].
     fn fix_ip_checksum(self, offset: u32, difference: u32) -> Result<(), Broken>;
@@ -165,6 +173,93 @@ impl Skb {
         let (data, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
         if data + len as usize > end { None } else { Some(Head(data as *mut u8)) }
     }
+
+    /// Bytes of the packet, its Ethernet header included.
+    #[inline(always)]
+    pub fn len(self) -> u32 {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.0).len }
+    }
+
+    /// Whether the frame was sent to more than one host.
+    #[inline(always)]
+    pub fn is_to_many(self) -> bool {
+        // `linux/if_packet.h`.
+        const PACKET_BROADCAST: u32 = 1;
+        const PACKET_MULTICAST: u32 = 2;
+        // SAFETY: the context is valid while the program runs.
+        matches!(unsafe { (*self.0).pkt_type }, PACKET_BROADCAST | PACKET_MULTICAST)
+    }
+
+    /// Whether the checksum at `offset` is still to be completed (`CHECKSUM_PARTIAL`): it holds the
+    /// sum of the pseudo header alone, and whoever sends the packet on adds the rest.
+    ///
+    /// No field of the context tells; but of a change that is none of the pseudo header, the helper
+    /// leaves such a checksum as it is.
+    #[inline(always)]
+    pub fn is_partial(self, offset: u32) -> bool {
+        let Some(before) = self.load::<u16>(offset) else { return false };
+        if self.fix_transport_checksum(offset, 1, 0).is_err() {
+            return false;
+        }
+        if self.load::<u16>(offset) == Some(before) {
+            return true;
+        }
+        let _ = self.store(offset, &before);
+        false
+    }
+
+    /// Cuts the packet's end, or keeps its length; also makes it one that is no longer to be
+    /// segmented.
+    #[inline(always)]
+    pub fn cut(self, len: u32) -> Result<(), Broken> {
+        // SAFETY: the context is valid; the helper checks the length.
+        if unsafe { bpf_skb_change_tail(self.0, len, 0) } == 0 { Ok(()) } else { Err(Broken) }
+    }
+
+    /// Makes room between the Ethernet and the IP header.
+    #[inline(always)]
+    pub fn make_room(self, len: u32) -> Result<(), Broken> {
+        // SAFETY: the context is valid; the helper checks the length.
+        let failed = unsafe {
+            bpf_skb_adjust_room(self.0, len as i32, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, 0)
+        };
+        if failed == 0 { Ok(()) } else { Err(Broken) }
+    }
+
+    /// Takes bytes out that follow the fixed IP header.
+    #[inline(always)]
+    pub fn take_out(self, len: u32) -> Result<(), Broken> {
+        // SAFETY: the context is valid; the helper checks the length.
+        let failed = unsafe {
+            bpf_skb_adjust_room(self.0, -(len as i32), bpf_adj_room_mode::BPF_ADJ_ROOM_NET, 0)
+        };
+        if failed == 0 { Ok(()) } else { Err(Broken) }
+    }
+
+    /// Sends the packet out of the interface that it came in by. The verdict.
+    #[inline(always)]
+    pub fn send_back(self) -> Option<i32> {
+        self.set_done(true);
+        // SAFETY: the helper has no conditions.
+        let verdict = unsafe { bpf_redirect(self.ifindex(), 0) } as i32;
+        if verdict == TC_ACT_REDIRECT as i32 { Some(verdict) } else { None }
+    }
+
+    #[inline(always)]
+    fn write<T: Header>(self, offset: u32, value: &T, flags: u64) -> Result<(), Broken> {
+        // SAFETY: the pointer is to as many bytes as the size says.
+        let failed = unsafe {
+            bpf_skb_store_bytes(
+                self.0,
+                offset,
+                core::ptr::from_ref(value).cast_mut().cast(),
+                size_of::<T>() as u32,
+                flags,
+            )
+        };
+        if failed == 0 { Ok(()) } else { Err(Broken) }
+    }
 }
 
 impl Packet for Skb {
@@ -202,17 +297,12 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn store<T: Header>(self, offset: u32, value: &T) -> Result<(), Broken> {
-        // SAFETY: the pointer is to as many bytes as the size says.
-        let failed = unsafe {
-            bpf_skb_store_bytes(
-                self.0,
-                offset,
-                core::ptr::from_ref(value).cast_mut().cast(),
-                size_of::<T>() as u32,
-                0,
-            )
-        };
-        if failed == 0 { Ok(()) } else { Err(Broken) }
+        self.write(offset, value, 0)
+    }
+
+    #[inline(always)]
+    fn replace<T: Header>(self, offset: u32, value: &T) -> Result<(), Broken> {
+        self.write(offset, value, u64::from(BPF_F_RECOMPUTE_CSUM))
     }
 
     #[inline(always)]

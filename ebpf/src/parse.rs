@@ -2,7 +2,10 @@
 
 use sluice_abi::{Addr, Be16, proto};
 
-use crate::packet::{Header, Packet};
+use crate::{
+    node,
+    packet::{Header, Packet},
+};
 
 /// EtherTypes, in network byte order.
 pub const ETH_P_IP: u16 = 0x0800_u16.to_be();
@@ -18,6 +21,7 @@ const IPV6_LEN: u32 = 40;
 const MAX_EXTENSIONS: u32 = 6;
 
 const HOP_BY_HOP: u8 = 0;
+const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
 
@@ -29,11 +33,11 @@ pub struct Ip {
     /// Destination address.
     pub dst: Addr,
     /// Where the next header begins, from the packet's start.
-    next: u32,
+    pub next: u32,
     /// Where the packet ends by what its header says, from its start.
     pub end: u32,
     /// Protocol, or IPv6's next header.
-    proto: u8,
+    pub proto: u8,
     /// Hops left.
     pub hops: u8,
     /// Not 0 if it is an IPv4 fragment, the first one included.
@@ -42,10 +46,29 @@ pub struct Ip {
     reserved: u8,
 }
 
+/// Protocol number of ICMP for the family.
+#[inline(always)]
+pub const fn icmp_proto(v6: bool) -> u8 {
+    if v6 { 58 } else { 1 }
+}
+
+/// IPv4: more fragments follow, or an offset; not the bits reserved and don't fragment.
+const IPV4_FRAGMENT: u16 = 0x3fff_u16.to_be();
+/// IPv4: where the fragment belongs.
+const IPV4_OFFSET: u16 = 0x1fff_u16.to_be();
+
 /// Bytes of the Ethernet and the fixed IP header.
 #[inline(always)]
 pub const fn fixed_len(v6: bool) -> u32 {
     ETH_LEN + if v6 { IPV6_LEN } else { IPV4_LEN }
+}
+
+/// Whether the IP header says that ICMP follows, without a look at the rest of it.
+#[inline(always)]
+pub fn is_icmp<const V6: bool, P: Packet>(packet: P) -> bool {
+    let Some(head) = packet.head(fixed_len(V6)) else { return false };
+    let proto = if V6 { head.u8::<20>() } else { head.u8::<23>() };
+    proto == icmp_proto(V6)
 }
 
 /// Reads the IP header. `None` if it is no valid one.
@@ -82,26 +105,53 @@ pub fn ip<const V6: bool, P: Packet>(packet: P) -> Option<Ip> {
     if !(0x45..=0x4f).contains(&first) {
         return None;
     }
-    // More fragments, or an offset; not the bits reserved and don't fragment.
-    const FRAGMENT: u16 = 0x3fff_u16.to_be();
     Some(Ip {
         src: Addr::from_v4(head.u32::<26>()),
         dst: Addr::from_v4(head.u32::<30>()),
         proto: head.u8::<23>(),
         hops: head.u8::<22>(),
-        fragment: u8::from(head.u16::<20>() & FRAGMENT != 0),
+        fragment: u8::from(head.u16::<20>() & IPV4_FRAGMENT != 0),
         reserved: 0,
         next: ETH_LEN + u32::from(first & 0xf) * 4,
         end: ETH_LEN + u32::from(u16::from_be(head.u16::<16>())),
     })
 }
 
+/// Which part of a datagram a packet holds. Two bytes, so that [`Transport`] has no padding: the
+/// verifier refuses copies of bytes that were never written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Part {
+    /// All of it.
+    Whole,
+    /// The first fragment, which has the transport header.
+    First,
+    /// Another fragment.
+    Later,
+}
+
+/// What follows the IP header, options and extension headers.
+#[derive(Clone, Copy)]
+pub struct Upper {
+    /// IP protocol number.
+    pub proto: u8,
+    /// Which part of it.
+    pub part: Part,
+    /// Where it begins, from the packet's start.
+    pub offset: u32,
+    /// Of a fragment, the datagram's identification, in network byte order.
+    pub id: u32,
+}
+
 /// Ports of TCP, UDP or SCTP, and where they stand.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Transport {
-    /// Where the header begins, from the packet's start.
+    /// Where the header begins, from the packet's start. A fragment other than the first has none:
+    /// only its addresses are translated.
     pub offset: u32,
+    /// Of a fragment, the datagram's identification, in network byte order.
+    pub id: u32,
     /// Source port.
     pub sport: Be16,
     /// Destination port.
@@ -110,11 +160,26 @@ pub struct Transport {
     pub proto: u8,
     /// Bits of [`tcp`]; for SCTP, what its first chunk means in TCP's terms; 0 for UDP.
     pub tcp: u8,
-    /// Zero.
-    pub reserved: u16,
+    /// Which part of the datagram the packet holds.
+    pub part: Part,
 }
 
 impl Transport {
+    /// One to be filled in.
+    #[inline(always)]
+    pub fn none() -> Self {
+        let zero = node::zero();
+        Self {
+            offset: zero,
+            id: zero,
+            sport: Be16::from_network(zero as u16),
+            dport: Be16::from_network(zero as u16),
+            proto: zero as u8,
+            tcp: zero as u8,
+            part: Part::Whole,
+        }
+    }
+
     /// Whether the packet asks for a new connection.
     #[inline(always)]
     pub const fn opens_connection(&self) -> bool {
@@ -124,7 +189,8 @@ impl Transport {
     /// Whether the packet may begin a flow: datagrams have no other sign.
     #[inline(always)]
     pub const fn may_open(&self) -> bool {
-        self.proto == proto::UDP || self.opens_connection()
+        // All fragments go where the first one went.
+        (self.proto == proto::UDP && !matches!(self.part, Part::Later)) || self.opens_connection()
     }
 }
 
@@ -140,18 +206,28 @@ pub mod tcp {
     pub const ACK: u8 = 0x10;
 }
 
+/// RFC 9293 §3.1; numbers in network byte order.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct TcpHeader {
-    sport: u16,
-    dport: u16,
-    sequence: u32,
-    acknowledgement: u32,
-    offset: u8,
-    flags: u8,
-    window: u16,
-    checksum: u16,
-    urgent: u16,
+pub struct TcpHeader {
+    /// Source port.
+    pub sport: u16,
+    /// Destination port.
+    pub dport: u16,
+    /// Sequence number of the first byte.
+    pub sequence: u32,
+    /// The next byte expected.
+    pub acknowledgement: u32,
+    /// Words of the header, in the upper half.
+    pub offset: u8,
+    /// Bits of [`tcp`] and others.
+    pub flags: u8,
+    /// Bytes that may be sent.
+    pub window: u16,
+    /// Over the pseudo header too.
+    pub checksum: u16,
+    /// Where urgent data ends.
+    pub urgent: u16,
 }
 
 // SAFETY: repr(C), no padding, numbers only.
@@ -208,72 +284,252 @@ struct Extension {
 // SAFETY: repr(C), no padding, numbers only.
 unsafe impl Header for Extension {}
 
+/// What IPv4 has for fragments: words 2 of the header.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Ipv4Fragment {
+    /// Identification of the datagram.
+    pub id: u16,
+    /// Flags, and the offset in units of 8 bytes.
+    pub fragment: u16,
+}
+
+// SAFETY: repr(C), no padding, numbers only.
+unsafe impl Header for Ipv4Fragment {}
+
+/// RFC 8200 §4.5.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct FragmentHeader {
+    next: u8,
+    reserved: u8,
+    /// The offset in units of 8 bytes, times 8, and the bit for more fragments.
+    offset: u16,
+    id: u32,
+}
+
+// SAFETY: repr(C), no padding, numbers only.
+unsafe impl Header for FragmentHeader {}
+
+/// Finds what follows the IP header at `start`, past extension headers.
+///
+/// `None` if it is cut off, or has too many extension headers, or extension headers between the
+/// fragment header and the transport header: then fragments would not agree on the protocol. A
+/// routing header is not passed over: the packet's destination is another one than the header says.
+#[inline(always)]
+fn walk<P: Packet>(packet: P, proto: u8, start: u32) -> Option<Upper> {
+    let mut upper = Upper { proto, part: Part::Whole, offset: start, id: 0 };
+    for _ in 0..MAX_EXTENSIONS {
+        // RFC 8200 §4: lengths in units of 8 bytes beyond the first; RFC 4302 §2.2: in units of
+        // 4 bytes beyond the first two.
+        let len = match upper.proto {
+            HOP_BY_HOP | DESTINATION_OPTIONS => {
+                let header: Extension = packet.load(upper.offset)?;
+                upper.proto = header.next;
+                (u32::from(header.len) + 1) * 8
+            }
+            AUTHENTICATION => {
+                let header: Extension = packet.load(upper.offset)?;
+                upper.proto = header.next;
+                (u32::from(header.len) + 2) * 4
+            }
+            FRAGMENT => {
+                let header: FragmentHeader = packet.load(upper.offset)?;
+                let (offset, more) =
+                    (u16::from_be(header.offset) >> 3, u16::from_be(header.offset) & 1);
+                upper.proto = header.next;
+                upper.offset += 8;
+                // RFC 6946: a datagram in one piece may have the header too.
+                if offset == 0 && more == 0 {
+                    continue;
+                }
+                upper.part = if offset == 0 { Part::First } else { Part::Later };
+                upper.id = header.id;
+                return Some(upper);
+            }
+            _ => break,
+        };
+        upper.offset += len;
+    }
+    Some(upper)
+}
+
+/// Finds what follows the IP header.
+#[inline(always)]
+pub fn upper<const V6: bool, P: Packet>(packet: P, ip: &Ip) -> Option<Upper> {
+    if V6 {
+        return walk(packet, ip.proto, ip.next);
+    }
+    let mut upper = Upper { proto: ip.proto, part: Part::Whole, offset: ip.next, id: 0 };
+    if ip.fragment != 0 {
+        let header: Ipv4Fragment = packet.load(ETH_LEN + 4)?;
+        upper.part = if header.fragment & IPV4_OFFSET == 0 { Part::First } else { Part::Later };
+        upper.id = u32::from(header.id);
+    }
+    Some(upper)
+}
+
 /// Reads the transport header, past options and extension headers.
 ///
-/// `None` if it is none of TCP, UDP and SCTP, or is cut off, or the packet is a fragment: only the first
-/// fragment has the ports, and to translate it alone would deliver half a datagram. A packet with a
-/// routing header is left alone too: its destination is another one than the header says.
+/// `None` if it is none of TCP, UDP and SCTP, or is cut off. A fragment other than the first has no
+/// such header, so that both ports are 0 here: [`crate::fragment::transport`] knows them. SCTP in
+/// fragments is not understood: its checksum covers them all.
 #[inline(always)]
 pub fn transport<const V6: bool, P: Packet>(packet: P, ip: &Ip) -> Option<Transport> {
-    if ip.fragment != 0 {
-        return None;
-    }
-    let mut proto = ip.proto;
-    let mut offset = ip.next;
-    if V6 {
-        for _ in 0..MAX_EXTENSIONS {
-            // RFC 8200 §4: lengths in units of 8 bytes beyond the first; RFC 4302 §2.2: in units of
-            // 4 bytes beyond the first two.
-            let len = match proto {
-                HOP_BY_HOP | DESTINATION_OPTIONS => {
-                    let header: Extension = packet.load(offset)?;
-                    proto = header.next;
-                    (u32::from(header.len) + 1) * 8
-                }
-                AUTHENTICATION => {
-                    let header: Extension = packet.load(offset)?;
-                    proto = header.next;
-                    (u32::from(header.len) + 2) * 4
-                }
-                _ => break,
-            };
-            offset += len;
-        }
-    }
+    let Upper { proto, part, offset, id } = upper::<V6, P>(packet, ip)?;
+    let mut transport = Transport { offset, id, proto, part, ..Transport::none() };
     match proto {
+        proto::TCP | proto::UDP if part == Part::Later => {}
         proto::TCP => {
             let header: TcpHeader = packet.load(offset)?;
-            Some(Transport {
-                proto,
-                offset,
-                sport: Be16::from_network(header.sport),
-                dport: Be16::from_network(header.dport),
-                tcp: header.flags,
-                reserved: 0,
-            })
+            transport.sport = Be16::from_network(header.sport);
+            transport.dport = Be16::from_network(header.dport);
+            transport.tcp = header.flags;
         }
         proto::UDP => {
             let header: UdpHeader = packet.load(offset)?;
-            Some(Transport {
-                proto,
-                offset,
-                sport: Be16::from_network(header.sport),
-                dport: Be16::from_network(header.dport),
-                tcp: 0,
-                reserved: 0,
-            })
+            transport.sport = Be16::from_network(header.sport);
+            transport.dport = Be16::from_network(header.dport);
         }
-        proto::SCTP => {
+        proto::SCTP if part == Part::Whole => {
             let header: SctpHeader = packet.load(offset)?;
-            Some(Transport {
-                proto,
-                offset,
-                sport: Be16::from_network(header.sport),
-                dport: Be16::from_network(header.dport),
-                tcp: sctp_meaning(header.chunk[0]),
-                reserved: 0,
-            })
+            transport.sport = Be16::from_network(header.sport);
+            transport.dport = Be16::from_network(header.dport);
+            transport.tcp = sctp_meaning(header.chunk[0]);
         }
-        _ => None,
+        _ => return None,
     }
+    Some(transport)
+}
+
+/// An IP header with the ports that follow it, as an ICMP error quotes it.
+pub struct Quoted {
+    /// Source address.
+    pub src: Addr,
+    /// Destination address.
+    pub dst: Addr,
+    /// Source port.
+    pub sport: Be16,
+    /// Destination port.
+    pub dport: Be16,
+    /// See [`proto`].
+    pub proto: u8,
+    /// Where the transport header begins, from the packet's start.
+    pub offset: u32,
+}
+
+impl Quoted {
+    /// One to be filled in.
+    #[inline(always)]
+    pub fn none() -> Self {
+        let zero = node::zero();
+        Self {
+            src: node::no_addr(),
+            dst: node::no_addr(),
+            sport: Be16::from_network(zero as u16),
+            dport: Be16::from_network(zero as u16),
+            proto: zero as u8,
+            offset: zero,
+        }
+    }
+}
+
+/// RFC 791 §3.1; numbers in network byte order.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Ipv4Header {
+    /// Version, and words of the header.
+    pub version_words: u8,
+    /// Type of service.
+    pub service: u8,
+    /// Bytes of the packet.
+    pub len: u16,
+    /// Identification, flags, offset.
+    pub fragment: Ipv4Fragment,
+    /// Hops left.
+    pub hops: u8,
+    /// Protocol number.
+    pub proto: u8,
+    /// Of the header.
+    pub checksum: u16,
+    /// Source address.
+    pub src: u32,
+    /// Destination address.
+    pub dst: u32,
+}
+
+// SAFETY: repr(C), no padding, numbers only.
+unsafe impl Header for Ipv4Header {}
+
+/// RFC 8200 §3; numbers in network byte order.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Ipv6Header {
+    /// Version, traffic class, flow label.
+    pub version_flow: u32,
+    /// Bytes that follow.
+    pub len: u16,
+    /// Protocol number of what follows.
+    pub next: u8,
+    /// Hops left.
+    pub hops: u8,
+    /// Source address.
+    pub src: [u32; 4],
+    /// Destination address.
+    pub dst: [u32; 4],
+}
+
+// SAFETY: repr(C), no padding, numbers only.
+unsafe impl Header for Ipv6Header {}
+
+/// The two ports that TCP, UDP and SCTP all begin with.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Ports {
+    sport: u16,
+    dport: u16,
+}
+
+// SAFETY: repr(C), no padding, numbers only.
+unsafe impl Header for Ports {}
+
+/// Reads the packet that an ICMP error quotes at `start`. `false` if it has no ports, or is no valid
+/// packet of the family.
+#[inline(always)]
+pub fn quoted<const V6: bool, P: Packet>(packet: P, start: u32, out: &mut Quoted) -> bool {
+    let upper = if V6 {
+        let Some(header) = packet.load::<Ipv6Header>(start) else { return false };
+        if u32::from_be(header.version_flow) >> 28 != 6 {
+            return false;
+        }
+        out.src = Addr::from_v6(header.src);
+        out.dst = Addr::from_v6(header.dst);
+        match walk(packet, header.next, start + IPV6_LEN) {
+            Some(upper) => upper,
+            None => return false,
+        }
+    } else {
+        let Some(header) = packet.load::<Ipv4Header>(start) else { return false };
+        if !(0x45..=0x4f).contains(&header.version_words) {
+            return false;
+        }
+        out.src = Addr::from_v4(header.src);
+        out.dst = Addr::from_v4(header.dst);
+        let later = header.fragment.fragment & IPV4_OFFSET != 0;
+        Upper {
+            proto: header.proto,
+            part: if later { Part::Later } else { Part::Whole },
+            offset: start + u32::from(header.version_words & 0xf) * 4,
+            id: 0,
+        }
+    };
+    if upper.part == Part::Later || !matches!(upper.proto, proto::TCP | proto::UDP | proto::SCTP) {
+        return false;
+    }
+    let Some(ports) = packet.load::<Ports>(upper.offset) else { return false };
+    out.sport = Be16::from_network(ports.sport);
+    out.dport = Be16::from_network(ports.dport);
+    out.proto = upper.proto;
+    out.offset = upper.offset;
+    true
 }

@@ -34,16 +34,17 @@ pub fn take<const V6: bool>(
         if (fast || past_stack) && ip.hops > 1 { fastpath::endpoint(&to.dst) } else { None };
     let mut way = Way::none();
     if past_stack && endpoint.is_none() {
-        let route = if ip.hops > 1 {
-            calls::route::<V6>(packet, ip, transport.proto, to, &mut way)
-        } else {
-            Route::None
-        };
-        if route != Route::Found {
+        if ip.hops <= 1 {
             return match decision {
                 Decision::Shortcut => PASS,
-                _ => dropped(Counter::DropNoRoute),
+                _ => calls::expired::<V6>(packet, ip),
             };
+        }
+        match (calls::route::<V6>(packet, ip, transport.proto, to, &mut way), decision) {
+            (Route::Found, _) => {}
+            (_, Decision::Shortcut) => return PASS,
+            (Route::TooBig, _) => return calls::too_big::<V6>(packet, ip, way.mtu),
+            (Route::None, _) => return dropped(Counter::DropNoRoute),
         }
     }
     if !calls::apply::<V6>(packet, ip, transport, to) {

@@ -3,15 +3,14 @@
 //! the agent.
 //!
 //! What is to become of a packet is decided here, without changing it; [`crate::path`] does it.
-//!
-//! Known limit: fragments pass untranslated (see [`crate::parse::transport`]).
 
-use sluice_abi::{Counter, CtFlags, FrontendFlags, FrontendKey, Scope, proto};
+use sluice_abi::{Be16, Counter, CtFlags, FrontendFlags, FrontendKey, Scope, proto};
 
 use crate::{
     calls,
     counters::count,
     ct::{self, Created, Origin, Side},
+    fragment::Ports,
     lb::{self, Choice, Pick},
     nat::Rewrite,
     node,
@@ -33,6 +32,8 @@ pub enum Decision {
     /// To be translated and sent on at once: with an address of the node, or of a service, for its
     /// source the stack would refuse it.
     Direct,
+    /// Nobody serves it: to be answered, see [`crate::reject`].
+    Reject,
     /// To be dropped; it is counted.
     Drop,
 }
@@ -132,6 +133,28 @@ pub fn select(ip: &Ip, transport: &Transport, pick: &mut Pick) -> Chosen {
     }
 }
 
+/// Whether every port of the destination is a service's (a ClusterIP).
+#[inline(always)]
+pub fn is_cluster_ip(ip: &Ip) -> bool {
+    let key = FrontendKey {
+        addr: node::copy(&ip.dst),
+        port: Be16::new(0),
+        proto: 0,
+        scope: Scope::Internal as u8,
+    };
+    lb::frontend(&key).is_some_and(|frontend| frontend.flags & FrontendFlags::ANY_PORT != 0)
+}
+
+/// Decides on a packet whose destination may be a service's address, but whose ports are not known.
+#[inline(always)]
+pub fn without_ports(ip: &Ip, ports: Ports) -> Decision {
+    if !calls::is_cluster_ip(ip) {
+        // It may be for a process of the node.
+        return Decision::Leave;
+    }
+    if ports == Ports::Orphan { dropped(Counter::FragmentUnknown) } else { Decision::Reject }
+}
+
 /// Decides on a packet whose destination may be a service's address.
 #[inline(always)]
 pub fn request<const V6: bool>(
@@ -150,13 +173,15 @@ pub fn request<const V6: bool>(
                 chosen = calls::select(ip, transport, &mut pick);
             }
             match chosen {
+                // At a ClusterIP, the ports that no service has are rejected too.
+                Chosen::NotService if calls::is_cluster_ip(ip) => return Decision::Reject,
                 Chosen::NotService => return Decision::Leave,
                 Chosen::Kept => {
                     created = Created::Yes;
                     break;
                 }
                 Chosen::Backend => {}
-                Chosen::Empty => return dropped(Counter::DropNoBackend),
+                Chosen::Empty => return Decision::Reject,
                 Chosen::NoLocal => return dropped(Counter::DropNoLocal),
                 Chosen::NotAdmitted => return dropped(Counter::DropSourceRange),
                 Chosen::Missing => return dropped(Counter::BackendMissing),
@@ -175,6 +200,13 @@ pub fn request<const V6: bool>(
         }
     }
 
+    along(ip, transport, origin, to)
+}
+
+/// Decides on a packet of a flow that is known. A function of its own, so that its key takes no place
+/// on the stack that [`request`] needs.
+#[inline(never)]
+fn along(ip: &Ip, transport: &Transport, origin: Origin, to: &mut Rewrite) -> Decision {
     // A packet amid a connection needs its entry; one without is left to the stack, which may know
     // the connection from before.
     let key = ct::key(ip, transport, Side::Client);
@@ -221,15 +253,12 @@ pub enum Place {
     ToOutside,
 }
 
-/// Decides on a packet that may be a backend's answer.
+/// What is to become of a packet to the client of a flow whose reverse entry has the flags, and how
+/// it is counted. `None` if it is another program's business. `masked`: at the backend the client has
+/// another address.
 #[inline(always)]
-pub fn answer(ip: &Ip, transport: &Transport, place: Place, to: &mut Rewrite) -> Decision {
-    let key = ct::key(ip, transport, Side::Backend);
-    let Some(entry) = ct::find(&key) else { return Decision::Leave };
-    let flags = entry.flags;
-    // A client that has only another port at the backend is answered by its own address.
-    let masked = flags & CtFlags::SNAT != 0 && entry.nat_addr != ip.dst;
-    let (decision, counter) = match place {
+pub fn way_back(flags: u16, masked: bool, place: Place) -> Option<(Decision, Counter)> {
+    let way = match place {
         // At the node's own address, or at a service's, nobody else would take it.
         Place::PodToPod | Place::PodFast | Place::Pod if masked => {
             (Decision::Direct, Counter::PacketReverse)
@@ -245,12 +274,26 @@ pub fn answer(ip: &Ip, transport: &Transport, place: Place, to: &mut Rewrite) ->
             (Decision::Translate, Counter::Masqueraded)
         }
         Place::FromOutside if masked => (Decision::Direct, Counter::UplinkReverse),
-        _ => return Decision::Leave,
+        _ => return None,
+    };
+    Some(way)
+}
+
+/// Decides on a packet that may be a backend's answer.
+#[inline(always)]
+pub fn answer(ip: &Ip, transport: &Transport, place: Place, to: &mut Rewrite) -> Decision {
+    let key = ct::key(ip, transport, Side::Backend);
+    let Some(entry) = ct::find(&key) else { return Decision::Leave };
+    let other = entry.flags & CtFlags::SNAT != 0;
+    // A client that has only another port at the backend is answered by its own address.
+    let masked = other && entry.nat_addr != ip.dst;
+    let Some((decision, counter)) = way_back(entry.flags, masked, place) else {
+        return Decision::Leave;
     };
     ct::note(entry, Side::Backend, transport.tcp, ct::now());
     to.src = node::copy(&entry.addr);
     to.sport = entry.port;
-    if flags & CtFlags::SNAT != 0 {
+    if other {
         to.dst = node::copy(&entry.nat_addr);
         to.dport = entry.nat_port;
     }

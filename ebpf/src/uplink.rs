@@ -9,6 +9,7 @@ use crate::{
     counters::count,
     ct::{self, Created, Origin, Side},
     fastpath,
+    fragment::Ports,
     lb::{self, Pick},
     maps::NON_MASQUERADE,
     nat::Rewrite,
@@ -25,16 +26,65 @@ pub fn incoming<const V6: bool>(packet: Skb) -> i32 {
     if packet.is_done() {
         packet.set_done(false);
     }
+    if parse::is_icmp::<V6, _>(packet) {
+        message_arrives::<V6>(packet)
+    } else {
+        packet_arrives::<V6>(packet)
+    }
+}
+
+/// An ICMP message arrives from outside: it may be an error about a flow that came by here, or, if
+/// it takes the fast path past the pod's own program, about one of the pod's.
+///
+/// A function of its own for each family, as [`packet_arrives`], so that their stacks share the
+/// kernel's 512 bytes.
+#[inline(never)]
+fn message_arrives<const V6: bool>(packet: Skb) -> i32 {
     let Some(mut ip) = parse::ip::<V6, _>(packet) else { return PASS };
     let state = node::state();
     let fast = state.flags & NodeState::FAST_PATH != 0;
-    let Some(mut transport) = parse::transport::<V6, _>(packet, &ip) else {
-        return if fast { calls::to_pod::<V6>(packet, &ip) } else { PASS };
-    };
+    if state.ct_used != 0 {
+        let mut transport = Transport::none();
+        let mut to = Rewrite::none(&ip, &transport);
+        let mut place = Place::FromOutside;
+        let mut decision = calls::icmp_error::<V6>(packet, &ip, place, &mut transport, &mut to);
+        if decision == Decision::Leave && fast && ip.hops > 1 && fastpath::is_endpoint(&ip.dst) {
+            place = Place::AtPod;
+            decision = calls::icmp_error::<V6>(packet, &ip, place, &mut transport, &mut to);
+        }
+        match decision {
+            Decision::Leave => {}
+            Decision::Drop => return DROP,
+            _ => return calls::take::<V6>(packet, &mut ip, &mut transport, &to, decision),
+        }
+    }
+    if fast { calls::to_pod::<V6>(packet, &ip) } else { PASS }
+}
+
+/// A packet that is no ICMP message arrives from outside.
+#[inline(never)]
+fn packet_arrives<const V6: bool>(packet: Skb) -> i32 {
+    let Some(mut ip) = parse::ip::<V6, _>(packet) else { return PASS };
+    let state = node::state();
+    let fast = state.flags & NodeState::FAST_PATH != 0;
+    // The host's own addresses for itself are served to nobody else.
+    let may_be_service = lb::may_be_service(&ip.dst) && !ip.dst.is_loopback();
+    let mut transport = Transport::none();
+    let ports = calls::transport::<V6>(packet, &ip, &mut transport);
     let mut to = Rewrite::none(&ip, &transport);
     let mut decision = Decision::Leave;
-    // The host's own addresses for itself are served to nobody else.
-    if lb::may_be_service(&ip.dst) && !ip.dst.is_loopback() {
+    if ports != Ports::Known {
+        if may_be_service {
+            decision = service::without_ports(&ip, ports);
+        }
+        return match decision {
+            Decision::Reject => calls::reject::<V6>(packet, &ip),
+            Decision::Drop => DROP,
+            _ if fast => calls::to_pod::<V6>(packet, &ip),
+            _ => PASS,
+        };
+    }
+    if may_be_service {
         decision = service::request::<V6>(packet, &ip, &transport, Origin::Outside, &mut to);
     }
     if decision == Decision::Leave && state.ct_used != 0 && node::is_own::<V6>(&ip.dst) {
@@ -42,15 +92,10 @@ pub fn incoming<const V6: bool>(packet: Skb) -> i32 {
     }
     match decision {
         Decision::Drop => DROP,
+        Decision::Reject => calls::reject::<V6>(packet, &ip),
         // What a pod hears goes past its own program if it takes the fast path.
         Decision::Translate if fast && ip.hops > 1 && fastpath::is_endpoint(&to.dst) => {
-            if !calls::apply::<V6>(packet, &mut ip, &mut transport, &to) {
-                count(Counter::DropRewrite);
-                return DROP;
-            }
-            let mut again = Rewrite::none(&ip, &transport);
-            calls::answer(&ip, &transport, Place::AtPod, &mut again);
-            calls::take::<V6>(packet, &mut ip, &mut transport, &again, Decision::Translate)
+            into_pod::<V6>(packet, &mut ip, &mut transport, &to)
         }
         Decision::Leave => {
             if state.ct_used != 0 {
@@ -69,6 +114,23 @@ pub fn incoming<const V6: bool>(packet: Skb) -> i32 {
     }
 }
 
+/// Translates a packet for a pod of this node, and then what the pod is to hear of it.
+#[inline(never)]
+fn into_pod<const V6: bool>(
+    packet: Skb,
+    ip: &mut Ip,
+    transport: &mut Transport,
+    to: &Rewrite,
+) -> i32 {
+    if !calls::apply::<V6>(packet, ip, transport, to) {
+        count(Counter::DropRewrite);
+        return DROP;
+    }
+    let mut again = Rewrite::none(ip, transport);
+    calls::answer(ip, transport, Place::AtPod, &mut again);
+    calls::take::<V6>(packet, ip, transport, &again, Decision::Translate)
+}
+
 /// A packet leaves the node.
 #[inline(always)]
 pub fn outgoing<const V6: bool>(packet: Skb) -> i32 {
@@ -82,8 +144,20 @@ pub fn outgoing<const V6: bool>(packet: Skb) -> i32 {
         return PASS;
     }
     let Some(mut ip) = parse::ip::<V6, _>(packet) else { return PASS };
-    let Some(mut transport) = parse::transport::<V6, _>(packet, &ip) else { return PASS };
+    let mut transport = Transport::none();
+    let ports = calls::transport::<V6>(packet, &ip, &mut transport);
     let mut to = Rewrite::none(&ip, &transport);
+    if ports != Ports::Known {
+        if state.ct_used == 0 || ip.proto != parse::icmp_proto(V6) {
+            return PASS;
+        }
+        let place = Place::ToOutside;
+        return match calls::icmp_error::<V6>(packet, &ip, place, &mut transport, &mut to) {
+            Decision::Leave => PASS,
+            Decision::Drop => DROP,
+            _ => translated::<V6>(packet, &mut ip, &mut transport, &to),
+        };
+    }
     if state.ct_used != 0 && !transport.opens_connection() {
         let decision = calls::answer(&ip, &transport, Place::ToOutside, &mut to);
         if decision != Decision::Leave {

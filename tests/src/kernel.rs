@@ -190,6 +190,25 @@ impl Lab {
         self.drop_orphans()
     }
 
+    /// Says that the address is a ClusterIP: ports that have no frontend are rejected.
+    ///
+    /// # Errors
+    /// As [`Lab::apply`].
+    pub fn cluster_ip(&mut self, address: &str) -> Result<()> {
+        let addr = addr(address);
+        let bit = vip_filter_bit(&addr);
+        let word = self.tables.vip_filter.get(&(bit / 64)).copied().unwrap_or(0);
+        let flags = FrontendFlags::CLUSTER_IP | FrontendFlags::ANY_PORT;
+        let (service, list) = (self.number(), self.number());
+        self.apply(&[
+            MapOp::SetFilterWord(bit / 64, word | 1 << (bit % 64)),
+            MapOp::PutFrontend(
+                FrontendKey { addr, port: Be16::new(0), proto: 0, scope: Scope::Internal as u8 },
+                Frontend { service, list, count: 0, flags, affinity_secs: 0 },
+            ),
+        ])
+    }
+
     /// Changes what a frontend says beside its backends: affinity, flags. It keeps that when
     /// [`Lab::service`] gives it other backends.
     ///

@@ -43,7 +43,7 @@ fn expected(map: &str) -> (Expected, Expected) {
         maps::SLOTS => (expected!(SlotKey: list, chunk), expected!(Slots: backend)),
         maps::BACKENDS => (number(), expected!(Backend: addr, port, proto, flags)),
         maps::SERVICE_NAMES => (number(), expected!(ServiceName: namespace, name, port)),
-        maps::VIP_FILTER | maps::COUNTERS => (number(), wide_number()),
+        maps::VIP_FILTER | maps::ICMP_BUDGET | maps::COUNTERS => (number(), wide_number()),
         maps::CONNTRACK => (
             expected!(CtKey: src, dst, sport, dport, proto, flags, reserved),
             expected!(CtEntry: last_seen, addr, port, flags, service, backend, list, nat_addr,

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
 use sluice_abi::{Counter, Endpoint, proto};
 use sluice_tests::{kernel::Lab, netns::NetNs};
 
@@ -182,6 +183,118 @@ fn pods_reach_each_other_through_a_service_per_packet() -> Result<()> {
         let forwarded = node.forwarded()?;
         assert_eq!(forwarded == 0, fast_path, "the stack forwarded {forwarded} packets");
         assert_eq!(node.lab.count(Counter::FastPathPod) > 0, fast_path);
+    }
+    Ok(())
+}
+
+/// S27: datagrams larger than a link takes, there and back through a service, arrive whole.
+#[test]
+fn large_datagrams_pass_a_service_in_fragments() -> Result<()> {
+    for fast_path in [false, true] {
+        let mut node = Node::new("forward-frag", fast_path)?;
+        node.lab.cluster_ip("10.96.0.10")?;
+        node.lab.cluster_ip("fd00:96::10")?;
+        for (vip, family) in [("10.96.0.10", 0), ("fd00:96::10", 1)] {
+            let server = socket(ADDRESSES[1][family], 8080);
+            let target = socket(vip, 80);
+            node.lab.service(&target.to_string(), proto::UDP, &[&server.to_string()])?;
+            for len in [1473, 5000, 60_000] {
+                datagram(&node, target, server, len)?;
+            }
+        }
+        assert_eq!(node.lab.count(Counter::FragmentUnknown), 0);
+        assert_eq!(node.lab.count(Counter::FlowCreated), 6);
+    }
+    Ok(())
+}
+
+/// What a socket that is connected to the target is told about its first datagram.
+fn told(socket: &UdpSocket) -> Result<Errno> {
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.send(b"x")?;
+    let error = socket.recv(&mut [0; 8]).expect_err("nobody answers");
+    Ok(Errno::from_raw(error.raw_os_error().context("an error of the kernel")?))
+}
+
+/// S16, S17: real sockets are refused at once: by a service without backends, and by a port that
+/// a ClusterIP does not have.
+#[test]
+fn sockets_are_refused_where_nobody_serves() -> Result<()> {
+    for fast_path in [false, true] {
+        let mut node = Node::new("forward-refuse", fast_path)?;
+        for (vip, any) in [("10.96.0.10", "0.0.0.0:0"), ("fd00:96::10", "[::]:0")] {
+            for proto in [proto::TCP, proto::UDP] {
+                node.lab.service(&socket(vip, 80).to_string(), proto, &[])?;
+            }
+            node.lab.cluster_ip(vip)?;
+            for port in [80, 81] {
+                let target = socket(vip, port);
+                node.pods[0].run(|| -> Result<()> {
+                    let error = TcpStream::connect_timeout(&target, PATIENCE)
+                        .expect_err("nobody serves it");
+                    assert_eq!(error.raw_os_error(), Some(Errno::ECONNREFUSED as i32), "{target}");
+                    let client = UdpSocket::bind(any)?;
+                    client.connect(target)?;
+                    assert_eq!(told(&client)?, Errno::ECONNREFUSED, "{target}");
+                    // Larger than what an error may quote, and in fragments.
+                    for len in [1400, 4000] {
+                        client.send(&vec![0; len])?;
+                        let error = client.recv(&mut [0; 8]).expect_err("nobody answers");
+                        assert_eq!(error.raw_os_error(), Some(Errno::ECONNREFUSED as i32));
+                    }
+                    Ok(())
+                })??;
+            }
+        }
+        assert_eq!(node.lab.count(Counter::PacketReject), 16);
+    }
+    Ok(())
+}
+
+/// S28: a backend with a closed port refuses, in the service's name.
+#[test]
+fn the_refusal_of_a_backend_reaches_the_client() -> Result<()> {
+    for fast_path in [false, true] {
+        let mut node = Node::new("forward-closed", fast_path)?;
+        for (vip, any, family) in [("10.96.0.10", "0.0.0.0:0", 0), ("fd00:96::10", "[::]:0", 1)] {
+            let target = socket(vip, 80);
+            let server = socket(ADDRESSES[1][family], 8080).to_string();
+            for proto in [proto::TCP, proto::UDP] {
+                node.lab.service(&target.to_string(), proto, &[&server])?;
+            }
+            node.pods[0].run(|| -> Result<()> {
+                let error =
+                    TcpStream::connect_timeout(&target, PATIENCE).expect_err("nobody serves it");
+                assert_eq!(error.raw_os_error(), Some(Errno::ECONNREFUSED as i32), "{target}");
+                let client = UdpSocket::bind(any)?;
+                client.connect(target)?;
+                assert_eq!(told(&client)?, Errno::ECONNREFUSED, "{target}");
+                Ok(())
+            })??;
+        }
+        assert_eq!(node.lab.count(Counter::IcmpTranslated), 2);
+    }
+    Ok(())
+}
+
+/// S28: a link on the way to the backend takes less than the client's: the node's stack says so, and
+/// the client, which knows the service alone, sends smaller segments.
+#[test]
+fn a_client_learns_the_mtu_of_the_path_to_its_backend() -> Result<()> {
+    let mut node = Node::new("forward-mtu", false)?;
+    // The node answers from addresses of its own, and what goes to the other pod is cut short.
+    node.node.ip("addr add 10.244.1.1/32 dev lo\n\
+         addr add fd00:244:1::1/128 dev lo nodad\n\
+         link set slu1 mtu 1300")?;
+    let mut errors = 0;
+    for (vip, family) in [("10.96.0.10", 0), ("fd00:96::10", 1)] {
+        let server = socket(ADDRESSES[1][family], 8080);
+        let target = socket(vip, 80);
+        node.lab.service(&target.to_string(), proto::TCP, &[&server.to_string()])?;
+        exchange(&node, target, server)?;
+        let translated = node.lab.count(Counter::IcmpTranslated);
+        assert!(translated > errors, "the client was told of the path to {target}");
+        errors = translated;
     }
     Ok(())
 }

@@ -177,10 +177,9 @@ fn ipv6_extension_headers_are_passed_over() -> Result<()> {
 fn what_is_not_for_a_service_is_untouched() -> Result<()> {
     let lab = lab("untouched")?;
     let vlan = Packet { vlan: Some(7), ..Packet::tcp(CLIENT, VIP, tcp::SYN) };
-    let first = Packet { fragment: 0x2000, ..Packet::udp(CLIENT, VIP) };
     let later = Packet { fragment: 0x00b9, ..Packet::udp(CLIENT, VIP) };
-    let fragment6 = Packet {
-        extensions: vec![(extension::FRAGMENT, vec![0, 0, 0, 1, 0, 0, 0, 9])],
+    let later6 = Packet {
+        extensions: vec![(extension::FRAGMENT, vec![0, 0, 0, 0xb8, 0, 0, 0, 9])],
         ..Packet::udp(CLIENT6, VIP6)
     };
     let routed = Packet {
@@ -202,9 +201,8 @@ fn what_is_not_for_a_service_is_untouched() -> Result<()> {
         Packet::tcp(CLIENT, VIP, tcp::SYN | tcp::ACK),
         Packet::tcp(CLIENT, VIP, tcp::RST),
         vlan,
-        first,
         later,
-        fragment6,
+        later6,
         routed,
         endless,
         icmp,
@@ -337,8 +335,8 @@ fn a_connection_outlives_its_backends_place_in_the_list() -> Result<()> {
     let ack = Packet::tcp(CLIENT, VIP, tcp::ACK);
     lab.expect_sent(&ack, &ack.clone().to(BACKEND));
     let (verdict, _) = lab.send(&Packet::tcp("10.244.1.5:40001", VIP, tcp::SYN).build())?;
-    assert_eq!(verdict, verdict::DROP);
-    assert_eq!(lab.count(Counter::DropNoBackend), 1);
+    assert_eq!(verdict, verdict::REDIRECT);
+    assert_eq!(lab.count(Counter::PacketReject), 1);
     Ok(())
 }
 
@@ -395,9 +393,10 @@ fn udp_flow_moves_when_its_backend_goes() -> Result<()> {
     lab.expect_received(&late, &late);
     let answer = Packet::udp(OTHER, CLIENT);
     lab.expect_received(&answer, &answer.clone().from(VIP));
-    // The last one goes: dropped, not sent to where nobody is.
+    // The last one goes: rejected, not sent to where nobody is.
     lab.service(VIP, proto::UDP, &[])?;
-    assert_eq!(lab.send(&request.build())?.0, verdict::DROP);
+    assert_eq!(lab.send(&request.build())?.0, verdict::REDIRECT);
+    assert_eq!(lab.count(Counter::PacketReject), 1);
     // The Service goes.
     lab.remove(VIP, proto::UDP)?;
     lab.expect_sent(&request, &request);

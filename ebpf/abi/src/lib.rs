@@ -99,11 +99,14 @@ pub mod maps {
     pub const NODE_ADDRS: &str = "NODE_ADDRS";
     /// Longest-prefix trie: [`CidrKey`](crate::CidrKey) to `u32` (1).
     pub const NON_MASQUERADE: &str = "NON_MASQUERADE";
+    /// Per-CPU array with one element: until when the ICMP errors that were sent are paid for, in
+    /// nanoseconds of the monotonic clock (`u64`). The programs write it.
+    pub const ICMP_BUDGET: &str = "ICMP_BUDGET";
     /// Per-CPU array of `u64`, indexed by [`Counter`](crate::Counter).
     pub const COUNTERS: &str = "COUNTERS";
 
     /// Every map, in no particular order.
-    pub const ALL: [&str; 19] = [
+    pub const ALL: [&str; 20] = [
         FRONTENDS,
         SLOTS,
         BACKENDS,
@@ -122,6 +125,7 @@ pub mod maps {
         NODE_PORTS,
         NODE_ADDRS,
         NON_MASQUERADE,
+        ICMP_BUDGET,
         COUNTERS,
     ];
 }
