@@ -142,21 +142,6 @@ fn a_bad_field_of_a_service_is_named() {
                 r#"spec.externalIPs[0]: "255.255.255.255" is the broadcast address"#,
             ),
             (
-                "/spec/loadBalancerSourceRanges/0",
-                json!("203.0.113.0/33"),
-                r#"spec.loadBalancerSourceRanges[0]: "203.0.113.0/33" is not a CIDR"#,
-            ),
-            (
-                "/spec/loadBalancerSourceRanges/0",
-                json!("203.0.113.9"),
-                r#"spec.loadBalancerSourceRanges[0]: "203.0.113.9" is not a CIDR"#,
-            ),
-            (
-                "/spec/loadBalancerSourceRanges/0",
-                json!("010.0.0.0/8"),
-                r#"spec.loadBalancerSourceRanges[0]: "010.0.0.0/8" is not a CIDR"#,
-            ),
-            (
                 "/spec/sessionAffinity",
                 json!("Cookie"),
                 r#"spec.sessionAffinity: "Cookie" is not None or ClientIP"#,
