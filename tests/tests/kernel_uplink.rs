@@ -10,9 +10,10 @@ use sluice_abi::{
 use sluice_plan::MapOp;
 use sluice_proxy::dataplane::Timeouts;
 use sluice_tests::{
+    frame::{Frame, IcmpError, fragments, reset_of},
     kernel::{Lab, addr, assert_same, verdict},
     netns::NetNs,
-    packet::{Packet, protocol, tcp},
+    packet::{ETHERNET, Packet, protocol, tcp},
 };
 
 const PORT: u16 = 50_000;
@@ -555,14 +556,20 @@ fn two_services_on_one_pod_are_never_crossed() -> Result<()> {
     Ok(())
 }
 
-/// Without a way to the backend, or with no hop left, the packet is dropped and counted.
+/// S28: without a way to the backend, the packet is dropped and counted; with no hop left, the client
+/// is told, so that it can trace the route.
 #[test]
 fn what_has_no_way_is_dropped_and_counted() -> Result<()> {
     let Family { client, vip, remote, .. } = FAMILIES[0];
     let mut bench = Bench::new("no-way", false)?;
     bench.service(vip, &[remote])?;
     let last = Packet { hops: 1, ..Packet::udp(client, vip) };
-    bench.dropped(&last, Counter::DropNoRoute);
+    let bytes = last.build();
+    let quote = bytes[ETHERNET..].to_vec();
+    let told = IcmpError { kind: 11, code: 0, rest: 0, quote };
+    let mut frame = told.frame(ip(vip), ip(client));
+    (frame.to_mac, frame.from_mac) = (last.from_mac, last.to_mac);
+    bench.redirected(&bytes, &frame.build());
     bench.netns.ip("route del default via 172.31.0.1")?;
     bench.dropped(&Packet::udp(client, vip), Counter::DropNoRoute);
     Ok(())
@@ -594,5 +601,123 @@ fn flows_with_another_source_are_collected_whole() -> Result<()> {
     let left = bench.lab.dataplane.conntrack()?;
     assert_eq!(left.len(), 2, "{left:?}");
     assert_eq!(removed(&mut bench, 121)?, 2);
+    Ok(())
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse::<SocketAddr>().map_or_else(|_| addr(text).to_ip(), |address| address.ip())
+}
+
+/// An ICMP error one hop later.
+fn later(frame: Frame) -> Vec<u8> {
+    Frame { hops: frame.hops - 1, ..frame }.build()
+}
+
+impl Bench {
+    /// What arrives from outside is sent somewhere as the bytes given.
+    #[track_caller]
+    fn redirected(&self, packet: &[u8], expected: &[u8]) {
+        let result = self.netns.run(|| self.lab.arrive(packet)).expect("the namespace");
+        let (found, bytes) = result.expect("the program runs");
+        assert_eq!(found, verdict::REDIRECT);
+        assert_same(&bytes, expected);
+    }
+}
+
+/// S16: clients outside are refused at once by a NodePort without endpoints.
+#[test]
+fn clients_outside_are_refused_where_nobody_serves() -> Result<()> {
+    let mut bench = Bench::new("uplink-reject", false)?;
+    for family in FAMILIES {
+        bench.service(family.vip, &[])?;
+        let syn = Packet::tcp(family.client, family.vip, tcp::SYN);
+        bench.redirected(&syn.build(), &reset_of(&syn));
+        let datagram = Packet::udp(family.client, family.vip);
+        let bytes = datagram.build();
+        let mut frame =
+            IcmpError::port_unreachable(&bytes, 500).frame(ip(family.vip), ip(family.client));
+        (frame.to_mac, frame.from_mac) = (datagram.from_mac, datagram.to_mac);
+        bench.redirected(&bytes, &frame.build());
+    }
+    assert_eq!(bench.lab.count(Counter::PacketReject), 4);
+    Ok(())
+}
+
+/// S28: errors about flows through this node find the client outside, or the backend elsewhere, with
+/// the packet that they sent; neither sees the other's address.
+#[test]
+fn icmp_errors_pass_the_node_both_ways() -> Result<()> {
+    let mut bench = Bench::new("uplink-icmp", false)?;
+    for family in FAMILIES {
+        bench.service(family.vip, &[family.remote])?;
+        let inside = at(family.node, PORT);
+        let request = Packet::udp(family.client, family.vip);
+        let sent = request.clone().from(&inside).to(family.remote);
+        bench.forwarded(&request, &routed(sent.clone()));
+        // A router on the way to the backend, and the backend itself.
+        for from in [family.server, family.remote] {
+            let told =
+                IcmpError::too_big(&sent.build(), 500, 1300).frame(ip(from), ip(family.node));
+            let heard = IcmpError::too_big(&request.build(), 500, 1300)
+                .frame(ip(family.vip), ip(family.client));
+            bench.redirected(&told.build(), &later(heard));
+        }
+        // The client has closed its socket.
+        let answer = Packet::udp(family.vip, family.client);
+        let given = Packet::udp(family.remote, &inside);
+        let told = IcmpError::port_unreachable(&answer.build(), 500)
+            .frame(ip(family.client), ip(family.vip));
+        let heard = IcmpError::port_unreachable(&given.build(), 500)
+            .frame(ip(family.node), ip(family.remote));
+        bench.redirected(&told.build(), &later(heard));
+    }
+    assert_eq!(bench.lab.count(Counter::IcmpTranslated), 6);
+    Ok(())
+}
+
+/// S27: a datagram in fragments arrives whole at a backend on another node, and its answer at the
+/// client.
+#[test]
+fn fragments_pass_the_node_both_ways() -> Result<()> {
+    let mut bench = Bench::new("uplink-fragments", false)?;
+    for family in FAMILIES {
+        bench.service(family.vip, &[family.remote])?;
+        let inside = at(family.node, PORT);
+        let large = |src: &str, dst: &str| Packet {
+            fragment: 0,
+            payload: vec![5; 4000],
+            ..Packet::udp(src, dst)
+        };
+        let pairs = [
+            (large(family.client, family.vip), large(&inside, family.remote)),
+            (large(family.remote, &inside), large(family.vip, family.client)),
+        ];
+        for (packet, expected) in pairs {
+            let expected = fragments(&routed(expected).build(), 1400, 6);
+            for (part, expected) in fragments(&packet.build(), 1400, 6).iter().zip(&expected) {
+                bench.redirected(part, expected);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// S28: a packet that is too big for the way to the backend is answered with the size that fits, from
+/// the address that the client asked.
+#[test]
+fn a_client_outside_learns_the_mtu_of_the_way_to_the_backend() -> Result<()> {
+    let mut bench = Bench::new("uplink-mtu", false)?;
+    bench.netns.ip("route add 10.244.2.0/24 via 172.31.0.1 mtu 1300\n\
+         route add fd00:244:2::/64 via fd00:172:31::1 mtu 1300")?;
+    for family in FAMILIES {
+        bench.service(family.vip, &[family.remote])?;
+        let large = Packet { payload: vec![7; 1380], ..Packet::udp(family.client, family.vip) };
+        let bytes = large.build();
+        let quote = if large.src.is_ipv4() { 548 } else { 1232 };
+        let mut frame = IcmpError::too_big(&bytes[..ETHERNET + quote], quote, 1300)
+            .frame(ip(family.vip), ip(family.client));
+        (frame.to_mac, frame.from_mac) = (large.from_mac, large.to_mac);
+        bench.redirected(&bytes, &frame.build());
+    }
     Ok(())
 }
