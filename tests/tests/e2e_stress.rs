@@ -15,7 +15,7 @@ use sluice_tests::process::{Launch, Process};
 use sluice_tests::stress::{Answers, BUCKET_MS, History};
 use sluice_tests::{bin, wait_for};
 
-/// Services that clients ask; each has a ClusterIP and an external IP, TCP and UDP.
+/// Services that clients ask; each has a ClusterIP, an external IP and a node port, TCP and UDP.
 const SERVICES: u32 = 32;
 /// Services that come and go and are asked by nobody, so that numbers are used again.
 const PASSERS_BY: u32 = 16;
@@ -50,11 +50,11 @@ fn service_object(service: u32) -> (String, Value) {
         "apiVersion": "v1", "kind": "Service",
         "metadata": {"name": name, "namespace": "stress"},
         "spec": {
-            "type": "ClusterIP", "clusterIP": ip, "clusterIPs": [ip],
+            "type": "NodePort", "clusterIP": ip, "clusterIPs": [ip],
             "externalIPs": [external_ip(service).to_string()],
             "ports": [
-                {"name": "tcp", "protocol": "TCP", "port": 80},
-                {"name": "udp", "protocol": "UDP", "port": 80},
+                {"name": "tcp", "protocol": "TCP", "port": 80, "nodePort": node_port(service)},
+                {"name": "udp", "protocol": "UDP", "port": 80, "nodePort": node_port(service)},
             ],
         },
     });
@@ -158,6 +158,15 @@ impl Stage {
 /// Both frontends of a service.
 fn both(service: u32) -> Vec<SocketAddr> {
     vec![(cluster_ip(service), 80).into(), (external_ip(service), 80).into()]
+}
+
+/// The node port on both nodes.
+fn node_ports(service: u32) -> Vec<SocketAddr> {
+    [11, 12].map(|last| (Ipv4Addr::new(172, 31, 0, last), node_port(service)).into()).into()
+}
+
+fn node_port(service: u32) -> u16 {
+    30_000 + u16::try_from(service).unwrap_or(0)
 }
 
 /// Changes services for as long as clients ask.
@@ -314,17 +323,22 @@ fn faults(name: &str, answers: &Answers, history: &History) -> Vec<String> {
 fn a_million_requests_under_change_are_answered_by_their_own_service() -> Result<()> {
     let stage = Stage::open()?;
     let stress = bin("stress")?;
-    let targets = Stage::targets(both);
-    let ask = |launch: Launch, by: &str, requests: u64, ports: Option<u16>| {
-        let mut launch = launch.args(["ask", "--by", by, "--requests", &requests.to_string()]);
-        if let Some(first) = ports {
-            launch = launch.args(["--ports", &first.to_string()]);
-        }
-        launch.args(&targets)
-    };
+    let ask_at =
+        |targets: &[String], launch: Launch, by: &str, requests: u64, ports: Option<u16>| {
+            let mut launch = launch.args(["ask", "--by", by, "--requests", &requests.to_string()]);
+            if let Some(first) = ports {
+                launch = launch.args(["--ports", &first.to_string()]);
+            }
+            launch.args(targets)
+        };
+    let (inside, node_ports) = (Stage::targets(both), Stage::targets(node_ports));
+    let ask = |launch, by, requests, ports| ask_at(&inside, launch, by, requests, ports);
+    let ask_node_ports =
+        |launch, by, requests, ports| ask_at(&node_ports, launch, by, requests, ports);
     let hooked = || stage.client.launch(&stress);
     let unhooked = || stage.client.launch_unhooked(&stress);
     let host = || stage.cluster.node(1).launch(&stress);
+    let outside = || stage.cluster.lan().launch(&stress);
     let requests = match std::env::var("SLUICE_STRESS_REQUESTS") {
         Ok(text) => text.parse().context("SLUICE_STRESS_REQUESTS")?,
         Err(_) => REQUESTS,
@@ -334,10 +348,14 @@ fn a_million_requests_under_change_are_answered_by_their_own_service() -> Result
         ("pod-tcp", ask(hooked(), "tcp", percent(25), None)),
         ("pod-udp", ask(hooked(), "udp", percent(25), None)),
         ("pod-unconnected", ask(hooked(), "unconnected", percent(20), None)),
-        ("host-tcp", ask(host(), "tcp", percent(10), None)),
-        // Packet by packet, with ports of their own that are used again.
-        ("packets-tcp", ask(unhooked(), "tcp", percent(10), Some(20_000))),
-        ("packets-udp", ask(unhooked(), "udp", percent(10), Some(22_000))),
+        ("host-tcp", ask(host(), "tcp", percent(8), None)),
+        // Packet by packet, with any port, and with few that are used again and again.
+        ("packets-tcp", ask(unhooked(), "tcp", percent(4), None)),
+        ("packets-tcp-ports", ask(unhooked(), "tcp", percent(4), Some(20_000))),
+        ("packets-udp-ports", ask(unhooked(), "udp", percent(4), Some(22_000))),
+        // From outside, by the node's port.
+        ("outside-tcp", ask_node_ports(outside(), "tcp", percent(5), None)),
+        ("outside-udp-ports", ask_node_ports(outside(), "udp", percent(5), Some(24_000))),
     ];
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
