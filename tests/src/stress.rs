@@ -24,6 +24,9 @@ pub struct Answers {
     /// Service, endpoint, number of the [`BUCKET_MS`] in which the request began, and when the last answer of these
     /// ended, in milliseconds.
     pub seen: Vec<(u32, u32, u64, u64)>,
+    /// Service, begin and end in milliseconds of requests whose connected datagram socket was woken because its backend
+    /// went; they were made again.
+    pub woken: Vec<(u32, u64, u64)>,
 }
 
 impl Answers {
@@ -34,6 +37,7 @@ impl Answers {
             *self.failures.entry(text).or_default() += count;
         }
         self.seen.extend(other.seen);
+        self.woken.extend(other.woken);
     }
 }
 
@@ -58,6 +62,15 @@ impl History {
     /// How often a service got other endpoints.
     pub fn changes(&self) -> usize {
         self.sets.values().map(|sets| sets.len() - 1).sum()
+    }
+
+    /// Whether the service lost an endpoint between the two times.
+    pub fn lost_one(&self, service: u32, from: u64, to: u64) -> bool {
+        let Some(sets) = self.sets.get(&service) else { return false };
+        sets.windows(2).any(|pair| {
+            let (at, after) = &pair[1];
+            *at >= from && *at <= to && !pair[0].1.is_subset(after)
+        })
     }
 
     /// Whether the endpoint was the service's at some time between the two, the first one moved back by how long
@@ -86,5 +99,8 @@ mod tests {
         assert!(!history.allows(1, 9, 0, 299));
         assert!(!history.allows(2, 7, 0, 1_000));
         assert_eq!(history.changes(), 2);
+        assert!(history.lost_one(1, 150, 200));
+        assert!(!history.lost_one(1, 201, 250));
+        assert!(!history.lost_one(2, 0, 1_000));
     }
 }

@@ -6,6 +6,69 @@ use sluice_tests::manifests::Service;
 use sluice_tests::shop::{Shop, WEB_V4};
 use sluice_tests::{Result, bin};
 
+/// O4: programs, maps and routes of this version and of others, files of the agent; not what the CNI
+/// plugin made, nor what somebody else did. A second time finds nothing to do.
+#[test]
+fn cleanup_takes_back_what_the_agent_did_and_only_that() -> Result<()> {
+    let mut shop = Shop::open()?;
+    let source = shop.cluster.source();
+    shop.cluster.node_mut(0).stop_agent()?;
+    let range = ["--service-cluster-ip-range", "10.96.0.0/16"];
+    shop.cluster.node_mut(0).start_agent_with(&source, &range)?;
+    // Not under a living agent.
+    let refused = shop.cluster.node(0).agent_launch(&source)?.arg("--cleanup").output()?;
+    assert!(!refused.status.success());
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("another sluiced"), "{refused:?}");
+    shop.client.get(WEB_V4)?;
+    shop.cluster.node_mut(0).kill_agent()?;
+    let node = shop.cluster.node(0);
+    // Pins of another version, and things that are nobody's business.
+    let root = node.bpf_root();
+    let maps = |version: &str| root.join(version).join("maps");
+    std::fs::create_dir_all(maps("v1"))?;
+    std::fs::create_dir_all(root.join("v1/links"))?;
+    for map in ["FRONTENDS", "OLDER"] {
+        let other = aya::maps::HashMap::<aya::maps::MapData, u32, u64>::create(4, 0)?;
+        other.pin(maps("v1").join(map))?;
+    }
+    std::fs::create_dir_all(root.join("vendor"))?;
+    let foreign = aya::maps::HashMap::<aya::maps::MapData, u32, u64>::create(4, 0)?;
+    foreign.pin(root.join("vendor/MAP"))?;
+    node.netns().ip("route add blackhole 10.97.0.0/16 proto 94")?;
+    std::fs::write(node.run_dir().join("of-somebody"), "")?;
+    let records = || -> Result<usize> {
+        Ok(std::fs::read_dir(shop.cluster.node(0).state_dir().join("endpoints"))?.count())
+    };
+    let pods = records()?;
+    assert!(pods > 0);
+
+    for _ in 0..2 {
+        let output = node.agent_launch(&source)?.arg("--cleanup").output()?;
+        assert!(output.status.success(), "{output:?}");
+        let left: Vec<_> =
+            std::fs::read_dir(root)?.map(|e| e.map(|e| e.file_name())).collect::<Result<_, _>>()?;
+        assert_eq!(left, ["vendor"]);
+        assert!(root.join("vendor/MAP").exists());
+        let routes = node.netns().ip_output(&["route", "show", "table", "main"])?;
+        assert!(!routes.contains("proto 92") && !routes.contains("proto 93"), "{routes}");
+        assert!(routes.contains("10.97.0.0/16"), "{routes}");
+        let files: Vec<_> = std::fs::read_dir(node.run_dir())?
+            .map(|e| e.map(|e| e.file_name()))
+            .collect::<Result<_, _>>()?;
+        assert_eq!(files, ["of-somebody"]);
+        assert_eq!(records()?, pods, "the plugin's records");
+        assert!(shop.client.get(WEB_V4).is_err(), "the programs are detached");
+        // The pod has its interface and its address.
+        let own = shop.web[0].ipv4()?;
+        shop.client.get(&format!("{own}:8080"))?;
+    }
+    // As on the first day.
+    shop.cluster.node_mut(0).start_agent(&source)?;
+    shop.cluster.wait_served(0, WEB_V4)?;
+    shop.client.get(WEB_V4)?;
+    Ok(())
+}
+
 /// O5
 #[test]
 fn malformed_objects_are_skipped_with_one_warning_each_and_the_others_are_served() -> Result<()> {

@@ -4,8 +4,8 @@ use std::fs;
 
 use anyhow::{Context, Result};
 use sluice_abi::{
-    ABI_VERSION, Addr, Backend, Be16, Endpoint, Frontend, FrontendKey, ServiceName, SlotKey, Slots,
-    maps, proto,
+    ABI_VERSION, Addr, Backend, Be16, Endpoint, Frontend, FrontendKey, NodePortKey, ServiceName,
+    SlotKey, Slots, SourceRangeKey, maps, proto,
 };
 use sluice_plan::{MapOp, Tables};
 use sluice_proxy::dataplane::{
@@ -36,6 +36,16 @@ fn frontend(n: u32) -> (FrontendKey, Frontend) {
     (key, Frontend { service: n, list: n, count: 1, flags: 1, affinity_secs: 0 })
 }
 
+/// IPv4 and IPv6 in turn.
+fn source_range(n: u32) -> SourceRangeKey {
+    let addr = if n % 2 == 0 { "203.0.113.0" } else { "2001:db8::" };
+    SourceRangeKey::new(n, addr.parse::<std::net::IpAddr>().expect("an address").into(), 24)
+}
+
+fn node_port(n: u32) -> NodePortKey {
+    NodePortKey { port: Be16::new(30_000 + n as u16), proto: proto::TCP, reserved: 0 }
+}
+
 /// Many elements of every kind.
 fn plan(count: u32) -> Vec<MapOp> {
     let mut ops = Vec::new();
@@ -47,6 +57,8 @@ fn plan(count: u32) -> Vec<MapOp> {
     ops.extend(
         (1..=count).map(|n| MapOp::PutName(n, ServiceName::new("ns", &format!("s{n}"), ""))),
     );
+    ops.extend((1..=count).map(|n| MapOp::PutSourceRange(source_range(n))));
+    ops.extend((1..=count.min(200)).map(|n| MapOp::PutNodePort(node_port(n), n)));
     ops.extend((0..count).map(|n| MapOp::SetFilterWord(n * 16, u64::from(n) << 32 | 1)));
     ops.extend((1..=count).map(|n| {
         let (key, value) = frontend(n);
@@ -73,6 +85,8 @@ fn a_dump_shows_what_was_applied() -> Result<()> {
         (1..=1000).map(|n| MapOp::DeleteFrontend(frontend(n).0)).collect();
     deletes.extend((0..1000).map(|n| MapOp::SetFilterWord(n * 16, 0)));
     deletes.extend((1..=1000).map(|n| MapOp::DeleteSlots(SlotKey { list: n, chunk: 0 })));
+    deletes.extend((1..=1000).map(|n| MapOp::DeleteSourceRange(source_range(n))));
+    deletes.extend((1..=200).map(|n| MapOp::DeleteNodePort(node_port(n))));
     deletes.extend((1..=1000).map(MapOp::DeleteName));
     deletes.extend((1..=1000).map(MapOp::DeleteBackend));
     // One is gone already, in the middle of a batch.
@@ -105,6 +119,63 @@ fn a_full_map_is_named_and_keeps_what_it_has() -> Result<()> {
     let tables = lab.dataplane.tables()?;
     assert_eq!(tables.backends.len(), 4096);
     assert_eq!(tables.frontends, lab.tables().frontends);
+    Ok(())
+}
+
+/// S33: each map whose size is a flag and which gives nothing up by itself, full once: named with its
+/// flag, and what it has stays.
+#[test]
+fn each_map_is_named_when_it_is_full() -> Result<()> {
+    type Op = fn(u32) -> MapOp;
+    let rows: [(&str, &str, u32, Op); 6] = [
+        (maps::FRONTENDS, "--map-size-frontends", SMALL.frontends, |n| {
+            let (key, value) = frontend(n);
+            MapOp::PutFrontend(key, value)
+        }),
+        (maps::SLOTS, "--map-size-slots", SMALL.slots, |n| {
+            MapOp::PutSlots(SlotKey { list: n, chunk: 0 }, Slots { backend: [n; 16] })
+        }),
+        (maps::BACKENDS, "--map-size-backends", SMALL.backends, |n| {
+            MapOp::PutBackend(n, backend(n))
+        }),
+        (maps::SERVICE_NAMES, "--map-size-names", SMALL.names, |n| {
+            MapOp::PutName(n, ServiceName::new("ns", "web", ""))
+        }),
+        (maps::SOURCE_RANGES, "--map-size-source-ranges", SMALL.source_ranges, |n| {
+            MapOp::PutSourceRange(source_range(n))
+        }),
+        (maps::NODE_PORTS, "--map-size-node-ports", SMALL.node_ports, |n| {
+            MapOp::PutNodePort(node_port(n), n)
+        }),
+    ];
+    let mut lab = Lab::new("each-full", false)?;
+    for (name, size_flag, room, op) in rows {
+        let ops: Vec<MapOp> = (1..=room + 10).map(op).collect();
+        let error = lab.dataplane.apply(&ops).expect_err("there is no room");
+        let ApplyError::Full { map, size, flag, done, .. } = error else {
+            panic!("{name}: another error: {error}");
+        };
+        assert_eq!((map, flag, size, done), (name, size_flag, room, room as usize));
+        let tables = lab.dataplane.tables()?;
+        let mut expected = Tables::default();
+        ops[..done].iter().for_each(|op| expected.apply(op));
+        let held = |tables: &Tables| match name {
+            maps::FRONTENDS => format!("{:?}", tables.frontends),
+            maps::SLOTS => format!("{:?}", tables.slots),
+            maps::BACKENDS => format!("{:?}", tables.backends),
+            maps::SERVICE_NAMES => format!("{:?}", tables.names),
+            maps::SOURCE_RANGES => format!("{:?}", tables.source_ranges),
+            _ => format!("{:?}", tables.node_ports),
+        };
+        assert!(held(&tables) == held(&expected), "{name}: what was written is not what is there");
+    }
+    for n in 0..SMALL.endpoints {
+        lab.endpoint(&format!("10.244.{}.{}", n / 250, n % 250 + 1), Endpoint::default())?;
+    }
+    let error = lab.dataplane.put_endpoint(addr("10.245.0.1"), Endpoint::default());
+    let text = error.expect_err("there is no room").to_string();
+    assert!(text.contains("ENDPOINTS") && text.contains("--map-size-endpoints"), "{text}");
+    assert_eq!(lab.dataplane.endpoints()?.len(), SMALL.endpoints as usize);
     Ok(())
 }
 

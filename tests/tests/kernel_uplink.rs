@@ -250,7 +250,11 @@ fn checksums_stay_right_when_everything_changes() -> Result<()> {
             let port = 41_000 + len;
             bench.node(port, port, 0)?;
             let client = if vip.starts_with('[') { "2001:db8:2::5" } else { "192.0.2.5" };
+<<<<<<< HEAD
             for mut request in requests(&at(client, port - 20_000), vip) {
+=======
+            for mut request in requests(&at(client, port.wrapping_mul(3)), vip) {
+>>>>>>> main
                 request.payload = (0..len * 67).map(|n| (n * 7 + len) as u8).collect();
                 let forward = request.clone().from(&at(node, port)).to(remote);
                 bench.forwarded(&request, &routed(forward));

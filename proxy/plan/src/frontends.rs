@@ -112,8 +112,11 @@ pub(crate) fn wants(service: &Service, endpoints: &[Endpoint], node: &NodeContex
             let inside = address.flags == FrontendFlags::CLUSTER_IP;
             let backends = if inside { lists.internal(family) } else { lists.cluster(family) };
             // A Service without any endpoint refuses whoever comes, as one with the policy `Cluster`.
-            let differs =
-                !inside && service.external_policy == TrafficPolicy::Local && !backends.is_empty();
+            let differs = !inside
+                && service.external_policy == TrafficPolicy::Local
+                && !backends.is_empty()
+                // Nobody comes there from outside.
+                && !address.addr.is_loopback();
             let want = Want {
                 port: Arc::clone(&lists.name),
                 flags: address.flags,

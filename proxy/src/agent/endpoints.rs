@@ -135,7 +135,13 @@ impl Endpoints {
         }
         for (addr, endpoint) in &wanted {
             if in_kernel.get(addr) != Some(endpoint) {
-                dataplane.put_endpoint(*addr, *endpoint)?;
+                match dataplane.put_endpoint(*addr, *endpoint) {
+                    // The pods that have a place keep it; this one is reached through the stack.
+                    Err(error @ DataplaneError::Full { .. }) => {
+                        problems.insert(format!("pod address {}", addr.to_ip()), error.to_string());
+                    }
+                    result => result?,
+                }
             }
         }
         dataplane.detach_gone()?;

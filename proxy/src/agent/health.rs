@@ -66,6 +66,8 @@ impl Agent {
             (maps::SLOTS, tables.slots.len()),
             (maps::BACKENDS, tables.backends.len()),
             (maps::SERVICE_NAMES, tables.names.len()),
+            (maps::SOURCE_RANGES, tables.source_ranges.len()),
+            (maps::NODE_PORTS, tables.node_ports.len()),
             (maps::ENDPOINTS, self.endpoints.addresses()),
         ] {
             metrics.map_entries(map, entries);

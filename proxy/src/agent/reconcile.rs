@@ -121,7 +121,10 @@ impl Reconciler {
         cache: &Cache,
         names: impl IntoIterator<Item = &'a ObjectName>,
     ) {
-        for name in names {
+        // What goes goes last: a Service that was renamed hands its addresses over in one write.
+        let (there, gone): (Vec<_>, Vec<_>) =
+            names.into_iter().partition(|name| cache.service(name).is_some());
+        for name in there.into_iter().chain(gone) {
             let plan = match cache.service(name) {
                 Some(service) => self.planner.upsert(service, &cache.endpoints(name)),
                 None => self.planner.remove(name),

@@ -100,13 +100,47 @@ pub fn run(args: &ProxyctlArgs) -> Result<Printed, CtlError> {
     };
     let text = match reply {
         Reply::Status(status) => print_status(&status, args.output)?,
-        Reply::Services(rows) => render(&filter(rows, &args.noun)?, args.output)?,
+        Reply::Services(rows) => {
+            let rows = filter(rows, &args.noun)?;
+            let mut text = render(&rows, output_of(&args.noun, args.output))?;
+            if note.is_none() && matches!(args.output, Output::Table | Output::Wide) {
+                text.push_str(&problems(args)?);
+            }
+            text
+        }
         Reply::Backends(rows) => render(&rows, args.output)?,
         Reply::Conntrack(rows) => render(&rows, args.output)?,
         Reply::Affinity(rows) => render(&rows, args.output)?,
         Reply::Endpoints(rows) => render(&rows, args.output)?,
     };
     Ok(Printed { text, note })
+}
+
+/// One Service is shown with all that is known of it.
+fn output_of(noun: &Noun, output: Output) -> Output {
+    match (noun, output) {
+        (Noun::Service(NamedVerb::Get { .. }), Output::Table) => Output::Wide,
+        _ => output,
+    }
+}
+
+/// What the agent has to say about the Service that was asked for: addresses that it does not get, and
+/// fields that cannot be programmed.
+fn problems(args: &ProxyctlArgs) -> Result<String, CtlError> {
+    let Noun::Service(NamedVerb::Get { name }) = &args.noun else { return Ok(String::new()) };
+    let reply =
+        control::request(&args.paths.socket(), Request::Status).map_err(CtlError::Client)?;
+    let Some(Reply::Status(status)) = reply else { return Ok(String::new()) };
+    let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
+    let name = ObjectName::new(namespace, name).to_string();
+    let concerns = |subject: &str, message: &str| {
+        subject.strip_prefix("Service ") == Some(&name)
+            // A refused object is named after the file or key that it stands in.
+            || message.strip_prefix("Service ").is_some_and(|rest| rest.starts_with(&format!("{name}:")))
+    };
+    let rows = status.agent.map(|agent| agent.problems).unwrap_or_default();
+    let found = rows.iter().filter(|row| concerns(&row.subject, &row.message));
+    Ok(found.map(|row| format!("Problem: {}: {}\n", row.subject, row.message)).collect())
 }
 
 fn filter(rows: Vec<ServiceRow>, noun: &Noun) -> Result<Vec<ServiceRow>, CtlError> {

@@ -99,6 +99,16 @@ pub enum DataplaneError {
         #[source]
         source: io::Error,
     },
+    /// A map has no room.
+    #[error("map {map} is full at {size} elements; raise {flag}")]
+    Full {
+        /// Its name.
+        map: &'static str,
+        /// Its size.
+        size: u32,
+        /// The flag that sets the size.
+        flag: &'static str,
+    },
     /// A pinned map could not be looked at.
     #[error("look at the pinned map {path}: {source}")]
     MapInfo {

@@ -182,9 +182,20 @@ impl Dataplane {
     }
 
     /// Says that a pod of this node has the address, or changes what is known of it.
+    ///
+    /// # Errors
+    ///
+    /// [`DataplaneError::Full`] where there is no room for one more.
     pub fn put_endpoint(&mut self, addr: Addr, endpoint: Endpoint) -> Result<(), DataplaneError> {
         let map = &self.view.maps.endpoints;
-        map.put(&addr, &endpoint).map_err(map_error(map, "write"))
+        map.put(&addr, &endpoint).map_err(|source| match source.raw_os_error() {
+            Some(libc::E2BIG) => DataplaneError::Full {
+                map: map.name(),
+                size: self.view.size(map.name()).unwrap_or(0),
+                flag: spec::size_flag(map.name()),
+            },
+            _ => map_error(map, "write")(source),
+        })
     }
 
     /// Says that no pod of this node has the address any more; whether one had. Its flows go too:

@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 use sluice_abi::{
-    Addr, Be16, CtEntry, CtFlags, CtKey, Endpoint, FrontendFlags, SLOTS_PER_CHUNK, SlotKey,
+    Addr, Be16, CtEntry, CtFlags, CtKey, Endpoint, FrontendFlags, FrontendKey, SLOTS_PER_CHUNK,
+    Scope, SlotKey, SourceRangeKey,
 };
 use sluice_model::Protocol;
 use sluice_plan::Tables;
@@ -29,6 +30,20 @@ pub struct ServiceRow {
     pub frontend: SocketAddr,
     /// Protocol.
     pub protocol: String,
+    /// Whom it serves: `all`, `node` (processes of the node, at a loopback address), or `inside` (pods and processes of this node) and `outside` where these
+    /// get something else (`externalTrafficPolicy: Local`).
+    #[serde(default)]
+    pub clients: String,
+    /// The clients that are admitted (`loadBalancerSourceRanges`); absent: all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_ranges: Option<Vec<String>>,
+    /// Seconds that a client keeps its backend (`sessionAffinity: ClientIP`); 0: it does not.
+    #[serde(default)]
+    pub affinity_secs: u32,
+    /// What becomes of connections where there is no backend: `rejects`, or `drops` where a load
+    /// balancer is to look elsewhere.
+    #[serde(default)]
+    pub without_backends: String,
     /// Where new connections go, each with the same chance.
     pub backends: Vec<SocketAddr>,
     /// Backends that the frontend counts but that cannot be found: 0 unless something is broken.
@@ -115,6 +130,24 @@ fn kind(flags: u32) -> &'static str {
     .map_or("", |(_, name)| name)
 }
 
+fn clients(key: &FrontendKey, flags: u32) -> &'static str {
+    if key.scope == Scope::External as u8 {
+        "outside"
+    } else if key.addr.is_loopback() {
+        "node"
+    } else if flags & FrontendFlags::EXTERNAL_DIFFERS != 0 {
+        "inside"
+    } else {
+        "all"
+    }
+}
+
+/// A range of clients as people write it.
+fn range(key: &SourceRangeKey) -> String {
+    let before = if key.addr.is_v4() { 32 + 96 } else { 32 };
+    format!("{}/{}", key.addr.to_ip(), key.prefix_len.saturating_sub(before))
+}
+
 pub(super) fn service_label(tables: &Tables, number: u32) -> String {
     let Some(name) = tables.names.get(&number) else { return format!("#{number}") };
     match name.parts() {
@@ -133,11 +166,17 @@ fn list_backends(tables: &Tables, list: u32, count: u32) -> impl Iterator<Item =
 }
 
 impl ServiceRow {
-    /// A row a frontend, by namespace, name and port.
+    /// A row a frontend, by namespace, name and port. Those that stand for all other ports of an
+    /// address are no Service's and have none.
     pub fn all(tables: &Tables) -> Vec<Self> {
+        let mut ranges: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+        for key in &tables.source_ranges {
+            ranges.entry(key.service).or_default().push(range(key));
+        }
         let mut rows: Vec<Self> = tables
             .frontends
             .iter()
+            .filter(|(_, frontend)| frontend.flags & FrontendFlags::ANY_PORT == 0)
             .map(|(key, frontend)| {
                 let (namespace, name, port_name) = tables
                     .names
@@ -160,6 +199,15 @@ impl ServiceRow {
                     kind: kind(frontend.flags).to_owned(),
                     frontend: socket(key.addr, key.port),
                     protocol: protocol(key.proto),
+                    clients: clients(key, frontend.flags).to_owned(),
+                    source_ranges: (frontend.flags & FrontendFlags::SOURCE_RANGES != 0)
+                        .then(|| ranges.get(&frontend.service).cloned().unwrap_or_default()),
+                    affinity_secs: frontend.affinity_secs,
+                    without_backends: if frontend.flags & FrontendFlags::LOCAL_ONLY != 0 {
+                        "drops".to_owned()
+                    } else {
+                        "rejects".to_owned()
+                    },
                     backends,
                     missing,
                     number: frontend.service,
@@ -305,16 +353,17 @@ fn some(list: &[SocketAddr], wide: bool) -> String {
 impl Row for ServiceRow {
     fn header(wide: bool) -> Vec<&'static str> {
         let mut header =
-            vec!["NAMESPACE", "NAME", "PORT", "TYPE", "FRONTEND", "PROTO", "COUNT", "BACKENDS"];
+            vec!["NAMESPACE", "NAME", "PORT", "TYPE", "FRONTEND", "PROTO", "CLIENTS", "COUNT"];
+        header.push("BACKENDS");
         if wide {
-            header.push("NUMBER");
+            header.extend(["AFFINITY", "ADMITS", "NUMBER"]);
         }
         header
     }
 
     fn cells(&self, wide: bool) -> Vec<String> {
         let backends = match (self.backends.is_empty(), self.missing) {
-            (true, 0) => "none: rejects".to_owned(),
+            (true, 0) => format!("none: {}", self.without_backends),
             (_, 0) => some(&self.backends, wide),
             (_, missing) => format!("{} ({missing} MISSING)", some(&self.backends, wide)),
         };
@@ -325,10 +374,23 @@ impl Row for ServiceRow {
             self.kind.clone(),
             self.frontend.to_string(),
             self.protocol.clone(),
+            match &self.source_ranges {
+                Some(_) => format!("{}, limited", self.clients),
+                None => self.clients.clone(),
+            },
             self.backends.len().to_string(),
             backends,
         ];
         if wide {
+            cells.push(match self.affinity_secs {
+                0 => "none".to_owned(),
+                secs => format!("{secs}s"),
+            });
+            cells.push(match &self.source_ranges {
+                None => "all".to_owned(),
+                Some(ranges) if ranges.is_empty() => "nobody".to_owned(),
+                Some(ranges) => ranges.join("\n"),
+            });
             cells.push(self.number.to_string());
         }
         cells

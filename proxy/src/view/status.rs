@@ -140,6 +140,8 @@ impl Status {
             (maps::SLOTS, tables.slots.len()),
             (maps::BACKENDS, tables.backends.len()),
             (maps::SERVICE_NAMES, tables.names.len()),
+            (maps::SOURCE_RANGES, tables.source_ranges.len()),
+            (maps::NODE_PORTS, tables.node_ports.len()),
             (maps::CONNTRACK, maps.conntrack()?.len()),
             (maps::UDP_PEERS, maps.udp_peers()?.len()),
             (maps::ENDPOINTS, endpoints),

@@ -37,6 +37,9 @@ const BUFFER: usize = 64 * 1024;
 /// Families that a socket may have which talks to a backend.
 const FAMILIES: [u8; 2] = [libc::AF_INET as u8, libc::AF_INET6 as u8];
 
+/// `TCP_TIME_WAIT`, as a bit of such states.
+const TIME_WAIT: u32 = 1 << 6;
+
 /// States (`TCP_ESTABLISHED` and so on, a bit each) in which a socket has a peer.
 fn states(kind: SocketKind) -> u32 {
     const ESTABLISHED: u32 = 1 << 1;
@@ -116,7 +119,8 @@ impl Diag {
         Ok(found)
     }
 
-    /// The cookies of all sockets that have a port, whatever their state.
+    /// The cookies of all sockets that have a port. One that is closed and merely keeps its port from
+    /// others (TIME_WAIT) is none.
     ///
     /// # Errors
     ///
@@ -125,7 +129,7 @@ impl Diag {
         let mut found = HashSet::new();
         for family in FAMILIES {
             let flags = NLM_F_REQUEST | NLM_F_DUMP;
-            let any = Query { family, kind, states: u32::MAX, id: [0; SOCKID] };
+            let any = Query { family, kind, states: !TIME_WAIT, id: [0; SOCKID] };
             self.send(SOCK_DIAG_BY_FAMILY, flags, &any, &[])?;
             self.answers(|answer| found.extend(named(answer).map(|socket| socket.cookie)))?;
         }

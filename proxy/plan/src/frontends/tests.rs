@@ -347,6 +347,7 @@ fn policies_choose_endpoints_by_the_kind_of_address() {
                 let (inside, outside) = match (key.port.get(), external) {
                     (80, _) => (of_cluster_ip, None),
                     (_, TrafficPolicy::Cluster) => (2, None),
+                    _ if key.addr.is_loopback() => (2, None),
                     (_, TrafficPolicy::Local) => (2, Some(1)),
                 };
                 assert_eq!(want.backends.len(), inside, "{internal:?} {external:?} {key:?}");

@@ -728,3 +728,65 @@ fn endpoints_of_this_node_are_marked() {
     node.upsert(&web, &pods);
     assert_eq!(both(&node), ["10.244.0.1:8080 as node", "10.244.1.1:8080"]);
 }
+
+/// S31: through all types and back; `apply_watched` sees to it that each client meets the old state or
+/// the new one at each address after each operation.
+#[test]
+fn service_changes_its_type_in_place() {
+    let mut node = Node::default();
+    let (balanced, context) = balanced(TrafficPolicy::Local);
+    node.planner.set_node(context);
+    let pods = placed(&[("10.244.0.1", "here"), ("10.244.1.1", "there")]);
+    let plain = |kind| Service { kind, external_ips: [].into(), ..balanced.clone() };
+    let types = [
+        plain(ServiceKind::ClusterIp),
+        plain(ServiceKind::NodePort),
+        balanced.clone(),
+        plain(ServiceKind::ExternalName("example.org".to_owned())),
+        Service { headless: true, cluster_ips: Vec::new(), ..plain(ServiceKind::ClusterIp) },
+    ];
+    let shown = |node: &Node| {
+        [("10.96.0.1", 80), ("172.31.0.1", 30080), ("198.51.100.1", 80)]
+            .map(|(addr, port)| node.from("203.0.113.7", addr, port).len())
+    };
+    let expected = [[2, 1, 1], [2, 1, 1], [2, 1, 1], [1, 1, 1], [1, 1, 1]];
+    let served = [[true, false, false], [true, true, false], [true; 3], [false; 3], [false; 3]];
+    for (from, to) in (0..5).flat_map(|from| (0..5).map(move |to| (from, to))) {
+        node.upsert(&types[from], &pods);
+        node.upsert(&types[to], &pods);
+        assert_eq!(shown(&node), expected[to], "{from} to {to}");
+        for (at, (addr, port)) in [("10.96.0.1", 80), OUTER[0], OUTER[2]].into_iter().enumerate() {
+            let meets = node.from("203.0.113.7", addr, port);
+            assert_eq!(meets[0].contains(":8080"), served[to][at], "{from} to {to}: {meets:?}");
+        }
+    }
+}
+
+/// S31: a Service under a new name takes the addresses over from the old one in one write, if it is
+/// stated before the other is removed.
+#[test]
+fn service_is_renamed_in_place() {
+    let mut node = Node::default();
+    let pods = pods(&["10.244.0.1"]);
+    node.upsert(&web("old", "10.96.0.1"), &pods);
+    let mut new = web("new", "10.96.0.1");
+    new.meta.created = 100;
+    node.upsert(&new, &pods);
+    let plan = node.remove("old");
+    let frontends = plan
+        .ops
+        .iter()
+        .filter(|op| matches!(op, MapOp::PutFrontend(..) | MapOp::DeleteFrontend(..)));
+    assert_eq!(frontends.count(), 1, "{:?}", plan.ops);
+    assert_eq!(node.tcp("10.96.0.1", 80), ["10.244.0.1:8080"]);
+}
+
+/// S38: names that begin with a digit (KEP-5311) are names.
+#[test]
+fn name_that_begins_with_a_digit_is_served() {
+    let mut node = Node::default();
+    node.upsert(&web("1st", "10.96.0.1"), &pods(&["10.244.0.1"]));
+    assert_eq!(node.tcp("10.96.0.1", 80), ["10.244.0.1:8080"]);
+    let names: Vec<_> = node.tables().names.values().map(|name| name.parts().1).collect();
+    assert_eq!(names, ["1st"]);
+}

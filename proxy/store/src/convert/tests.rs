@@ -142,21 +142,6 @@ fn a_bad_field_of_a_service_is_named() {
                 r#"spec.externalIPs[0]: "255.255.255.255" is the broadcast address"#,
             ),
             (
-                "/spec/loadBalancerSourceRanges/0",
-                json!("203.0.113.0/33"),
-                r#"spec.loadBalancerSourceRanges[0]: "203.0.113.0/33" is not a CIDR"#,
-            ),
-            (
-                "/spec/loadBalancerSourceRanges/0",
-                json!("203.0.113.9"),
-                r#"spec.loadBalancerSourceRanges[0]: "203.0.113.9" is not a CIDR"#,
-            ),
-            (
-                "/spec/loadBalancerSourceRanges/0",
-                json!("010.0.0.0/8"),
-                r#"spec.loadBalancerSourceRanges[0]: "010.0.0.0/8" is not a CIDR"#,
-            ),
-            (
                 "/spec/sessionAffinity",
                 json!("Cookie"),
                 r#"spec.sessionAffinity: "Cookie" is not None or ClientIP"#,
@@ -484,6 +469,17 @@ fn defaults_are_those_of_kubernetes() {
     sticky["spec"]["sessionAffinityConfig"] = Value::Null;
     assert_eq!(service(&sticky).affinity_secs, Some(10_800));
     assert_eq!(service(&web()).ingress.len(), 1, "a host name is no address");
+}
+
+/// S7, O5: a range that cannot be read does not take the Service with it; whoever programs the Service
+/// is told, and must not take it for none.
+#[test]
+fn source_range_that_cannot_be_read_is_kept_as_it_stands() {
+    let ranges = json!(["203.0.113.0/33", "198.51.100.0/24", "everybody"]);
+    let service = service(&put(&web(), "/spec/loadBalancerSourceRanges", ranges));
+    assert_eq!(service.source_ranges.len(), 1);
+    let bad = [(0, "203.0.113.0/33".to_owned()), (2, "everybody".to_owned())];
+    assert_eq!(service.bad_source_ranges, bad);
 }
 
 /// S7: padding is tolerated, and host bits are cleared.

@@ -99,8 +99,14 @@ impl<'a> Client<'a> {
             let targets = &self.options.targets;
             let (service, target) = targets[(self.random % targets.len() as u64) as usize];
             self.count += 1;
-            let start = monotonic_ms();
-            match self.request(target) {
+            let mut start = monotonic_ms();
+            let mut outcome = self.request(target);
+            while was_woken(&outcome) {
+                answers.woken.push((service, start, monotonic_ms()));
+                start = monotonic_ms();
+                outcome = self.request(target);
+            }
+            match outcome {
                 Ok(endpoint) => {
                     answers.ok += 1;
                     seen.insert((service, endpoint, start / BUCKET_MS), monotonic_ms());
@@ -172,4 +178,10 @@ impl<'a> Client<'a> {
         stream.set_read_timeout(Some(PATIENCE))?;
         Ok(stream)
     }
+}
+
+/// Whether the socket was destroyed because its backend went, which asks the program to connect anew.
+fn was_woken(outcome: &Result<u32>) -> bool {
+    let cause = outcome.as_ref().err().and_then(|error| error.downcast_ref::<std::io::Error>());
+    cause.is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionAborted)
 }
