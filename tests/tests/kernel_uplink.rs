@@ -250,11 +250,7 @@ fn checksums_stay_right_when_everything_changes() -> Result<()> {
             let port = 41_000 + len;
             bench.node(port, port, 0)?;
             let client = if vip.starts_with('[') { "2001:db8:2::5" } else { "192.0.2.5" };
-<<<<<<< HEAD
-            for mut request in requests(&at(client, port - 20_000), vip) {
-=======
             for mut request in requests(&at(client, port.wrapping_mul(3)), vip) {
->>>>>>> main
                 request.payload = (0..len * 67).map(|n| (n * 7 + len) as u8).collect();
                 let forward = request.clone().from(&at(node, port)).to(remote);
                 bench.forwarded(&request, &routed(forward));
@@ -711,7 +707,7 @@ fn fragments_pass_the_node_both_ways() -> Result<()> {
 #[test]
 fn a_client_outside_learns_the_mtu_of_the_way_to_the_backend() -> Result<()> {
     let mut bench = Bench::new("uplink-mtu", false)?;
-    bench.netns.ip("route add 10.244.2.0/24 via 172.31.0.1 mtu lock 1300\n\
+    bench.netns.ip("route add 10.244.2.0/24 via 172.31.0.1 mtu 1300\n\
          route add fd00:244:2::/64 via fd00:172:31::1 mtu 1300")?;
     for family in FAMILIES {
         bench.service(family.vip, &[family.remote])?;
