@@ -27,6 +27,12 @@ const TOUCH_NS: u64 = 1_000_000_000;
 /// killed says no goodbye.
 const IDLE_NS: u64 = 60_000_000_000;
 
+/// Ports for a flow that keeps its address and has another port at the backend. The client's own
+/// flows straight to the backend are not written down anywhere, so these are ports that sockets do
+/// not pick by themselves (`net.ipv4.ip_local_port_range` is 32768 to 60999 by default).
+const MOVED_FIRST: u32 = 61_000;
+const MOVED_PORTS: u32 = 65_536 - MOVED_FIRST;
+
 const EEXIST: i32 = -17;
 
 /// Ports of the node that are tried for one flow.
@@ -335,8 +341,12 @@ pub fn create<const V6: bool, P: Packet>(
         if masked {
             key.dst = copy(own);
         }
-        let first = u32::from(node.port_min);
-        let ports = (u32::from(node.port_max) + 1).wrapping_sub(first) & 0xffff;
+        let (first, ports) = if masked {
+            let first = u32::from(node.port_min);
+            (first, (u32::from(node.port_max) + 1).wrapping_sub(first) & 0xffff)
+        } else {
+            (MOVED_FIRST, MOVED_PORTS)
+        };
         if key.dst == Addr([0; 4]) || ports == 0 {
             return Created::NoPort;
         }

@@ -153,7 +153,8 @@ fn pod_send<const V6: bool>(packet: Skb) -> i32 {
     let fast = state.flags & NodeState::FAST_PATH != 0;
     // With no hop left, the stack answers with an ICMP error.
     let delivered = fast && ip.hops > 1 && fastpath::is_endpoint(&ip.dst);
-    let may_be_service = lb::may_be_service(&ip.dst);
+    // The node's loopback addresses are served to the node's own sockets alone.
+    let may_be_service = lb::may_be_service(&ip.dst) && !ip.dst.is_loopback();
     if may_be_service || state.ct_used != 0 {
         let place = match (delivered, fast) {
             (true, _) => Place::PodToPod,
