@@ -364,12 +364,12 @@ fn meant(
         .collect()
 }
 
-fn agree(masquerade_all: bool) -> Result<()> {
-    isolated("trace", |netns: &NetNs, cgroup: PathBuf| {
+fn agree(label: &str, masquerade_all: bool) -> Result<()> {
+    isolated(label, |netns: &NetNs, cgroup: PathBuf| {
         wire(netns, FAMILIES.map(|family| family.node))?;
-        let pod = NetNs::new("trace-pod")?;
+        let pod = NetNs::new(&format!("{label}-pod"))?;
         wire(&pod, FAMILIES.map(|family| family.pod))?;
-        let mut lab = Lab::with_cgroup("trace", false, cgroup)?;
+        let mut lab = Lab::with_cgroup(label, false, cgroup)?;
         lab.dataplane.attach_cgroup()?;
         let [v4, v6] = FAMILIES.map(|family| ip(family.node).into());
         let flags = if masquerade_all { NodeAddrs::SNAT_ALWAYS } else { 0 };
@@ -463,13 +463,13 @@ fn agree(masquerade_all: bool) -> Result<()> {
 /// S4, S5, S7, S9, S10, S16, S17, S20, S21: every client meets at every address what the model says.
 #[test]
 fn model_and_kernel_agree_on_every_case() -> Result<()> {
-    agree(false)
+    agree("trace", false)
 }
 
 /// S20: the same where clients outside never keep their address.
 #[test]
 fn model_and_kernel_agree_with_masquerade_all() -> Result<()> {
-    agree(true)
+    agree("trace-all", true)
 }
 
 /// The protocols of the table are those that the programs know by these numbers.
