@@ -38,7 +38,7 @@ fn frontend(n: u32) -> (FrontendKey, Frontend) {
 
 /// IPv4 and IPv6 in turn.
 fn source_range(n: u32) -> SourceRangeKey {
-    let addr = if n % 2 == 0 { "203.0.113.0" } else { "2001:db8::" };
+    let addr = if n.is_multiple_of(2) { "203.0.113.0" } else { "2001:db8::" };
     SourceRangeKey::new(n, addr.parse::<std::net::IpAddr>().expect("an address").into(), 24)
 }
 
