@@ -65,10 +65,12 @@ fn names(listeners: &[(TcpListener, String)]) -> Vec<&str> {
 /// The backend that a connection to the service gets.
 fn backend_of(lab: &Lab, vip: &str) -> Result<String> {
     let stream = TcpStream::connect(vip).with_context(|| format!("connect {vip}"))?;
+    // By its cookie: a process that another test starts may hold the socket before this one for a
+    // moment more.
+    let cookie = rustix::net::sockopt::socket_cookie(&stream)?;
     let peers = lab.dataplane.view().sock_peers(SocketKind::Stream)?;
-    drop(stream);
-    ensure!(peers.len() == 1, "{peers:?}");
-    let peer = peers[0].1;
+    let own = peers.iter().find(|(of, _)| *of == cookie);
+    let (_, peer) = own.with_context(|| format!("{cookie} is not among {peers:?}"))?;
     Ok(SocketAddr::new(peer.backend_addr.to_ip(), peer.backend_port.get()).to_string())
 }
 

@@ -13,6 +13,7 @@
 
 mod cleanup;
 mod endpoints;
+mod flows;
 mod health;
 mod host_ports;
 mod leaks;

@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::endpoints::Endpoints;
+use super::flows::Flows;
 use super::lock::NodeLock;
 use super::node_file::NodeFile;
 use super::reconcile::Reconciler;
@@ -21,7 +22,6 @@ use super::uplinks::UplinkPart;
 use super::wake::Wakes;
 use super::{StartError, health, host_ports, records, settings};
 use crate::cli::SluicedArgs;
-use crate::clock;
 use crate::control;
 use crate::dataplane::{self, Dataplane};
 use crate::health::Health;
@@ -50,7 +50,7 @@ pub(super) struct Agent {
     pub(super) kernel: dataplane::Kernel,
     pub(super) health: Health,
     node_file: Option<NodeFile>,
-    timeouts: dataplane::Timeouts,
+    flows: Flows,
     _lock: NodeLock,
 }
 
@@ -107,6 +107,10 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
         Ok(routes) => routes,
         Err(error) => return Err(StartError::new(error.to_string(), "or set --routes false")),
     };
+    let collector =
+        dataplane.collector().map_err(|error| StartError::new(error.to_string(), ""))?;
+    let flows = Flows::start(collector, settings::timeouts(&args))
+        .map_err(|error| StartError::new(format!("cannot start a thread: {error}"), ""))?;
     let wakes =
         Wakes::start(records::directory(&args.state_dir), args.reset_deleted_endpoint_connections)
             .map_err(|error| StartError::new(format!("cannot start a thread: {error}"), ""))?;
@@ -143,13 +147,7 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
         kernel,
         health,
         node_file: None,
-        timeouts: dataplane::Timeouts {
-            tcp_established: Duration::from_secs(args.conntrack_tcp_timeout_established),
-            tcp_half_closed: Duration::from_secs(args.conntrack_tcp_timeout_close_wait),
-            udp: Duration::from_secs(args.conntrack_udp_timeout),
-            udp_stream: Duration::from_secs(args.conntrack_udp_timeout_stream),
-            ..dataplane::Timeouts::default()
-        },
+        flows,
         args,
         _lock: lock,
     };
@@ -319,15 +317,17 @@ impl Agent {
         self.endpoints.heal();
         // An interface may have gone, or got an address.
         self.sync_endpoints();
-        match self.dataplane.conntrack_gc(clock::monotonic_nanos(), &self.timeouts) {
-            Ok(collected) => {
-                let left = collected.seen.saturating_sub(collected.removed);
-                self.health.metrics().map_entries(maps::CONNTRACK, left);
-                if collected.removed > 0 {
-                    tracing::debug!(entries = collected.removed, "forgot idle flows");
+        for pass in self.flows.passes() {
+            match pass {
+                Ok(collected) => {
+                    let left = collected.seen.saturating_sub(collected.removed);
+                    self.health.metrics().map_entries(maps::CONNTRACK, left);
+                    if collected.removed > 0 {
+                        tracing::debug!(entries = collected.removed, "forgot idle flows");
+                    }
                 }
+                Err(error) => tracing::warn!("collecting idle flows: {error}"),
             }
-            Err(error) => tracing::warn!("collecting idle flows: {error}"),
         }
     }
 }

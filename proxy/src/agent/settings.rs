@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use sluice_model::{Node, ResourceKind};
 use sluice_plan::NodeContext;
@@ -9,7 +10,7 @@ use sluice_store::{EtcdArgs, SourceOptions};
 
 use super::StartError;
 use crate::cli::SluicedArgs;
-use crate::dataplane;
+use crate::dataplane::{self, Timeouts};
 use crate::node_ports::node_port_addrs;
 
 /// Nothing works without.
@@ -92,6 +93,17 @@ pub(super) fn map_sizes(args: &SluicedArgs) -> dataplane::MapSizes {
         affinity: args.sizes.map_size_affinity,
         source_ranges: args.sizes.map_size_source_ranges,
         node_ports: args.sizes.map_size_node_ports,
+    }
+}
+
+/// How long a flow without packets is kept.
+pub(super) fn timeouts(args: &SluicedArgs) -> Timeouts {
+    Timeouts {
+        tcp_established: Duration::from_secs(args.conntrack_tcp_timeout_established),
+        tcp_half_closed: Duration::from_secs(args.conntrack_tcp_timeout_close_wait),
+        udp: Duration::from_secs(args.conntrack_udp_timeout),
+        udp_stream: Duration::from_secs(args.conntrack_udp_timeout_stream),
+        ..Timeouts::default()
     }
 }
 

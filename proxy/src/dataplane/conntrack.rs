@@ -5,9 +5,13 @@
 
 use std::time::Duration;
 
-use sluice_abi::{Addr, CtEntry, CtFlags, CtKey, proto};
+use sluice_abi::{Addr, CtEntry, CtFlags, CtKey, maps, proto};
 
-use super::{Dataplane, DataplaneError, view::map_error};
+use super::{
+    Dataplane, DataplaneError,
+    map::{Map, Progress},
+    view::map_error,
+};
 
 /// How long a flow without packets is kept.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -126,26 +130,68 @@ impl Dataplane {
         Ok(keys.len())
     }
 
-    /// Removes flows that were silent for longer than their time-out. `now_ns` is the monotonic
-    /// clock (`CLOCK_MONOTONIC`) in nanoseconds, which is the clock of the entries.
+    /// The collector of this node's flows.
     ///
-    /// Memory and time grow with what is in the map, not with its size. Flows go on meanwhile.
+    /// # Errors
+    ///
+    /// Where the pinned map cannot be opened.
+    pub fn collector(&self) -> Result<Collector, DataplaneError> {
+        let path = self.dirs.maps.join(maps::CONNTRACK);
+        let map = Map::open(maps::CONNTRACK, &path, false)
+            .map_err(|source| DataplaneError::File { action: "open", path, source })?;
+        Ok(Collector { map, progress: Progress::default(), pass: Collected::default() })
+    }
+
+    /// Goes through all flows at once; see [`Collector::step`].
     pub fn conntrack_gc(
         &mut self,
         now_ns: u64,
         timeouts: &Timeouts,
     ) -> Result<Collected, DataplaneError> {
-        let map = &self.view.maps.conntrack;
-        let mut collected = Collected::default();
+        let mut collector = self.collector()?;
+        loop {
+            if let Some(collected) = collector.step(now_ns, timeouts)? {
+                return Ok(collected);
+            }
+        }
+    }
+}
+
+/// Removes flows that were silent for longer than their time-out, some at a time: half a million of
+/// them at once would keep a CPU busy for as long as people notice.
+#[derive(Debug)]
+pub struct Collector {
+    map: Map<CtKey, CtEntry>,
+    progress: Progress,
+    pass: Collected,
+}
+
+impl Collector {
+    /// Looks at the next few thousand entries. `now_ns` is the monotonic clock (`CLOCK_MONOTONIC`) in
+    /// nanoseconds, which is the clock of the entries. Says what was done since the first entry, once
+    /// it was the last; then it begins anew.
+    ///
+    /// Flows go on meanwhile: what was used since it was read is left alone.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel refuses to read or delete.
+    pub fn step(
+        &mut self,
+        now_ns: u64,
+        timeouts: &Timeouts,
+    ) -> Result<Option<Collected>, DataplaneError> {
+        let Self { map, progress, pass } = self;
         let shortest = timeouts.tcp_closed.min(timeouts.udp).min(timeouts.tcp_opening);
         let mut silent = Vec::new();
-        map.for_each(CtEntry::default(), |key, entry| {
-            collected.seen += 1;
-            if idle(now_ns, entry.last_seen) >= shortest {
-                silent.push((*key, *entry));
-            }
-        })
-        .map_err(map_error(map, "read"))?;
+        let last = map
+            .visit_some(progress, CtEntry::default(), &mut |key, entry| {
+                pass.seen += 1;
+                if idle(now_ns, entry.last_seen) >= shortest {
+                    silent.push((*key, *entry));
+                }
+            })
+            .map_err(map_error(map, "read"))?;
 
         for (key, seen) in silent {
             let read =
@@ -168,11 +214,11 @@ impl Dataplane {
             let keys = if other.is_some() { vec![key, other_key] } else { vec![key] };
             for key in keys {
                 if map.delete(&key).map_err(map_error(map, "delete from"))? {
-                    collected.removed += 1;
+                    pass.removed += 1;
                 }
             }
         }
-        Ok(collected)
+        Ok(last.then(|| std::mem::take(pass)))
     }
 }
 

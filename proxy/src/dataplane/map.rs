@@ -27,6 +27,20 @@ pub(super) struct Map<K, V> {
     shape: PhantomData<(K, V)>,
 }
 
+/// How far the elements of a map were visited.
+#[derive(Debug)]
+pub(super) struct Progress {
+    cursor: Cursor,
+    /// Elements to be read at once.
+    size: usize,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self { cursor: Cursor::default(), size: CHUNK }
+    }
+}
+
 /// Keys and values: plain bytes that can be made up and printed.
 pub(super) trait Plain: Pod + Default + Debug {}
 
@@ -121,45 +135,60 @@ impl<K: Plain, V: Pod> Map<K, V> {
     /// Visits every element. Elements that come or go meanwhile may be seen or not; one that stays
     /// is seen at least once.
     pub(super) fn for_each(&self, empty: V, mut visit: impl FnMut(&K, &V)) -> io::Result<()> {
-        let mut size = CHUNK;
-        let mut cursor = Cursor::default();
-        loop {
-            let mut keys = vec![K::default(); size];
-            let mut values = vec![empty; size];
-            let before = cursor;
-            let found = loop {
-                match sys::lookup_batch(self.fd.as_fd(), &mut cursor, &mut keys, &mut values) {
-                    Ok(Found::TooSmall) => {
-                        size *= 2;
-                        cursor = before;
-                        keys.resize(size, K::default());
-                        values.resize(size, empty);
-                    }
-                    Ok(found) => break found,
-                    Err(error) if error.raw_os_error() == Some(libc::EINTR) => cursor = before,
-                    Err(error)
-                        if matches!(error.raw_os_error(), Some(sys::ENOTSUPP | libc::EINVAL)) =>
-                    {
-                        return self.for_each_singly(empty, visit);
-                    }
-                    Err(error) => return Err(error),
-                }
-            };
-            let (count, last) = match found {
-                Found::More(count) => (count, false),
-                Found::Last(count) => (count, true),
-                Found::TooSmall => (0, false),
-            };
-            for (key, value) in keys.iter().zip(&values).take(count) {
-                visit(key, value);
-            }
-            if last {
-                return Ok(());
-            }
-        }
+        let mut progress = Progress::default();
+        while !self.visit_some(&mut progress, empty, &mut visit)? {}
+        Ok(())
     }
 
-    fn for_each_singly(&self, empty: V, mut visit: impl FnMut(&K, &V)) -> io::Result<()> {
+    /// Visits the next elements, with one system call where the kernel can, and says whether they
+    /// were the last; then the next call begins anew.
+    pub(super) fn visit_some(
+        &self,
+        progress: &mut Progress,
+        empty: V,
+        visit: &mut impl FnMut(&K, &V),
+    ) -> io::Result<bool> {
+        let mut keys = vec![K::default(); progress.size];
+        let mut values = vec![empty; progress.size];
+        let before = progress.cursor;
+        let found = loop {
+            let cursor = &mut progress.cursor;
+            match sys::lookup_batch(self.fd.as_fd(), cursor, &mut keys, &mut values) {
+                Ok(Found::TooSmall) => {
+                    progress.size *= 2;
+                    progress.cursor = before;
+                    keys.resize(progress.size, K::default());
+                    values.resize(progress.size, empty);
+                }
+                Ok(found) => break found,
+                Err(error) if error.raw_os_error() == Some(libc::EINTR) => {
+                    progress.cursor = before;
+                }
+                Err(error)
+                    if matches!(error.raw_os_error(), Some(sys::ENOTSUPP | libc::EINVAL)) =>
+                {
+                    self.for_each_singly(empty, visit)?;
+                    progress.cursor = Cursor::default();
+                    return Ok(true);
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        let (count, last) = match found {
+            Found::More(count) => (count, false),
+            Found::Last(count) => (count, true),
+            Found::TooSmall => (0, false),
+        };
+        for (key, value) in keys.iter().zip(&values).take(count) {
+            visit(key, value);
+        }
+        if last {
+            progress.cursor = Cursor::default();
+        }
+        Ok(last)
+    }
+
+    fn for_each_singly(&self, empty: V, visit: &mut impl FnMut(&K, &V)) -> io::Result<()> {
         let mut key = sys::next_key::<K>(self.fd.as_fd(), None)?;
         while let Some(current) = key {
             if let Some(value) = self.get(&current, empty)? {

@@ -27,7 +27,7 @@ use sluice_plan::Tables;
 pub use self::{
     attach::{Attachment, TcHook},
     cleanup::{Removed, cleanup},
-    conntrack::{Collected, Timeouts},
+    conntrack::{Collected, Collector, Timeouts},
     error::{ApplyError, DataplaneError},
     load::object,
     probe::{Kernel, KernelLacks, probe},

@@ -390,7 +390,7 @@ pub(super) fn delete_batch<K: Pod>(map: BorrowedFd<'_>, keys: &[K]) -> Result<()
 }
 
 /// Where a batch of lookups goes on.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Cursor {
     /// Large enough for every key: the kernel keeps a bucket's or an element's index in it.
     token: [u64; 8],
