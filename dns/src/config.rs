@@ -2,7 +2,7 @@
 //!
 //! The file is YAML. What it leaves out is as the flags say; what it names counts. `sluice-dns
 //! --config FILE` reads it at the start, where a mistake is an error, and again whenever it changes
-//! or SIGHUP comes, where a mistake is logged and the old configuration stays. No query is lost over
+//! afterwards, where a mistake is logged and the old configuration stays. No query is lost over
 //! it: those under way end with what they began with.
 
 use std::collections::BTreeMap;
