@@ -258,7 +258,9 @@ impl Sluice {
         let mut cluster = Cluster::new(1)?;
         let source = cluster.source();
         // The pods come first, because the manifests name the server's address.
-        cluster.node_mut(0).start_agent(&source)?;
+        // A service with a node port has eight frontends: more services have one than the default range has ports.
+        let room = ["--map-size-frontends", "131072"];
+        cluster.node_mut(0).start_agent_with(&source, &room)?;
         let server = cluster.node(0).add_pod("default", "server")?;
         let client = cluster.node(0).add_pod("default", "client")?;
         let addresses = (server.ipv4()?, server.ipv6()?);
