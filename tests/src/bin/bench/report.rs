@@ -78,7 +78,7 @@ pub(crate) fn print(measured: &[Measured]) {
             .min_by_key(|it| it.n)
     };
     let times = |ratio: Option<f64>| ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}"));
-    for it in measured.iter().filter(|it| it.bench == "service") {
+    for it in measured {
         let direct = find(it.case, "direct", 0).map(|direct| ratio(it, direct));
         let nftables = find(it.case, "nftables", it.n).map(|nftables| ratio(it, nftables));
         let figure = |value: f64| thousands(value);
