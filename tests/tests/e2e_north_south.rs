@@ -115,13 +115,14 @@ fn node_ports_serve_clients_outside_on_every_node() -> Result<()> {
                     let node = shop.cluster.node(index).addresses()[family];
                     let expected = if index == slot { ip(CLIENT[family]) } else { node };
                     assert_eq!(peer(&answer)?, expected, "TCP, {label}");
-                    // The program checks that the answer comes from whom it asked.
-                    let answer = outside.udp(target)?;
-                    assert_eq!(
-                        (answer.pod.as_str(), peer(&answer)?),
-                        (name, expected),
-                        "UDP, {label}"
-                    );
+                    // The program checks that the answer comes from whom it asked. The two protocols are switched one
+                    // after the other.
+                    let answer = wait_ok(&label, LIMIT, || {
+                        let answer = outside.udp(target)?;
+                        anyhow::ensure!(answer.pod == name, "{answer:?}");
+                        Ok(answer)
+                    })?;
+                    assert_eq!(peer(&answer)?, expected, "UDP, {label}");
                 }
             }
         }
