@@ -12,6 +12,7 @@
 //! | [`node_ports`] | which addresses NodePorts are served on |
 //! | [`health`] | health checks and metrics over HTTP |
 //! | [`routes`] | host-gw routes to the other nodes |
+//! | [`uplinks`] | which interfaces lead outside, and what pods reach with their own address |
 //! | [`wake`] | sockets whose backend is gone |
 //! | [`view`] | rows that people and scripts read, from a dump of the kernel's maps |
 
