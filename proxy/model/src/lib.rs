@@ -9,12 +9,17 @@ mod endpoints;
 mod meta;
 mod node;
 mod pod;
+mod policy;
 mod service;
 
 pub use endpoints::{AddressType, Conditions, Endpoint, EndpointSlice, SliceEndpoint, SlicePort};
 pub use meta::{IpFamily, Meta, ObjectKey, ObjectName, ObjectRef, Protocol, ResourceKind};
 pub use node::{Namespace, Node, NodeAddress, NodeAddressKind, Taint};
 pub use pod::{ContainerPort, Pod, PodPhase};
+pub use policy::{
+    LabelOperator, LabelRequirement, LabelSelector, NetworkPolicy, PolicyFault, PolicyPeer,
+    PolicyPort, PolicyPortRange, PolicyRule,
+};
 pub use service::{
     LoadBalancerIngress, Service, ServiceKind, ServicePort, ServicePortName, TargetPort,
     TrafficPolicy,
