@@ -21,6 +21,7 @@
 //! ```
 
 pub mod app;
+pub mod bind;
 pub mod bins;
 pub mod bpffs;
 pub mod btf;

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 use sluice_abi::{Counter, Endpoint, proto};
-use sluice_tests::{kernel::Lab, netns::NetNs};
+use sluice_tests::{bind::bind, kernel::Lab, netns::NetNs};
 
 /// A limit for calls that must not hang; nothing is measured by it.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -114,7 +114,7 @@ fn pattern(len: usize) -> Vec<u8> {
 /// Sends a large body there and back, so that segments are as large as offload makes them.
 fn exchange(node: &Node, target: SocketAddr, server: SocketAddr) -> Result<SocketAddr> {
     const LEN: usize = 4 << 20;
-    let listener = node.pods[1].run(|| TcpListener::bind(server))??;
+    let listener = node.pods[1].run(|| bind(|| TcpListener::bind(server)))??;
     std::thread::scope(|scope| {
         let serving = scope.spawn(|| -> Result<SocketAddr> {
             let (mut stream, from) = listener.accept()?;
@@ -142,7 +142,7 @@ fn exchange(node: &Node, target: SocketAddr, server: SocketAddr) -> Result<Socke
 
 /// One datagram there and back, of the length given.
 fn datagram(node: &Node, target: SocketAddr, server: SocketAddr, len: usize) -> Result<()> {
-    let serving = node.pods[1].run(|| UdpSocket::bind(server))??;
+    let serving = node.pods[1].run(|| bind(|| UdpSocket::bind(server)))??;
     let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let client = node.pods[0].run(|| UdpSocket::bind(any))??;
     for socket in [&serving, &client] {
