@@ -73,8 +73,7 @@ impl History {
         })
     }
 
-    /// Whether the endpoint was the service's at some time between the two, the first one moved back by how long
-    /// a change may take.
+    /// Whether the endpoint was the service's at some time between the two.
     pub fn allows(&self, service: u32, endpoint: u32, from: u64, to: u64) -> bool {
         let Some(sets) = self.sets.get(&service) else { return false };
         sets.iter().enumerate().any(|(index, (begin, set))| {
@@ -84,9 +83,85 @@ impl History {
     }
 }
 
+/// Marks in the stream of changes, and when each node showed them: they tell which changes were in force when.
+#[derive(Debug)]
+pub struct Marks {
+    /// Before which time each mark was written, in milliseconds.
+    written: Vec<u64>,
+    /// By node: when a mark other than the one before was seen first, and its number.
+    seen: Vec<Vec<(u64, usize)>>,
+}
+
+impl Marks {
+    /// No marks, for so many nodes.
+    pub fn new(nodes: usize) -> Self {
+        Self { written: Vec::new(), seen: vec![Vec::new(); nodes] }
+    }
+
+    /// The number of the next mark, which is to be written now.
+    pub fn write(&mut self) -> usize {
+        self.written.push(monotonic_ms());
+        self.written.len() - 1
+    }
+
+    /// The node shows the mark now.
+    pub fn see(&mut self, node: usize, mark: usize) {
+        let seen = &mut self.seen[node];
+        if seen.last().is_none_or(|(_, last)| *last < mark) {
+            seen.push((monotonic_ms(), mark));
+        }
+    }
+
+    /// The last mark that the node showed.
+    pub fn last(&self, node: usize) -> Option<usize> {
+        self.seen[node].last().map(|(_, mark)| *mark)
+    }
+
+    /// At the time given, every change that was written before the time returned was in force on all nodes; 0 if that
+    /// is not known of any.
+    ///
+    /// What is written between two looks of an agent is put in force in any order, but all of it before what comes
+    /// later: a node that shows a second mark has done everything that was written before the first.
+    pub fn in_force(&self, time: u64) -> u64 {
+        let of = |seen: &Vec<(u64, usize)>| {
+            let later = seen.iter().rposition(|(at, _)| *at <= time)?;
+            let (_, mark) = seen[later.checked_sub(1)?];
+            Some(self.written[mark])
+        };
+        self.seen.iter().map(|seen| of(seen).unwrap_or(0)).min().unwrap_or(0)
+    }
+
+    /// The longest time that a node took to show a second mark after the first one was written, in milliseconds.
+    pub fn longest(&self) -> u64 {
+        let nodes = self.seen.iter();
+        let lags =
+            nodes.flat_map(|seen| seen.windows(2).map(|two| two[1].0 - self.written[two[0].1]));
+        lags.max().unwrap_or(0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_second_mark_tells_that_what_was_before_the_first_is_in_force() {
+        let mut marks = Marks {
+            written: vec![100, 200, 300, 400],
+            seen: vec![vec![(150, 0), (350, 2), (450, 3)], vec![(160, 0), (260, 1), (500, 3)]],
+        };
+        assert_eq!(marks.in_force(140), 0);
+        assert_eq!(marks.in_force(349), 0, "the first node has shown one only");
+        assert_eq!(marks.in_force(350), 100);
+        assert_eq!(marks.in_force(499), 100);
+        assert_eq!(marks.in_force(500), 200);
+        assert_eq!(marks.longest(), 500 - 200);
+        assert_eq!((marks.last(0), marks.last(1)), (Some(3), Some(3)));
+        let next = marks.write();
+        marks.see(0, next);
+        marks.see(0, 2);
+        assert_eq!((next, marks.last(0)), (4, Some(4)));
+    }
 
     #[test]
     fn an_endpoint_is_allowed_while_it_was_the_services() {

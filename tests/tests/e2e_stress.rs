@@ -2,17 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use etcd_client::Client;
 use serde_json::{Value, json};
+use sluice_abi::{Addr, Be16, FrontendKey, Scope, SlotKey, proto};
+use sluice_proxy::dataplane::Pinned;
 use sluice_tests::cluster::Cluster;
 use sluice_tests::demo::publish::Publisher;
 use sluice_tests::pod::Pod;
 use sluice_tests::process::{Launch, Process};
-use sluice_tests::stress::{Answers, BUCKET_MS, History};
+use sluice_tests::stress::{Answers, BUCKET_MS, History, Marks};
 use sluice_tests::{bin, wait_for};
 
 /// Services that clients ask; each has a ClusterIP, an external IP and a node port, TCP and UDP.
@@ -27,8 +31,14 @@ const FIRST_PORT: u16 = 9000;
 const POOL: u32 = 12;
 /// Changes a second.
 const PACE: u32 = 1_000;
-/// How long a change may take to reach the kernel, on a machine that has other things to do.
-const LAG_MS: u64 = 10_000;
+/// The service whose only endpoint has another port at every mark.
+const MARKED: u32 = 63;
+/// Changes between two marks.
+const MARK_EVERY: u64 = 20;
+/// How long what was written last may take to be in force, on a machine that has other things to do.
+const SETTLED: Duration = Duration::from_secs(60);
+/// Requests after the last change, to see that it is in force.
+const REQUESTS_AFTER: u64 = 40_000;
 /// Requests, of all clients together; `SLUICE_STRESS_REQUESTS` says otherwise.
 const REQUESTS: u64 = 1_000_000;
 /// How long the clients may take.
@@ -169,15 +179,47 @@ fn node_port(service: u32) -> u16 {
     30_000 + u16::try_from(service).unwrap_or(0)
 }
 
+/// The mark that a node's tables show, if one of them can be read while they change.
+fn shown(pinned: &Pinned) -> Result<Option<usize>> {
+    let tables = pinned.tables()?;
+    let key = FrontendKey {
+        addr: Addr::from(std::net::IpAddr::V4(cluster_ip(MARKED))),
+        port: Be16::new(80),
+        proto: proto::TCP,
+        scope: Scope::Internal as u8,
+    };
+    let backend = tables.frontends.get(&key).and_then(|frontend| {
+        let slots = tables.slots.get(&SlotKey { list: frontend.list, chunk: 0 })?;
+        tables.backends.get(&slots.backend[0])
+    });
+    Ok(backend.map(|backend| usize::from(backend.port.get() - FIRST_PORT)))
+}
+
+/// Looks at a node's tables until `done`, and notes the marks that they show.
+fn watch(pinned: &Pinned, node: usize, marks: &Mutex<Marks>, done: &AtomicBool) -> Result<()> {
+    while !done.load(Ordering::Relaxed) {
+        if let Some(mark) = shown(pinned)? {
+            lock(marks).see(node, mark);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+fn lock(marks: &Mutex<Marks>) -> std::sync::MutexGuard<'_, Marks> {
+    marks.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
 /// Changes services for as long as clients ask.
-struct Changer {
+struct Changer<'a> {
     client: Client,
     endpoints: Vec<Endpoint>,
     random: u64,
     passers_by: BTreeSet<u32>,
+    marks: &'a Mutex<Marks>,
 }
 
-impl Changer {
+impl Changer<'_> {
     fn random(&mut self, below: usize) -> usize {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
@@ -209,6 +251,34 @@ impl Changer {
             let (key, object) = service_object(service);
             history.set(service, set);
             self.put(&key, &object).await?;
+        }
+        self.mark().await?;
+        let (key, object) = service_object(MARKED);
+        self.put(&key, &object).await
+    }
+
+    /// Writes the next mark, and returns its number.
+    async fn mark(&mut self) -> Result<usize> {
+        let mark = lock(self.marks).write();
+        let port = u16::try_from(mark).ok().and_then(|mark| mark.checked_add(FIRST_PORT));
+        let port = port.context("more changes than there are ports to mark them with")?;
+        let endpoint = Endpoint { number: 0, port, ..self.endpoints[0].clone() };
+        self.put(&slice_key(MARKED, 0), &slice_object(MARKED, &endpoint)).await?;
+        Ok(mark)
+    }
+
+    /// Waits until all that was written is in force on every node.
+    async fn settle(&mut self, nodes: usize) -> Result<()> {
+        let begun = Instant::now();
+        for _ in 0..2 {
+            let mark = self.mark().await?;
+            while !(0..nodes).all(|node| lock(self.marks).last(node) == Some(mark)) {
+                if begun.elapsed() > SETTLED {
+                    let seen: Vec<_> = (0..nodes).map(|node| lock(self.marks).last(node)).collect();
+                    bail!("the last changes are not in force: mark {mark}, seen {seen:?}");
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
         }
         Ok(())
     }
@@ -254,9 +324,15 @@ impl Changer {
     async fn run(&mut self, history: &mut History, done: &AtomicBool) -> Result<()> {
         let mut due = tokio::time::interval(Duration::from_secs(1) / PACE);
         due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
-        while !done.load(Ordering::Relaxed) {
+        for change in 0_u64.. {
+            if done.load(Ordering::Relaxed) {
+                break;
+            }
             due.tick().await;
             self.step(history).await?;
+            if change % MARK_EVERY == 0 {
+                self.mark().await?;
+            }
         }
         Ok(())
     }
@@ -284,7 +360,7 @@ fn clients(
 }
 
 /// What is wrong with the answers: whatever failed, and endpoints that answered though they were not the service's.
-fn faults(name: &str, answers: &Answers, history: &History) -> Vec<String> {
+fn faults(name: &str, answers: &Answers, history: &History, marks: &Marks) -> Vec<String> {
     let mut faults = Vec::new();
     let failed: u64 = answers.failures.values().sum();
     if failed > 0 {
@@ -295,7 +371,7 @@ fn faults(name: &str, answers: &Answers, history: &History) -> Vec<String> {
         .seen
         .iter()
         .filter(|(service, endpoint, bucket, end)| {
-            !history.allows(*service, *endpoint, (bucket * BUCKET_MS).saturating_sub(LAG_MS), *end)
+            !history.allows(*service, *endpoint, marks.in_force(bucket * BUCKET_MS), *end)
         })
         .collect();
     if !wrong.is_empty() {
@@ -307,7 +383,7 @@ fn faults(name: &str, answers: &Answers, history: &History) -> Vec<String> {
         ));
     }
     let for_nothing = |(service, begin, end): &&(u32, u64, u64)| {
-        !history.lost_one(*service, begin.saturating_sub(LAG_MS), *end)
+        !history.lost_one(*service, marks.in_force(*begin), *end)
     };
     let woken: Vec<_> = answers.woken.iter().filter(for_nothing).collect();
     if !woken.is_empty() {
@@ -316,65 +392,95 @@ fn faults(name: &str, answers: &Answers, history: &History) -> Vec<String> {
     faults
 }
 
-/// S30: two services on one backend, one service on two frontends, the same client ports used again and again: every
-/// request is answered, by a backend of its service, under a thousand changes a second. A connected datagram socket whose
-/// backend went may be woken (S22), and gets its answer at the second try.
-#[test]
-fn a_million_requests_under_change_are_answered_by_their_own_service() -> Result<()> {
-    let stage = Stage::open()?;
-    let stress = bin("stress")?;
-    let ask_at =
-        |targets: &[String], launch: Launch, by: &str, requests: u64, ports: Option<u16>| {
-            let mut launch = launch.args(["ask", "--by", by, "--requests", &requests.to_string()]);
+/// The programs that ask, each with its share of the requests.
+struct Clients<'a> {
+    stage: &'a Stage,
+    stress: PathBuf,
+    inside: Vec<String>,
+    node_ports: Vec<String>,
+}
+
+impl Clients<'_> {
+    fn launches(&self, requests: u64) -> Vec<(&'static str, Launch)> {
+        let ask = |launch: Launch, targets: &[String], by: &str, share: u64, ports: Option<u16>| {
+            let share = (requests * share / 100).to_string();
+            let mut launch = launch.args(["ask", "--by", by, "--requests", &share]);
             if let Some(first) = ports {
                 launch = launch.args(["--ports", &first.to_string()]);
             }
             launch.args(targets)
         };
-    let (inside, node_ports) = (Stage::targets(both), Stage::targets(node_ports));
-    let ask = |launch, by, requests, ports| ask_at(&inside, launch, by, requests, ports);
-    let ask_node_ports =
-        |launch, by, requests, ports| ask_at(&node_ports, launch, by, requests, ports);
-    let hooked = || stage.client.launch(&stress);
-    let unhooked = || stage.client.launch_unhooked(&stress);
-    let host = || stage.cluster.node(1).launch(&stress);
-    let outside = || stage.cluster.lan().launch(&stress);
+        let inside = |launch, by, share, ports| ask(launch, &self.inside, by, share, ports);
+        let outside = |launch, by, share, ports| ask(launch, &self.node_ports, by, share, ports);
+        let hooked = || self.stage.client.launch(&self.stress);
+        let unhooked = || self.stage.client.launch_unhooked(&self.stress);
+        let host = || self.stage.cluster.node(1).launch(&self.stress);
+        let lan = || self.stage.cluster.lan().launch(&self.stress);
+        vec![
+            ("pod-tcp", inside(hooked(), "tcp", 25, None)),
+            ("pod-udp", inside(hooked(), "udp", 25, None)),
+            ("pod-unconnected", inside(hooked(), "unconnected", 20, None)),
+            ("host-tcp", inside(host(), "tcp", 8, None)),
+            // Packet by packet, with any port, and with few that are used again and again.
+            ("packets-tcp", inside(unhooked(), "tcp", 4, None)),
+            ("packets-tcp-ports", inside(unhooked(), "tcp", 4, Some(20_000))),
+            ("packets-udp-ports", inside(unhooked(), "udp", 4, Some(22_000))),
+            // From outside, by the node's port.
+            ("outside-tcp", outside(lan(), "tcp", 5, None)),
+            ("outside-udp-ports", outside(lan(), "udp", 5, Some(24_000))),
+        ]
+    }
+
+    /// Asks, with all programs at once.
+    fn ask(&self, requests: u64) -> Result<BTreeMap<&'static str, Answers>> {
+        clients(self.launches(requests), self.stage)
+    }
+}
+
+/// S30: two services on one backend, one service on two frontends, the same client ports used again and again: every
+/// request is answered, by a backend of its service, under a thousand changes a second. A connected datagram socket whose
+/// backend went may be woken (S22), and gets its answer at the second try. After the last change the answers come from
+/// exactly the endpoints that there are then.
+#[test]
+fn a_million_requests_under_change_are_answered_by_their_own_service() -> Result<()> {
+    let stage = Stage::open()?;
     let requests = match std::env::var("SLUICE_STRESS_REQUESTS") {
         Ok(text) => text.parse().context("SLUICE_STRESS_REQUESTS")?,
         Err(_) => REQUESTS,
     };
-    let percent = |share: u64| requests * share / 100;
-    let launches = vec![
-        ("pod-tcp", ask(hooked(), "tcp", percent(25), None)),
-        ("pod-udp", ask(hooked(), "udp", percent(25), None)),
-        ("pod-unconnected", ask(hooked(), "unconnected", percent(20), None)),
-        ("host-tcp", ask(host(), "tcp", percent(8), None)),
-        // Packet by packet, with any port, and with few that are used again and again.
-        ("packets-tcp", ask(unhooked(), "tcp", percent(4), None)),
-        ("packets-tcp-ports", ask(unhooked(), "tcp", percent(4), Some(20_000))),
-        ("packets-udp-ports", ask(unhooked(), "udp", percent(4), Some(22_000))),
-        // From outside, by the node's port.
-        ("outside-tcp", ask_node_ports(outside(), "tcp", percent(5), None)),
-        ("outside-udp-ports", ask_node_ports(outside(), "udp", percent(5), Some(24_000))),
-    ];
+    let clients = Clients {
+        stage: &stage,
+        stress: bin("stress")?,
+        inside: Stage::targets(both),
+        node_ports: Stage::targets(node_ports),
+    };
+    let pinned = stage.cluster.nodes().iter().map(|node| Pinned::open(node.bpf_root()));
+    let pinned = pinned.collect::<Result<Vec<_>, _>>()?;
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let marks = Mutex::new(Marks::new(pinned.len()));
     let mut history = History::default();
-    let done = AtomicBool::new(false);
+    let (asked, over) = (AtomicBool::new(false), AtomicBool::new(false));
     let endpoint = stage.publisher.url().trim_start_matches("etcd:").to_owned();
     let begun = Instant::now();
     let answers = std::thread::scope(|scope| -> Result<_> {
         let (ready, started) = std::sync::mpsc::channel();
-        let (history, changing, endpoints) = (&mut history, &done, stage.endpoints.clone());
-        let (lan, runtime) = (stage.cluster.lan(), &runtime);
+        let (history, asked, over, marks) = (&mut history, &asked, &over, &marks);
+        let (lan, runtime, nodes) = (stage.cluster.lan(), &runtime, pinned.len());
+        let endpoints = stage.endpoints.clone();
+        let watchers: Vec<_> = (0..nodes)
+            .map(|node| (node, &pinned[node]))
+            .map(|(node, pinned)| scope.spawn(move || watch(pinned, node, marks, over)))
+            .collect();
         let change = async move || -> Result<()> {
             let client = Client::connect([endpoint], None).await?;
             let passers_by = BTreeSet::new();
-            let mut changer =
-                Changer { client, endpoints, random: 0x2545_f491_4f6c_dd1d, passers_by };
+            let random = 0x2545_f491_4f6c_dd1d;
+            let mut changer = Changer { client, endpoints, random, passers_by, marks };
             changer.begin(history).await?;
             ready.send(())?;
-            changer.run(history, changing).await
+            changer.run(history, asked).await?;
+            changer.settle(nodes).await
         };
         let changer = scope.spawn(move || lan.run(move || runtime.block_on(change())));
         let result = started.recv().context("the changer failed").and_then(|()| {
@@ -388,26 +494,50 @@ fn a_million_requests_under_change_are_answered_by_their_own_service() -> Result
                     served.then_some(())
                 })?;
             }
-            clients(launches, &stage)
+            clients.ask(requests)
         });
-        done.store(true, Ordering::Relaxed);
+        asked.store(true, Ordering::Relaxed);
         let changed = changer.join().map_err(|_| anyhow::anyhow!("the changer panicked"))?;
+        over.store(true, Ordering::Relaxed);
+        for watcher in watchers {
+            watcher.join().map_err(|_| anyhow::anyhow!("a watcher panicked"))??;
+        }
         // What went wrong first explains the rest.
         changed?.context("changes")?;
         result
     })?;
     let seconds = begun.elapsed().as_secs_f64();
+    let marks = marks.into_inner()?;
     let total: u64 = answers.values().map(|answers| answers.ok).sum();
     let woken: usize = answers.values().map(|answers| answers.woken.len()).sum();
     println!(
-        "{total} requests, {} changes, {woken} sockets woken in {seconds:.0} s",
-        history.changes()
+        "{total} requests, {} changes, in force after at most {} ms, {woken} sockets woken in {seconds:.0} s",
+        history.changes(),
+        marks.longest(),
     );
-    let faults: Vec<String> =
-        answers.iter().flat_map(|(name, answers)| faults(name, answers, &history)).collect();
+    let faults: Vec<String> = answers
+        .iter()
+        .flat_map(|(name, answers)| faults(name, answers, &history, &marks))
+        .collect();
     assert!(faults.is_empty(), "{}", faults.join("\n"));
     assert_eq!(total, requests);
     // The clients must have met changes; how many depends on the machine.
     assert!(history.changes() as u64 > requests / 1_000, "{} changes", history.changes());
+
+    // Nothing changes any more.
+    for (name, answers) in clients.ask(REQUESTS_AFTER)? {
+        assert_eq!((&answers.failures, &answers.woken), (&BTreeMap::new(), &Vec::new()), "{name}");
+        let mut answered = BTreeMap::<u32, BTreeSet<u32>>::new();
+        for (service, endpoint, ..) in answers.seen {
+            answered.entry(service).or_default().insert(endpoint);
+        }
+        for service in 0..SERVICES {
+            let answered = answered.get(&service).cloned().unwrap_or_default();
+            let current = history.current(service).context("a service's endpoints")?;
+            assert!(answered.is_subset(current), "{name}: service {service}: {answered:?}");
+            // Those that ask often meet them all.
+            assert!(name != "pod-tcp" || answered == *current, "{name}: service {service}");
+        }
+    }
     Ok(())
 }
