@@ -32,6 +32,7 @@ pub mod demo;
 pub mod frame;
 pub mod interrupt;
 pub mod kernel;
+pub mod load;
 pub mod manifests;
 pub mod names;
 pub mod netns;

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use rustix::process::Signal;
-use sluice_tests::app::{Identity, LoadReport};
+use sluice_tests::app::Identity;
+use sluice_tests::load::Load;
 use sluice_tests::manifests::Service;
 use sluice_tests::netns::NetNs;
 use sluice_tests::pod;
@@ -198,8 +198,9 @@ fn connections_from_outside_outlive_the_agents() -> Result<()> {
         wait_ok("the NodePort", LIMIT, || outside.tcp(target))?;
         let launch =
             outside.testapp()?.args(["load", target, "--rate", "50", "--concurrency", "4"]);
-        loads.push(outside.spawn(&format!("new-{n}"), &launch)?);
-        loads.push(outside.spawn(&format!("kept-{n}"), &launch.arg("--keep-alive"))?);
+        loads.push(Load::new(outside.spawn(&format!("new-{n}"), &launch)?));
+        let kept = outside.spawn(&format!("kept-{n}"), &launch.arg("--keep-alive"))?;
+        loads.push(Load::new(kept));
     }
     let source = shop.cluster.source();
     for index in 0..2 {
@@ -213,13 +214,8 @@ fn connections_from_outside_outlive_the_agents() -> Result<()> {
     for target in NODE_PORTS.iter().flatten() {
         outside.tcp(target)?;
     }
-    for mut load in loads {
-        load.signal(Signal::TERM)?;
-        load.wait(Duration::from_secs(20))?;
-        let log = load.log();
-        let line = log.lines().rfind(|line| line.starts_with('{')).unwrap_or_default();
-        let report: LoadReport = serde_json::from_str(line)?;
-        assert!(report.ok > 0 && report.failed == 0, "{report:?}");
+    for load in loads {
+        load.finish()?;
     }
     Ok(())
 }

@@ -3,10 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use rustix::process::Signal;
 use serde_json::Value;
-use sluice_tests::app::LoadReport;
 use sluice_tests::cluster::node_manifest;
+use sluice_tests::load::Load;
 use sluice_tests::manifests::Service;
 use sluice_tests::process::Launch;
 use sluice_tests::shop::{Shop, WEB_V4, WEB_V6, web_service};
@@ -239,7 +238,7 @@ fn a_service_changes_its_type_in_place_and_fails_no_request() -> Result<()> {
     let pods: Vec<_> = shop.web.iter().collect();
     let launch = shop.client.launch(bin("testapp")?);
     let launch = launch.args(["load", WEB_V4, "--rate", "200", "--concurrency", "2"]);
-    let mut load = shop.client.spawn("load", &launch)?;
+    let load = Load::new(shop.client.spawn("load", &launch)?);
     let [node_port, _] = NODE_PORTS[0];
     let client = || shop.client.launch(bin("testapp").unwrap());
     for _ in 0..3 {
@@ -254,12 +253,7 @@ fn a_service_changes_its_type_in_place_and_fails_no_request() -> Result<()> {
             frontends(rows, "LoadBalancer").is_empty()
         })?;
     }
-    load.signal(Signal::TERM)?;
-    load.wait(Duration::from_secs(20))?;
-    let log = load.log();
-    let line = log.lines().rfind(|line| line.starts_with('{')).unwrap_or_default();
-    let report: LoadReport = serde_json::from_str(line)?;
-    assert!(report.ok > 0 && report.failed == 0, "{report:?}");
+    load.finish()?;
     Ok(())
 }
 
@@ -272,7 +266,7 @@ fn a_node_port_outlives_its_agent_and_follows_the_node() -> Result<()> {
     shop.cluster.wait_served(0, NODE_PORTS[0][0])?;
     let launch = shop.client.launch(bin("testapp")?);
     let launch = launch.args(["load", NODE_PORTS[0][0], "--rate", "200", "--concurrency", "2"]);
-    let mut load = shop.client.spawn("load", &launch)?;
+    let load = Load::new(shop.client.spawn("load", &launch)?);
     let source = shop.cluster.source();
     shop.cluster.node_mut(0).kill_agent()?;
     for target in NODE_PORTS[0].iter().chain(&LOCALHOST) {
@@ -282,12 +276,7 @@ fn a_node_port_outlives_its_agent_and_follows_the_node() -> Result<()> {
     for target in NODE_PORTS[0].iter().chain(&LOCALHOST) {
         shop.cluster.node(0).get(target)?;
     }
-    load.signal(Signal::TERM)?;
-    load.wait(Duration::from_secs(20))?;
-    let log = load.log();
-    let line = log.lines().rfind(|line| line.starts_with('{')).unwrap_or_default();
-    let report: LoadReport = serde_json::from_str(line)?;
-    assert!(report.ok > 0 && report.failed == 0, "{report:?}");
+    load.finish()?;
 
     // The new agent is in charge: the node gets another address, and the NodePort with it.
     shop.cluster.node(0).netns().ip("addr add 172.31.0.111/24 dev eth0")?;
