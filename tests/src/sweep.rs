@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Once;
 
+use crate::spawn::spawn;
 use crate::{bpffs, cgroup, names, netns};
 
 static ONCE: Once = Once::new();
@@ -38,11 +39,9 @@ fn sweep(wanted: &dyn Fn(u32) -> bool) -> usize {
         }
     }
     for name in entries(Path::new(netns::DIR)).filter(|name| mine(name)) {
-        let status = Command::new("ip")
-            .args(["netns", "del", &name])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status();
+        let mut command = Command::new("ip");
+        command.args(["netns", "del", &name]).stdout(Stdio::null()).stderr(Stdio::null());
+        let status = spawn(&mut command).and_then(|mut child| child.wait());
         removed += usize::from(status.is_ok_and(|status| status.success()));
     }
     for base in [Path::new(bpffs::MOUNT), &std::env::temp_dir()] {

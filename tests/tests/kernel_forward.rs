@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 use sluice_abi::{Counter, Endpoint, proto};
-use sluice_tests::{bind::bind, kernel::Lab, netns::NetNs};
+use sluice_tests::{kernel::Lab, netns::NetNs, spawn::bind};
 
 /// A limit for calls that must not hang; nothing is measured by it.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -16,6 +16,7 @@ use sluice_proxy::dataplane::SocketKind;
 use sluice_tests::{
     kernel::{Lab, isolated},
     netns::NetNs,
+    spawn::close,
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -97,11 +98,11 @@ fn sockets_are_forgotten_when_they_are_closed() -> Result<()> {
         datagrams.connect(&*udp_backend)?;
         assert_eq!(remembered(SocketKind::Datagram)?, vec![]);
         assert_eq!(remembered(SocketKind::Stream)?.len(), 10);
-        drop(streams);
+        close(streams);
         assert_eq!(remembered(SocketKind::Stream)?, vec![]);
         datagrams.connect(VIP)?;
         assert_eq!(remembered(SocketKind::Datagram)?.len(), 1);
-        drop(datagrams);
+        close(datagrams);
         assert_eq!(remembered(SocketKind::Datagram)?, vec![]);
         assert_eq!(lab.count(Counter::SockPeerLost), 0);
         Ok(())
@@ -335,7 +336,7 @@ fn refused_socket_may_connect_elsewhere() -> Result<()> {
     attached("retry", |lab| {
         let (_dead, dead) = {
             let (listener, address) = listen("127.0.0.1:0")?;
-            drop(listener);
+            close(listener);
             ((), address)
         };
         let (_listener, alive) = listen("127.0.0.1:0")?;

@@ -19,6 +19,7 @@ use sluice_proxy::{
 use sluice_tests::{
     kernel::{Lab, isolated},
     netns::NetNs,
+    spawn::{close, spawn},
     wait_for,
 };
 
@@ -113,7 +114,7 @@ fn connected_datagram_socket_wakes_when_its_backend_goes() -> Result<()> {
             // The Service goes.
             lab.remove(name, proto::UDP)?;
             assert_eq!(woken(lab)?, Some(ECONNABORTED), "{vip}: deleted");
-            drop(client);
+            close(client);
             assert_eq!(lab.dataplane.view().sock_peers(SocketKind::Datagram)?, vec![]);
         }
         Ok(())
@@ -209,7 +210,7 @@ fn socket_that_moved_on_is_left_alone() -> Result<()> {
             sockets.iter().map(|socket| socket.cookie).collect(),
         );
         moved.connect(VIP)?;
-        drop(closed);
+        close(closed);
         for socket in &named {
             assert!(!Diag::open()?.destroy(SocketKind::Datagram, socket)?, "{socket:?}");
         }
@@ -233,12 +234,10 @@ fn sockets_are_woken_in_every_network_namespace() -> Result<()> {
         pod.ip("link set lo up")?;
         let there = pod.run(|| connected("127.0.0.1:0", VIP))??;
         let script = "ip link set lo up && exec 3<>/dev/udp/10.96.0.10/80 && exec cat <&3";
-        let mut nameless = Command::new("unshare")
-            .args(["--net", "bash", "-c", script])
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("unshare")?;
+        let mut command = Command::new("unshare");
+        command.args(["--net", "bash", "-c", script]);
+        command.stdin(Stdio::null()).stderr(Stdio::piped());
+        let mut nameless = spawn(&mut command).context("unshare")?;
         let found = wait_for("three sockets in three namespaces", PATIENCE, || {
             let peers = noted(lab).ok()?;
             let namespaces: HashSet<u64> = peers.iter().map(|(_, peer)| peer.netns).collect();
