@@ -218,10 +218,11 @@ fn pod_recv<const V6: bool>(packet: Skb) -> i32 {
     } else if ports == Ports::Known {
         decision = calls::answer(&ip, &transport, Place::AtPod, &mut to);
     }
-    if decision == Decision::Leave {
-        return PASS;
+    match decision {
+        Decision::Leave => PASS,
+        Decision::Drop => DROP,
+        _ => path::translate::<V6>(packet, &mut ip, &mut transport, &to),
     }
-    calls::take::<V6>(packet, &mut ip, &mut transport, &to, decision)
 }
 
 /// The helpers that need it are GPL only.

@@ -18,7 +18,20 @@ fn dropped(reason: Counter) -> i32 {
     DROP
 }
 
-/// Translates the packet and sends it on.
+/// Translates the packet and leaves it to the stack: at an egress hook, which can hand it to nobody,
+/// and wherever it is not to go past the stack.
+#[inline(always)]
+pub fn translate<const V6: bool>(
+    packet: Skb,
+    ip: &mut Ip,
+    transport: &mut Transport,
+    to: &Rewrite,
+) -> i32 {
+    if calls::apply::<V6>(packet, ip, transport, to) { PASS } else { dropped(Counter::DropRewrite) }
+}
+
+/// Translates the packet and sends it on. At an ingress hook only: the kernel drops what is handed to
+/// a pod from an egress hook.
 #[inline(always)]
 pub fn take<const V6: bool>(
     packet: Skb,

@@ -16,6 +16,7 @@ use crate::{
     node,
     packet::Skb,
     parse::{self, Ip, Transport},
+    path::translate,
     service::{self, Decision, Place},
 };
 
@@ -155,13 +156,13 @@ pub fn outgoing<const V6: bool>(packet: Skb) -> i32 {
         return match calls::icmp_error::<V6>(packet, &ip, place, &mut transport, &mut to) {
             Decision::Leave => PASS,
             Decision::Drop => DROP,
-            _ => translated::<V6>(packet, &mut ip, &mut transport, &to),
+            _ => translate::<V6>(packet, &mut ip, &mut transport, &to),
         };
     }
     if state.ct_used != 0 && !transport.opens_connection() {
         let decision = calls::answer(&ip, &transport, Place::ToOutside, &mut to);
         if decision != Decision::Leave {
-            return translated::<V6>(packet, &mut ip, &mut transport, &to);
+            return translate::<V6>(packet, &mut ip, &mut transport, &to);
         }
     }
     match needs_mask::<V6>(&ip, &transport) {
@@ -181,24 +182,10 @@ pub fn outgoing<const V6: bool>(packet: Skb) -> i32 {
         },
     }
     if masked(&ip, &transport, &mut to) {
-        translated::<V6>(packet, &mut ip, &mut transport, &to)
+        translate::<V6>(packet, &mut ip, &mut transport, &to)
     } else {
         PASS
     }
-}
-
-#[inline(always)]
-fn translated<const V6: bool>(
-    packet: Skb,
-    ip: &mut Ip,
-    transport: &mut Transport,
-    to: &Rewrite,
-) -> i32 {
-    if calls::apply::<V6>(packet, ip, transport, to) {
-        return PASS;
-    }
-    count(Counter::DropRewrite);
-    DROP
 }
 
 /// Whether the address is reached with a pod's own.

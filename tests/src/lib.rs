@@ -44,6 +44,7 @@ pub mod runtime;
 pub mod shop;
 pub mod stress;
 pub mod sweep;
+pub mod traffic;
 pub mod wait;
 
 pub use anyhow::Result;
