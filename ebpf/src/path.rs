@@ -1,6 +1,6 @@
 //! What was decided is done: a packet is translated and takes its way.
 
-use sluice_abi::{Counter, NodeState};
+use sluice_abi::{Counter, Endpoint, NodeState};
 
 use crate::{
     DROP, PASS, calls,
@@ -53,8 +53,9 @@ pub fn take<const V6: bool>(
                 _ => calls::expired::<V6>(packet, ip),
             };
         }
-        match (calls::route::<V6>(packet, ip, transport.proto, to, &mut way), decision) {
-            (Route::Found, _) => {}
+        match (calls::route::<V6>(packet, ip, transport, to, &mut way), decision) {
+            // A neighbour that is not known yet is asked for when the packet leaves.
+            (Route::Found | Route::Unresolved, _) => {}
             (_, Decision::Shortcut) => return PASS,
             (Route::TooBig, _) => return calls::too_big::<V6>(packet, ip, way.mtu),
             (Route::None, _) => return dropped(Counter::DropNoRoute),
@@ -63,8 +64,14 @@ pub fn take<const V6: bool>(
     if !calls::apply::<V6>(packet, ip, transport, to) {
         return dropped(Counter::DropRewrite);
     }
-    if let Some(endpoint) = endpoint {
+    if let Some(endpoint) = endpoint
+        && (past_stack || endpoint.flags & Endpoint::NO_FAST_PATH == 0)
+    {
         return fastpath::deliver::<V6>(packet, &endpoint).unwrap_or(DROP);
     }
-    if past_stack { fastpath::leave::<V6>(packet, &mut way).unwrap_or(DROP) } else { PASS }
+    if !past_stack {
+        return PASS;
+    }
+    packet.set_done(true);
+    fastpath::leave::<V6>(packet, &mut way).unwrap_or(DROP)
 }
