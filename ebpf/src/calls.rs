@@ -112,7 +112,7 @@ codes!(Chosen: NotService, Kept, Backend, Empty, NoLocal, NotAdmitted; Missing);
 codes!(Decision: Leave, Translate, Shortcut, Direct, Reject; Drop);
 codes!(Ports: Known, Orphan; None);
 codes!(Place: PodToPod, PodFast, Pod, AtPod, FromOutside; ToOutside);
-codes!(Route: Found, TooBig; None);
+codes!(Route: Found, Unresolved, TooBig; None);
 
 global!(create4 = sluice_create4(packet: packet (), ip: shared Ip, transport: shared Transport, pick: shared Pick, origin: number Origin) -> Created, else Created::Full,
     ct::create::<false, _>(packet, ip, transport, pick, origin));
@@ -196,22 +196,32 @@ pub fn apply<const V6: bool>(
     if V6 { apply6(packet, ip, transport, to) } else { apply4(packet, ip, transport, to) }
 }
 
-global!(route4 = sluice_route4(packet: packet (), ip: shared Ip, proto: number u32, to: shared Rewrite, way: changed Way) -> Route, else Route::None,
-    fastpath::route::<false>(packet, ip, proto, to, way));
-global!(route6 = sluice_route6(packet: packet (), ip: shared Ip, proto: number u32, to: shared Rewrite, way: changed Way) -> Route, else Route::None,
-    fastpath::route::<true>(packet, ip, proto, to, way));
+global!(route4 = sluice_route4(packet: packet (), ip: shared Ip, transport: shared Transport, to: shared Rewrite, way: changed Way) -> Route, else Route::None,
+    fastpath::route::<false>(packet, ip, transport, to, way));
+global!(route6 = sluice_route6(packet: packet (), ip: shared Ip, transport: shared Transport, to: shared Rewrite, way: changed Way) -> Route, else Route::None,
+    fastpath::route::<true>(packet, ip, transport, to, way));
 
 /// [`fastpath::route`].
 #[inline(always)]
 pub fn route<const V6: bool>(
     packet: Skb,
     ip: &Ip,
-    proto: u8,
+    transport: &Transport,
     to: &Rewrite,
     way: &mut Way,
 ) -> Route {
-    let proto = u32::from(proto);
-    if V6 { route6(packet, ip, proto, to, way) } else { route4(packet, ip, proto, to, way) }
+    if V6 { route6(packet, ip, transport, to, way) } else { route4(packet, ip, transport, to, way) }
+}
+
+global!(onward4 = sluice_onward4(packet: packet (), ip: shared Ip) -> i32, else PASS,
+    fastpath::onward::<false>(packet, ip));
+global!(onward6 = sluice_onward6(packet: packet (), ip: shared Ip) -> i32, else PASS,
+    fastpath::onward::<true>(packet, ip));
+
+/// [`fastpath::onward`].
+#[inline(always)]
+pub fn onward<const V6: bool>(packet: Skb, ip: &Ip) -> i32 {
+    if V6 { onward6(packet, ip) } else { onward4(packet, ip) }
 }
 
 global!(take4 = sluice_take4(packet: packet (), ip: changed Ip, transport: changed Transport, to: shared Rewrite, decision: number Decision) -> i32, else DROP,

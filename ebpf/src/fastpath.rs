@@ -6,18 +6,20 @@ use aya_ebpf::{
         BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
         TC_ACT_REDIRECT, bpf_fib_lookup as bpf_fib_lookup_params, bpf_redir_neigh,
     },
-    helpers::{bpf_fib_lookup, bpf_redirect_neigh, bpf_redirect_peer},
+    helpers::{bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer},
 };
-use sluice_abi::{Addr, Counter, Endpoint};
+use sluice_abi::{Addr, Counter, Endpoint, proto};
 
 use crate::{
-    PASS,
+    DROP, PASS, calls,
     counters::count,
-    maps::ENDPOINTS,
+    fragment::Ports,
+    icmp_error::is_one_host,
+    maps::{ENDPOINTS, UPLINKS},
     nat::Rewrite,
     node,
     packet::{Head, Packet, Skb},
-    parse::{self, ETH_LEN, Ip},
+    parse::{self, ETH_LEN, Ip, Transport},
 };
 
 const AF_INET: u8 = 2;
@@ -35,6 +37,40 @@ pub fn endpoint(addr: &Addr) -> Option<Endpoint> {
 #[inline(always)]
 pub fn is_endpoint(addr: &Addr) -> bool {
     ENDPOINTS.get_ptr(addr).is_some()
+}
+
+/// Whether a pod of this node has the address, and packets may be handed to it past the stack.
+#[inline(always)]
+pub fn takes(addr: &Addr) -> bool {
+    let Some(endpoint) = ENDPOINTS.get_ptr(addr) else { return false };
+    // SAFETY: an element that was found exists while this program runs; its fields are words.
+    unsafe { (*endpoint).flags & Endpoint::NO_FAST_PATH == 0 }
+}
+
+/// Who sends a packet, as its source address says.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Sender {
+    /// Not a pod of this node, or not by the pod's own interface.
+    Stranger,
+    /// The pod at the interface that the packet came in by.
+    Pod,
+    /// A pod whose packets stay on the stack.
+    Bound,
+}
+
+/// Who sends a packet from a pod's interface.
+#[inline(always)]
+pub fn sender(packet: Skb, ip: &Ip) -> Sender {
+    let Some(endpoint) = ENDPOINTS.get_ptr(&ip.src) else { return Sender::Stranger };
+    // SAFETY: an element that was found exists while this program runs; its fields are words.
+    let (flags, ifindex) = unsafe { ((*endpoint).flags, (*endpoint).ifindex) };
+    if flags & Endpoint::NO_FAST_PATH != 0 {
+        Sender::Bound
+    } else if ifindex == packet.ifindex() {
+        Sender::Pod
+    } else {
+        Sender::Stranger
+    }
 }
 
 /// Takes a hop, as a router does.
@@ -64,10 +100,15 @@ pub fn deliver<const V6: bool>(packet: Skb, to: &Endpoint) -> Option<i32> {
     head.set_u16::<8>(u16::from_ne_bytes([c, d]));
     head.set_u16::<10>(u16::from_ne_bytes([e, f]));
     take_hop::<V6>(head);
-    count(Counter::FastPathPod);
-    // SAFETY: the helper has no conditions. It only takes down where to; a device that is gone by
+    // SAFETY: the helpers have no conditions. They only take down where to; a device that is gone by
     // then drops the packet.
-    let verdict = unsafe { bpf_redirect_peer(to.ifindex, 0) } as i32;
+    let verdict = if to.flags & Endpoint::NO_FAST_PATH != 0 {
+        // Not past the queueing discipline of the host's side.
+        unsafe { bpf_redirect(to.ifindex, 0) }
+    } else {
+        count(Counter::FastPathPod);
+        unsafe { bpf_redirect_peer(to.ifindex, 0) }
+    } as i32;
     if verdict == TC_ACT_REDIRECT as i32 { Some(verdict) } else { None }
 }
 
@@ -79,6 +120,9 @@ pub fn to_pod<const V6: bool>(packet: Skb, ip: &Ip) -> i32 {
         return PASS;
     }
     let Some(endpoint) = endpoint(&ip.dst) else { return PASS };
+    if endpoint.flags & Endpoint::NO_FAST_PATH != 0 {
+        return PASS;
+    }
     deliver::<V6>(packet, &endpoint).unwrap_or(PASS)
 }
 
@@ -109,6 +153,61 @@ impl Way {
     }
 }
 
+/// Whether the interface has the programs of an uplink.
+#[inline(always)]
+fn is_uplink(ifindex: u32) -> bool {
+    UPLINKS.get_ptr(&ifindex).is_some()
+}
+
+/// Whether packets to the address are forwarded: neither multicast nor broadcast, nor for one link
+/// alone (RFC 3927 §2.7, RFC 4291 §2.5.6).
+#[inline(always)]
+fn is_forwarded(addr: &Addr) -> bool {
+    let link_local = if addr.is_v4() {
+        u32::from_be(addr.v4()) >> 16 == 0xa9fe
+    } else {
+        u32::from_be(addr.0[0]) >> 22 == 0xfe80 >> 6
+    };
+    !link_local && is_one_host(addr)
+}
+
+/// Sends a pod's packet out by the uplink that the routing table names, to whom it names; else the
+/// stack has it.
+///
+/// Everything that asks for more than to be sent on is the stack's: a packet without a hop left or
+/// too large for the way, options, a destination that is this node's own or nobody's, a neighbour
+/// that is not known (it looks for it, and tells the pod if there is none), a mark, which rules may
+/// ask for and the lookup does not see. A way by another interface than an uplink is also the
+/// stack's: what is behind it, a tunnel perhaps, is not ours to judge.
+#[inline(always)]
+pub fn onward<const V6: bool>(packet: Skb, ip: &Ip) -> i32 {
+    let options = if V6 { ip.proto == parse::HOP_BY_HOP } else { ip.next != parse::fixed_len(V6) };
+    if ip.hops <= 1
+        || options
+        || packet.mark() != 0
+        || !packet.is_to_this_host()
+        || !is_forwarded(&ip.dst)
+    {
+        return PASS;
+    }
+    let mut transport = Transport::none();
+    // Rules, and the choice among several ways, may ask for ports.
+    if calls::transport::<V6>(packet, ip, &mut transport) == Ports::None
+        && ip.proto == parse::icmp_proto(V6)
+    {
+        transport.proto = ip.proto;
+    }
+    let to = Rewrite::none(ip, &transport);
+    let mut way = Way::none();
+    if calls::route::<V6>(packet, ip, &transport, &to, &mut way) != Route::Found
+        || !is_uplink(way.ifindex)
+    {
+        return PASS;
+    }
+    // The program at the uplink's egress sees it, and gives it the node's address if need be.
+    leave::<V6>(packet, &mut way).unwrap_or(DROP)
+}
+
 /// `struct bpf_fib_lookup`, in words.
 #[repr(C)]
 struct FibParams {
@@ -132,27 +231,61 @@ const _: () = assert!(size_of::<Neighbour>() == size_of::<bpf_redir_neigh>());
 pub enum Route {
     /// There is a way.
     Found,
+    /// There is one, to a neighbour whose hardware address is not known.
+    Unresolved,
     /// There is one, but the packet is too large for it.
     TooBig,
     /// There is none.
     None,
 }
 
-/// Looks up the way of a packet that will have the addresses and ports given.
+/// Bytes of the longest packet, its IP header included, that this one is on a link: of one that the
+/// kernel will cut into segments, those of a segment. 0 where that is not known.
+#[inline(always)]
+fn len_on_link(packet: Skb, ip: &Ip, transport: &Transport) -> u16 {
+    let size = packet.segment_size();
+    if size == 0 {
+        return ip.end.wrapping_sub(ETH_LEN) as u16;
+    }
+    let header = match transport.proto {
+        proto::TCP => match packet.load::<u8>(transport.offset + 12) {
+            Some(words) => u32::from(words >> 4) * 4,
+            None => return 0,
+        },
+        proto::UDP => 8,
+        // SCTP's segments are as they were put together, each with a length of its own.
+        _ => return 0,
+    };
+    let len = transport.offset - ETH_LEN + header + size;
+    if len > 0xffff { 0xffff } else { len as u16 }
+}
+
+/// What the routing table is asked by beside addresses and ports: IPv4's type of service, IPv6's
+/// traffic class and flow label.
+#[inline(always)]
+fn service<const V6: bool>(packet: Skb) -> u32 {
+    match packet.head(parse::fixed_len(V6)) {
+        Some(head) if V6 => head.u32::<14>() & 0x0fff_ffff_u32.to_be(),
+        Some(head) => u32::from(head.u8::<15>()),
+        None => 0,
+    }
+}
+
+/// Looks up the way of a packet that will have the addresses and ports given, as the stack would:
+/// by rules (but for those that ask for a mark), of several ways by the flow's.
 #[inline(always)]
 pub fn route<const V6: bool>(
     packet: Skb,
     ip: &Ip,
-    proto: u32,
+    transport: &Transport,
     to: &Rewrite,
     way: &mut Way,
 ) -> Route {
     let family = if V6 { AF_INET6 } else { AF_INET };
     let [a, b] = to.sport.to_network().to_ne_bytes();
     let [c, d] = to.dport.to_network().to_ne_bytes();
-    // With no length given, the helper takes the packet's own, and knows of segments.
-    let len = if packet.is_gso() { 0 } else { ip.end.wrapping_sub(ETH_LEN) as u16 };
-    let [e, f] = len.to_ne_bytes();
+    // With no length given, the helper takes the packet's own, and lets pass what is to be cut.
+    let [e, f] = len_on_link(packet, ip, transport).to_ne_bytes();
     let (src, dst) = if V6 {
         (to.src.0, to.dst.0)
     } else {
@@ -160,10 +293,10 @@ pub fn route<const V6: bool>(
         ([to.src.v4(), zero, zero, zero], [to.dst.v4(), zero, zero, zero])
     };
     let mut params = FibParams {
-        who: u32::from_ne_bytes([family, proto as u8, a, b]),
+        who: u32::from_ne_bytes([family, transport.proto, a, b]),
         dport_len: u32::from_ne_bytes([c, d, e, f]),
         ifindex: packet.ifindex(),
-        tos: 0,
+        tos: service::<V6>(packet),
         src,
         dst,
         rest: node::no_addr().0,
@@ -178,7 +311,6 @@ pub fn route<const V6: bool>(
         way.mtu = u32::from(u16::from_ne_bytes([e, f]));
         return Route::TooBig;
     }
-    // A neighbour that is not known yet is asked for when the packet leaves.
     if found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH {
         return Route::None;
     }
@@ -188,14 +320,13 @@ pub fn route<const V6: bool>(
     way.neighbour.family = u32::from(family);
     let [a, b, c, d] = params.dst;
     way.neighbour.addr = [a, b, c, d];
-    Route::Found
+    if found == BPF_FIB_LKUP_RET_NO_NEIGH { Route::Unresolved } else { Route::Found }
 }
 
-/// Sends the packet out, one hop older. `None` if that cannot be.
+/// Sends the packet out by an uplink, one hop older. `None` if that cannot be.
 #[inline(always)]
 pub fn leave<const V6: bool>(packet: Skb, way: &mut Way) -> Option<i32> {
     take_hop::<V6>(packet.head(parse::fixed_len(V6))?);
-    packet.set_done(true);
     count(Counter::FastPathUplink);
     // SAFETY: the parameters are as long as said; the helper copies them.
     let verdict = unsafe {

@@ -45,6 +45,7 @@ use sluice_abi::NodeState;
 
 use crate::{
     ct::Origin,
+    fastpath::Sender,
     fragment::Ports,
     nat::Rewrite,
     packet::Skb,
@@ -150,9 +151,14 @@ pub fn sluice_pod_send(context: TcContext) -> i32 {
 fn pod_send<const V6: bool>(packet: Skb) -> i32 {
     let Some(mut ip) = parse::ip::<V6, _>(packet) else { return PASS };
     let state = node::state();
-    let fast = state.flags & NodeState::FAST_PATH != 0;
+    let sender = if state.flags & NodeState::FAST_PATH != 0 {
+        fastpath::sender(packet, &ip)
+    } else {
+        Sender::Bound
+    };
+    let fast = sender != Sender::Bound;
     // With no hop left, the stack answers with an ICMP error.
-    let delivered = fast && ip.hops > 1 && fastpath::is_endpoint(&ip.dst);
+    let delivered = fast && ip.hops > 1 && fastpath::takes(&ip.dst);
     // The node's loopback addresses are served to the node's own sockets alone.
     let may_be_service = lb::may_be_service(&ip.dst) && !ip.dst.is_loopback();
     if may_be_service || state.ct_used != 0 {
@@ -187,10 +193,23 @@ fn pod_send<const V6: bool>(packet: Skb) -> i32 {
             Decision::Leave => {}
             Decision::Drop => return DROP,
             Decision::Reject => return calls::reject::<V6>(packet, &ip),
-            _ => return calls::take::<V6>(packet, &mut ip, &mut transport, &to, decision),
+            Decision::Translate if !fast => {
+                return path::translate::<V6>(packet, &mut ip, &mut transport, &to);
+            }
+            _ => {
+                let verdict = calls::take::<V6>(packet, &mut ip, &mut transport, &to, decision);
+                // It has its new addresses, and is for no pod of this node.
+                if decision != Decision::Translate || verdict != PASS {
+                    return verdict;
+                }
+            }
         }
     }
-    if delivered { calls::to_pod::<V6>(packet, &ip) } else { PASS }
+    match sender {
+        _ if delivered => calls::to_pod::<V6>(packet, &ip),
+        Sender::Pod => calls::onward::<V6>(packet, &ip),
+        _ => PASS,
+    }
 }
 
 #[classifier]
@@ -218,10 +237,11 @@ fn pod_recv<const V6: bool>(packet: Skb) -> i32 {
     } else if ports == Ports::Known {
         decision = calls::answer(&ip, &transport, Place::AtPod, &mut to);
     }
-    if decision == Decision::Leave {
-        return PASS;
+    match decision {
+        Decision::Leave => PASS,
+        Decision::Drop => DROP,
+        _ => path::translate::<V6>(packet, &mut ip, &mut transport, &to),
     }
-    calls::take::<V6>(packet, &mut ip, &mut transport, &to, decision)
 }
 
 /// The helpers that need it are GPL only.

@@ -72,6 +72,9 @@ pub static NODE_ADDRS: Array<NodeAddrs, 1> = Array::new();
 #[btf_map]
 pub static NON_MASQUERADE: LpmTrie<Addr, u32, 65536> = LpmTrie::new();
 
+#[btf_map]
+pub static UPLINKS: HashMap<u32, u32, 1024, NO_PREALLOC> = HashMap::new();
+
 /// Until when the ICMP errors that were sent are paid for, in nanoseconds of the monotonic clock.
 #[btf_map]
 pub static ICMP_BUDGET: PerCpuArray<u64, 1> = PerCpuArray::new();

@@ -145,11 +145,19 @@ impl Skb {
         unsafe { (*self.0).ifindex }
     }
 
-    /// Whether the kernel will cut the packet into segments before it leaves.
+    /// Payload bytes of the segments that the kernel will cut the packet into before it leaves; 0 if
+    /// it is one as it is.
     #[inline(always)]
-    pub fn is_gso(self) -> bool {
+    pub fn segment_size(self) -> u32 {
         // SAFETY: the context is valid while the program runs.
-        unsafe { (*self.0).gso_size != 0 }
+        unsafe { (*self.0).gso_size }
+    }
+
+    /// The mark that somebody gave the packet, which rules for routes may ask for.
+    #[inline(always)]
+    pub fn mark(self) -> u32 {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.0).mark }
     }
 
     /// Tells the program at the uplink's egress that nothing is left to do. The field belongs to
@@ -179,6 +187,15 @@ impl Skb {
     pub fn len(self) -> u32 {
         // SAFETY: the context is valid while the program runs.
         unsafe { (*self.0).len }
+    }
+
+    /// Whether the frame was sent to this host, and to no other.
+    #[inline(always)]
+    pub fn is_to_this_host(self) -> bool {
+        // `linux/if_packet.h`.
+        const PACKET_HOST: u32 = 0;
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.0).pkt_type == PACKET_HOST }
     }
 
     /// Whether the frame was sent to more than one host.

@@ -20,7 +20,8 @@ const IPV6_LEN: u32 = 40;
 /// IPv6 extension headers that are walked at most. Real packets have one or two.
 const MAX_EXTENSIONS: u32 = 6;
 
-const HOP_BY_HOP: u8 = 0;
+/// An extension header that every router on the way is to look at.
+pub const HOP_BY_HOP: u8 = 0;
 const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;

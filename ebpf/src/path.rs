@@ -1,6 +1,6 @@
 //! What was decided is done: a packet is translated and takes its way.
 
-use sluice_abi::{Counter, NodeState};
+use sluice_abi::{Counter, Endpoint, NodeState};
 
 use crate::{
     DROP, PASS, calls,
@@ -18,7 +18,20 @@ fn dropped(reason: Counter) -> i32 {
     DROP
 }
 
-/// Translates the packet and sends it on.
+/// Translates the packet and leaves it to the stack: at an egress hook, which can hand it to nobody,
+/// and wherever it is not to go past the stack.
+#[inline(always)]
+pub fn translate<const V6: bool>(
+    packet: Skb,
+    ip: &mut Ip,
+    transport: &mut Transport,
+    to: &Rewrite,
+) -> i32 {
+    if calls::apply::<V6>(packet, ip, transport, to) { PASS } else { dropped(Counter::DropRewrite) }
+}
+
+/// Translates the packet and sends it on. At an ingress hook only: the kernel drops what is handed to
+/// a pod from an egress hook.
 #[inline(always)]
 pub fn take<const V6: bool>(
     packet: Skb,
@@ -40,8 +53,9 @@ pub fn take<const V6: bool>(
                 _ => calls::expired::<V6>(packet, ip),
             };
         }
-        match (calls::route::<V6>(packet, ip, transport.proto, to, &mut way), decision) {
-            (Route::Found, _) => {}
+        match (calls::route::<V6>(packet, ip, transport, to, &mut way), decision) {
+            // A neighbour that is not known yet is asked for when the packet leaves.
+            (Route::Found | Route::Unresolved, _) => {}
             (_, Decision::Shortcut) => return PASS,
             (Route::TooBig, _) => return calls::too_big::<V6>(packet, ip, way.mtu),
             (Route::None, _) => return dropped(Counter::DropNoRoute),
@@ -50,8 +64,14 @@ pub fn take<const V6: bool>(
     if !calls::apply::<V6>(packet, ip, transport, to) {
         return dropped(Counter::DropRewrite);
     }
-    if let Some(endpoint) = endpoint {
+    if let Some(endpoint) = endpoint
+        && (past_stack || endpoint.flags & Endpoint::NO_FAST_PATH == 0)
+    {
         return fastpath::deliver::<V6>(packet, &endpoint).unwrap_or(DROP);
     }
-    if past_stack { fastpath::leave::<V6>(packet, &mut way).unwrap_or(DROP) } else { PASS }
+    if !past_stack {
+        return PASS;
+    }
+    packet.set_done(true);
+    fastpath::leave::<V6>(packet, &mut way).unwrap_or(DROP)
 }

@@ -16,6 +16,7 @@ use crate::{
     node,
     packet::Skb,
     parse::{self, Ip, Transport},
+    path::translate,
     service::{self, Decision, Place},
 };
 
@@ -48,7 +49,7 @@ fn message_arrives<const V6: bool>(packet: Skb) -> i32 {
         let mut to = Rewrite::none(&ip, &transport);
         let mut place = Place::FromOutside;
         let mut decision = calls::icmp_error::<V6>(packet, &ip, place, &mut transport, &mut to);
-        if decision == Decision::Leave && fast && ip.hops > 1 && fastpath::is_endpoint(&ip.dst) {
+        if decision == Decision::Leave && fast && ip.hops > 1 && fastpath::takes(&ip.dst) {
             place = Place::AtPod;
             decision = calls::icmp_error::<V6>(packet, &ip, place, &mut transport, &mut to);
         }
@@ -94,14 +95,14 @@ fn packet_arrives<const V6: bool>(packet: Skb) -> i32 {
         Decision::Drop => DROP,
         Decision::Reject => calls::reject::<V6>(packet, &ip),
         // What a pod hears goes past its own program if it takes the fast path.
-        Decision::Translate if fast && ip.hops > 1 && fastpath::is_endpoint(&to.dst) => {
+        Decision::Translate if fast && ip.hops > 1 && fastpath::takes(&to.dst) => {
             into_pod::<V6>(packet, &mut ip, &mut transport, &to)
         }
         Decision::Leave => {
             if state.ct_used != 0 {
                 if transport.opens_connection() {
                     calls::supersede(&ip, &transport);
-                } else if fast && fastpath::is_endpoint(&ip.dst) && ip.hops > 1 {
+                } else if fast && ip.hops > 1 && fastpath::takes(&ip.dst) {
                     decision = calls::answer(&ip, &transport, Place::AtPod, &mut to);
                     if decision != Decision::Leave {
                         return calls::take::<V6>(packet, &mut ip, &mut transport, &to, decision);
@@ -155,13 +156,13 @@ pub fn outgoing<const V6: bool>(packet: Skb) -> i32 {
         return match calls::icmp_error::<V6>(packet, &ip, place, &mut transport, &mut to) {
             Decision::Leave => PASS,
             Decision::Drop => DROP,
-            _ => translated::<V6>(packet, &mut ip, &mut transport, &to),
+            _ => translate::<V6>(packet, &mut ip, &mut transport, &to),
         };
     }
     if state.ct_used != 0 && !transport.opens_connection() {
         let decision = calls::answer(&ip, &transport, Place::ToOutside, &mut to);
         if decision != Decision::Leave {
-            return translated::<V6>(packet, &mut ip, &mut transport, &to);
+            return translate::<V6>(packet, &mut ip, &mut transport, &to);
         }
     }
     match needs_mask::<V6>(&ip, &transport) {
@@ -181,24 +182,10 @@ pub fn outgoing<const V6: bool>(packet: Skb) -> i32 {
         },
     }
     if masked(&ip, &transport, &mut to) {
-        translated::<V6>(packet, &mut ip, &mut transport, &to)
+        translate::<V6>(packet, &mut ip, &mut transport, &to)
     } else {
         PASS
     }
-}
-
-#[inline(always)]
-fn translated<const V6: bool>(
-    packet: Skb,
-    ip: &mut Ip,
-    transport: &mut Transport,
-    to: &Rewrite,
-) -> i32 {
-    if calls::apply::<V6>(packet, ip, transport, to) {
-        return PASS;
-    }
-    count(Counter::DropRewrite);
-    DROP
 }
 
 /// Whether the address is reached with a pod's own.

@@ -45,6 +45,7 @@ pub mod shop;
 pub mod spawn;
 pub mod stress;
 pub mod sweep;
+pub mod traffic;
 pub mod wait;
 
 pub use anyhow::Result;

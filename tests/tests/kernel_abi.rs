@@ -67,6 +67,7 @@ fn expected(map: &str) -> (Expected, Expected) {
         ),
         maps::SOURCE_RANGES => (prefix(size_of::<SourceRangeKey>()), number()),
         maps::NON_MASQUERADE => (prefix(size_of::<CidrKey>()), number()),
+        maps::UPLINKS => (number(), number()),
         maps::FRAGMENTS => (
             expected!(FragmentKey: src, dst, id, proto, reserved),
             expected!(FragmentPorts: sport, dport),

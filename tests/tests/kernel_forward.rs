@@ -1,19 +1,16 @@
 //! The tc programs between two pods of one node, with real sockets whose packets no socket hook has
 //! touched: services per packet, and the fast path. Needs root.
 
-use std::{
-    io::{Read as _, Write as _},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    time::Duration,
-};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 use sluice_abi::{Counter, Endpoint, proto};
-use sluice_tests::{kernel::Lab, netns::NetNs, spawn::bind};
-
-/// A limit for calls that must not hang; nothing is measured by it.
-const PATIENCE: Duration = Duration::from_secs(20);
+use sluice_tests::{
+    kernel::Lab,
+    netns::NetNs,
+    traffic::{self, PATIENCE, wire_pod},
+};
 
 /// A node with two pods, wired as the CNI plugin does it.
 struct Node {
@@ -41,26 +38,7 @@ impl Node {
             let pod = NetNs::new(&format!("{label}-{n}"))?;
             let host = format!("slu{n}");
             let (mac, host_mac) = ([2, 0, 0, 0, 1, n], [2, 0, 0, 0, 2, n]);
-            this.node.veth(&host, &pod, "eth0")?;
-            this.node.ip(&format!("link set {host} address {}", text(host_mac)))?;
-            pod.ip(&format!(
-                "link set eth0 address {mac}\n\
-                 addr add {v4}/32 dev eth0\n\
-                 addr add {v6}/128 dev eth0 nodad\n\
-                 neigh add 169.254.1.1 lladdr {gateway} dev eth0 nud permanent\n\
-                 neigh add fe80::1 lladdr {gateway} dev eth0 nud permanent\n\
-                 route add default via 169.254.1.1 dev eth0 onlink\n\
-                 route add default via fe80::1 dev eth0 onlink",
-                mac = text(mac),
-                gateway = text(host_mac),
-            ))?;
-            this.node.ip(&format!(
-                "route add {v4}/32 dev {host}\n\
-                 route add {v6}/128 dev {host}\n\
-                 neigh add {v4} lladdr {mac} dev {host} nud permanent\n\
-                 neigh add {v6} lladdr {mac} dev {host} nud permanent",
-                mac = text(mac),
-            ))?;
+            wire_pod(&this.node, &host, &pod, [v4, v6], [mac, host_mac])?;
             let attachment = this.node.run(|| this.lab.dataplane.attach_pod(&host))??;
             for address in [v4, v6] {
                 let id = u32::from(n) + 1;
@@ -72,33 +50,10 @@ impl Node {
         Ok(this)
     }
 
-    /// Packets that the node's own stack forwarded, IPv4 and IPv6.
+    /// Packets that the node's own stack forwarded.
     fn forwarded(&self) -> Result<u64> {
-        let (v4, v6) = self.node.run(|| -> Result<(String, String)> {
-            // Of the thread, not of the process: the thread is in the namespace.
-            Ok((
-                std::fs::read_to_string("/proc/thread-self/net/snmp")?,
-                std::fs::read_to_string("/proc/thread-self/net/snmp6")?,
-            ))
-        })??;
-        let mut lines = v4.lines().filter(|line| line.starts_with("Ip: "));
-        let names = lines.next().context("names of the IP counters")?;
-        let values = lines.next().context("values of the IP counters")?;
-        let at =
-            names.split(' ').position(|name| name == "ForwDatagrams").context("ForwDatagrams")?;
-        let v4: u64 = values.split(' ').nth(at).context("ForwDatagrams")?.parse()?;
-        let v6: u64 = v6
-            .lines()
-            .find_map(|line| line.strip_prefix("Ip6OutForwDatagrams"))
-            .context("Ip6OutForwDatagrams")?
-            .trim()
-            .parse()?;
-        Ok(v4 + v6)
+        traffic::forwarded(&self.node)
     }
-}
-
-fn text(mac: [u8; 6]) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 fn socket(ip: &str, port: u16) -> SocketAddr {
@@ -106,58 +61,16 @@ fn socket(ip: &str, port: u16) -> SocketAddr {
     SocketAddr::new(ip, port)
 }
 
-/// The same bytes on both sides.
-fn pattern(len: usize) -> Vec<u8> {
-    (0..len).map(|n| (n * 31 + n / 251) as u8).collect()
-}
-
-/// Sends a large body there and back, so that segments are as large as offload makes them.
-fn exchange(node: &Node, target: SocketAddr, server: SocketAddr) -> Result<SocketAddr> {
-    const LEN: usize = 4 << 20;
-    let listener = node.pods[1].run(|| bind(|| TcpListener::bind(server)))??;
-    std::thread::scope(|scope| {
-        let serving = scope.spawn(|| -> Result<SocketAddr> {
-            let (mut stream, from) = listener.accept()?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            let mut body = vec![0; LEN];
-            stream.read_exact(&mut body)?;
-            ensure!(body == pattern(LEN), "the body arrived changed");
-            stream.write_all(&body)?;
-            Ok(from)
-        });
-        let local = node.pods[0].run(|| -> Result<SocketAddr> {
-            let mut stream = TcpStream::connect_timeout(&target, PATIENCE)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            stream.write_all(&pattern(LEN))?;
-            let mut body = vec![0; LEN];
-            stream.read_exact(&mut body)?;
-            ensure!(body == pattern(LEN), "the body came back changed");
-            Ok(stream.local_addr()?)
-        })??;
-        let from = serving.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        assert_eq!(from, local, "the server sees the client's own address");
-        Ok(from)
-    })
-}
-
-/// One datagram there and back, of the length given.
-fn datagram(node: &Node, target: SocketAddr, server: SocketAddr, len: usize) -> Result<()> {
-    let serving = node.pods[1].run(|| bind(|| UdpSocket::bind(server)))??;
-    let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-    let client = node.pods[0].run(|| UdpSocket::bind(any))??;
-    for socket in [&serving, &client] {
-        socket.set_read_timeout(Some(PATIENCE))?;
-    }
-    let body = pattern(len);
-    let mut buffer = vec![0; 65536];
-    client.send_to(&body, target)?;
-    let (got, from) = serving.recv_from(&mut buffer)?;
-    assert_eq!(&buffer[..got], &body[..]);
-    serving.send_to(&body, from)?;
-    let (got, from) = client.recv_from(&mut buffer)?;
-    assert_eq!(&buffer[..got], &body[..]);
-    assert_eq!(from, target, "the answer comes from whom the client asked");
+/// Sends a large body there and back between the two pods; the server sees the client's own address.
+fn exchange(node: &Node, target: SocketAddr, server: SocketAddr) -> Result<()> {
+    let done = traffic::exchange(&node.pods[0], &node.pods[1], target, server)?;
+    assert_eq!(done.seen, done.client, "the server sees the client's own address");
     Ok(())
+}
+
+/// One datagram there and back between the two pods.
+fn datagram(node: &Node, target: SocketAddr, server: SocketAddr, len: usize) -> Result<()> {
+    traffic::datagram(&node.pods[0], &node.pods[1], target, server, len).map(drop)
 }
 
 /// S1: through a service, translated packet by packet, over the stack and over the fast path.
@@ -183,6 +96,39 @@ fn pods_reach_each_other_through_a_service_per_packet() -> Result<()> {
         let forwarded = node.forwarded()?;
         assert_eq!(forwarded == 0, fast_path, "the stack forwarded {forwarded} packets");
         assert_eq!(node.lab.count(Counter::FastPathPod) > 0, fast_path);
+    }
+    Ok(())
+}
+
+/// S1: a backend that is a process of the node answers by the stack, also with the fast path on: what
+/// leaves the stack for a pod is translated and goes on as it is, since no packet can be handed to a
+/// pod from the egress of its interface.
+#[test]
+fn a_backend_on_the_node_itself_answers_pods() -> Result<()> {
+    for fast_path in [false, true] {
+        let mut node = Node::new("forward-host", fast_path)?;
+        node.node.ip("addr add 10.244.1.1/32 dev lo\naddr add fd00:244:1::1/128 dev lo nodad")?;
+        for (vip, own) in [("10.96.0.10", "10.244.1.1"), ("fd00:96::10", "fd00:244:1::1")] {
+            let server = socket(own, 8080);
+            let target = socket(vip, 80);
+            for proto in [proto::TCP, proto::UDP] {
+                node.lab.service(&target.to_string(), proto, &[&server.to_string()])?;
+            }
+            let done = traffic::exchange(&node.pods[0], &node.node, target, server)?;
+            assert_eq!(done.seen, done.client);
+            // A port that nobody listens at: the error comes from the node's stack too.
+            let closed = socket(vip, 81);
+            node.lab.service(&closed.to_string(), proto::UDP, &[&socket(own, 8081).to_string()])?;
+            let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            node.pods[0].run(|| -> Result<()> {
+                let client = UdpSocket::bind(any)?;
+                client.connect(closed)?;
+                assert_eq!(told(&client)?, Errno::ECONNREFUSED, "{closed}");
+                Ok(())
+            })??;
+        }
+        assert_eq!(node.lab.count(Counter::FastPathPod), 0);
+        assert_eq!(node.lab.count(Counter::IcmpTranslated), 2);
     }
     Ok(())
 }
@@ -266,6 +212,28 @@ fn the_refusal_of_a_backend_reaches_the_client() -> Result<()> {
                 let error =
                     TcpStream::connect_timeout(&target, PATIENCE).expect_err("nobody serves it");
                 assert_eq!(error.raw_os_error(), Some(Errno::ECONNREFUSED as i32), "{target}");
+                let client = UdpSocket::bind(any)?;
+                client.connect(target)?;
+                assert_eq!(told(&client)?, Errno::ECONNREFUSED, "{target}");
+                Ok(())
+            })??;
+        }
+        assert_eq!(node.lab.count(Counter::IcmpTranslated), 2);
+    }
+    Ok(())
+}
+
+/// S21, S28: a pod that asks its own Service at a port that it does not listen at hears so from the
+/// Service, by the stack and past it.
+#[test]
+fn the_refusal_of_a_pod_by_itself_reaches_it() -> Result<()> {
+    for fast_path in [false, true] {
+        let mut node = Node::new("forward-hairpin", fast_path)?;
+        for (vip, any, family) in [("10.96.0.10", "0.0.0.0:0", 0), ("fd00:96::10", "[::]:0", 1)] {
+            let target = socket(vip, 80);
+            let server = socket(ADDRESSES[0][family], 8080).to_string();
+            node.lab.service(&target.to_string(), proto::UDP, &[&server])?;
+            node.pods[0].run(|| -> Result<()> {
                 let client = UdpSocket::bind(any)?;
                 client.connect(target)?;
                 assert_eq!(told(&client)?, Errno::ECONNREFUSED, "{target}");

@@ -16,7 +16,9 @@ cargo xtask COMMAND
   demo [--check] [--source dir|etcd]     show Sluice on two nodes; --check asserts every step and ends
   demo down                              end a demo that still runs
   test [lint|unit|kernel|e2e|vm]         run one group of tests; without a name: lints, all groups, the demo
-  bench [NAME...] [--quick] [--json FILE]  measure against direct routing, nftables, iptables; our plugin against ptp
+  bench [NAME...] [--quick] [--json FILE]  measure: service, nodeport (against direct routing, nftables, iptables),
+                                         cni (against ptp), dns (against Knot, Unbound), podnet (against direct
+                                         routing); without a name: all of them
   build [--release]                      build all binaries
 
 Groups: unit needs nothing; kernel, e2e, demo and bench need root; vm needs qemu.";

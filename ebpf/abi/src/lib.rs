@@ -99,6 +99,8 @@ pub mod maps {
     pub const NODE_ADDRS: &str = "NODE_ADDRS";
     /// Longest-prefix trie: [`CidrKey`](crate::CidrKey) to `u32` (1).
     pub const NON_MASQUERADE: &str = "NON_MASQUERADE";
+    /// Hash: index (`u32`) of an interface that has the programs of an uplink, to `u32` (1).
+    pub const UPLINKS: &str = "UPLINKS";
     /// Per-CPU array with one element: until when the ICMP errors that were sent are paid for, in
     /// nanoseconds of the monotonic clock (`u64`). The programs write it.
     pub const ICMP_BUDGET: &str = "ICMP_BUDGET";
@@ -106,7 +108,7 @@ pub mod maps {
     pub const COUNTERS: &str = "COUNTERS";
 
     /// Every map, in no particular order.
-    pub const ALL: [&str; 20] = [
+    pub const ALL: [&str; 21] = [
         FRONTENDS,
         SLOTS,
         BACKENDS,
@@ -125,6 +127,7 @@ pub mod maps {
         NODE_PORTS,
         NODE_ADDRS,
         NON_MASQUERADE,
+        UPLINKS,
         ICMP_BUDGET,
         COUNTERS,
     ];

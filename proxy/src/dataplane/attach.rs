@@ -21,6 +21,7 @@ use super::{
     Dataplane, DataplaneError,
     links::{self, Done, Place, attach_type},
     load,
+    view::map_error,
 };
 
 /// Priority and handle of our filters where TCX is not to be had, so that a restart finds them.
@@ -161,7 +162,8 @@ impl Dataplane {
     ///
     /// There is no such interface, or the kernel refuses.
     pub fn attach_uplink(&mut self, interface: &str) -> Result<Attachment, DataplaneError> {
-        self.attach_role(interface, Role::Uplink)
+        let attachment = self.attach_role(interface, Role::Uplink)?;
+        self.open_way(attachment)
     }
 
     /// As [`Dataplane::attach_uplink`], by one kind of hook.
@@ -174,7 +176,33 @@ impl Dataplane {
         interface: &str,
         hook: TcHook,
     ) -> Result<Attachment, DataplaneError> {
-        self.attach_role_by(interface, Role::Uplink, hook)
+        let attachment = self.attach_role_by(interface, Role::Uplink, hook)?;
+        self.open_way(attachment)
+    }
+
+    /// Lets pods' packets leave by an uplink past the host's stack, now that its programs see them.
+    fn open_way(&self, attachment: Attachment) -> Result<Attachment, DataplaneError> {
+        let map = &self.view.maps.uplinks;
+        map.put(&attachment.ifindex, &1).map_err(map_error(map, "write"))?;
+        Ok(attachment)
+    }
+
+    /// Ends that, before the programs go.
+    fn close_way(&self, ifindex: u32) -> Result<(), DataplaneError> {
+        let map = &self.view.maps.uplinks;
+        map.delete(&ifindex).map(drop).map_err(map_error(map, "delete from"))
+    }
+
+    /// Ends it for interfaces that no pinned program is on: those whose filters an agent before this
+    /// one attached are opened again when this one attaches its own.
+    pub(super) fn close_ways_without_pins(&self) -> Result<(), DataplaneError> {
+        let pinned = self.pinned_uplinks()?;
+        for ifindex in self.view.uplinks()? {
+            if pinned.binary_search(&ifindex).is_err() {
+                self.close_way(ifindex)?;
+            }
+        }
+        Ok(())
     }
 
     /// Detaches the programs of an uplink that is none any more: by its index, and by its name where
@@ -188,6 +216,7 @@ impl Dataplane {
         ifindex: u32,
         interface: Option<&str>,
     ) -> Result<(), DataplaneError> {
+        self.close_way(ifindex)?;
         for (name, direction) in Role::Uplink.programs() {
             let path = self.dirs.links.join(Role::Uplink.pin_name(ifindex, name));
             match fs::remove_file(&path) {
@@ -289,6 +318,7 @@ impl Dataplane {
                 source,
             };
             if links::is_gone(&path).map_err(looked_at)? {
+                self.close_way(ifindex)?;
                 fs::remove_file(&path).map_err(|source| DataplaneError::File {
                     action: "remove",
                     path: path.clone(),

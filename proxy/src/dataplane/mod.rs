@@ -49,7 +49,8 @@ pub struct Config {
     pub cgroup: PathBuf,
     /// Room in the maps. Maps that are pinned already keep theirs.
     pub sizes: MapSizes,
-    /// Whether packets for pods of this node go to them without crossing the host's stack.
+    /// Whether packets for pods of this node go to them, and those of its pods leave by uplinks,
+    /// without crossing the host's stack.
     pub fast_path: bool,
 }
 
@@ -111,6 +112,7 @@ impl Dataplane {
         let view = Pinned { maps: Maps::open(&dirs.maps, false)?, sizes };
         let dataplane = Self { config, dirs, ebpf, view, notices };
         dataplane.write_node_state()?;
+        dataplane.close_ways_without_pins()?;
         Ok(dataplane)
     }
 

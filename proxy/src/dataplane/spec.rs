@@ -138,6 +138,8 @@ pub(super) fn specs(sizes: &MapSizes) -> [Spec; maps::ALL.len()] {
         fixed::<u32, NodeAddrs>(maps::NODE_ADDRS, MapType::Array, 1, 0),
         // Two ranges and two addresses of each node, where no cluster CIDR covers them.
         fixed::<CidrKey, u32>(maps::NON_MASQUERADE, MapType::LpmTrie, 65_536, NO_PREALLOC),
+        // More interfaces than a machine has networks.
+        fixed::<u32, u32>(maps::UPLINKS, MapType::Hash, 1024, NO_PREALLOC),
         fixed::<u32, u64>(maps::ICMP_BUDGET, MapType::PerCpuArray, 1, 0),
         fixed::<u32, u64>(maps::COUNTERS, MapType::PerCpuArray, Counter::COUNT, 0),
     ]

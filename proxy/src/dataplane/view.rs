@@ -35,6 +35,7 @@ pub(super) struct Maps {
     pub(super) node_ports: Map<NodePortKey, u32>,
     pub(super) node_addrs: Map<u32, NodeAddrs>,
     pub(super) non_masquerade: Map<CidrKey, u32>,
+    pub(super) uplinks: Map<u32, u32>,
     pub(super) counters: Map<u32, u64>,
 }
 
@@ -71,6 +72,7 @@ impl Maps {
             node_ports: one(directory, maps::NODE_PORTS, read_only)?,
             node_addrs: one(directory, maps::NODE_ADDRS, read_only)?,
             non_masquerade: one(directory, maps::NON_MASQUERADE, read_only)?,
+            uplinks: one(directory, maps::UPLINKS, read_only)?,
             counters: one(directory, maps::COUNTERS, read_only)?,
         })
     }
@@ -259,6 +261,19 @@ impl Pinned {
         map.for_each(0, |key, _| ranges.push(*key)).map_err(map_error(map, "read"))?;
         ranges.sort_unstable();
         Ok(ranges)
+    }
+
+    /// The interfaces that pods' packets may leave by past the host's stack, by their index, sorted.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
+    pub fn uplinks(&self) -> Result<Vec<u32>, DataplaneError> {
+        let map = &self.maps.uplinks;
+        let mut indexes = Vec::new();
+        map.for_each(0, |ifindex, _| indexes.push(*ifindex)).map_err(map_error(map, "read"))?;
+        indexes.sort_unstable();
+        Ok(indexes)
     }
 
     /// The counters, summed over all CPUs.

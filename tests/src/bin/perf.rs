@@ -1,11 +1,13 @@
 //! The two ends of a measurement: as little program as possible around the system calls.
 //!
 //! The first byte of a connection says what the client wants: `c` for one exchange, after which the server closes, `r`
-//! for exchanges until the client closes. The server closes first, so that TIME_WAIT stays on its side, where the next
+//! for exchanges until the client closes, `b` to be read to its end, and how many bytes came (a big-endian `u64`). The server closes first, so that TIME_WAIT stays on its side, where the next
 //! SYN from the same port takes it over; the client's ports never run out.
 
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{
+    IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket,
+};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -28,7 +30,7 @@ enum Command {
         #[arg(long)]
         udp: bool,
     },
-    /// Ask for a time, and print how many answers came a second
+    /// Ask for a time, and print how many answers came a second, or how many gigabits
     Client {
         /// ADDRESS:PORT
         target: SocketAddr,
@@ -47,6 +49,8 @@ enum Case {
     TcpCrr,
     /// Request and response over one connection
     TcpRr,
+    /// One stream to the server, in gigabits a second
+    TcpBulk,
     /// A new connected datagram socket, request, response, close
     UdpCrr,
     /// Request and response over one connected datagram socket
@@ -65,12 +69,13 @@ fn main() -> ExitCode {
             let result = match case {
                 Case::TcpCrr => repeat(time, || crr(target)),
                 Case::TcpRr => rr(target, time),
+                Case::TcpBulk => bulk(target, time / 10).and_then(|_| bulk(target, time)),
                 Case::UdpCrr => repeat(time, || udp_exchange(&udp_socket(target)?)),
                 Case::UdpRr => {
                     udp_socket(target).and_then(|socket| repeat(time, || udp_exchange(&socket)))
                 }
             };
-            result.map(|rate| println!("{rate:.1}"))
+            result.map(|rate| println!("{rate:.3}"))
         }
     };
     match result {
@@ -135,12 +140,52 @@ fn udp_exchange(socket: &UdpSocket) -> io::Result<()> {
 fn answer(mut stream: TcpStream) -> io::Result<()> {
     let mut byte = [0; 1];
     while stream.read(&mut byte)? == 1 {
+        if byte[0] == b'b' {
+            return swallow(stream);
+        }
         stream.write_all(&byte)?;
         if byte[0] == b'c' {
             break;
         }
     }
     Ok(())
+}
+
+/// Bytes of one system call of a bulk stream.
+const BULK: usize = 128 << 10;
+
+/// Reads to the end, and says how much it was.
+fn swallow(mut stream: TcpStream) -> io::Result<()> {
+    let mut buffer = vec![0; BULK];
+    let mut total = 0_u64;
+    loop {
+        match stream.read(&mut buffer)? {
+            0 => return stream.write_all(&total.to_be_bytes()),
+            len => total += len as u64,
+        }
+    }
+}
+
+/// Gigabits a second that arrive: the time ends when the server has said how much came.
+fn bulk(target: SocketAddr, time: Duration) -> io::Result<f64> {
+    let mut stream = TcpStream::connect(target)?;
+    let buffer = vec![0; BULK];
+    let start = Instant::now();
+    stream.write_all(b"b")?;
+    let mut sent = 0_u64;
+    while start.elapsed() < time {
+        stream.write_all(&buffer)?;
+        sent += buffer.len() as u64;
+    }
+    stream.shutdown(Shutdown::Write)?;
+    let mut total = [0; 8];
+    stream.read_exact(&mut total)?;
+    let elapsed = start.elapsed();
+    if u64::from_be_bytes(total) != sent {
+        return Err(io::Error::other("the server got another number of bytes"));
+    }
+    #[allow(clippy::cast_precision_loss, reason = "fewer than 2^52 bytes")]
+    Ok(sent as f64 * 8.0 / 1e9 / elapsed.as_secs_f64())
 }
 
 fn crr(target: SocketAddr) -> io::Result<()> {

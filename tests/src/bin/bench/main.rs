@@ -2,6 +2,7 @@
 
 mod cni;
 mod dns;
+mod podnet;
 mod report;
 mod rules;
 mod service;
@@ -22,7 +23,7 @@ use crate::service::Way;
 #[derive(Parser)]
 #[command(name = "bench")]
 struct Cli {
-    /// Which benches to run: service, nodeport, cni, dns. All of them where none is named
+    /// Which benches to run: service, nodeport, cni, dns, podnet. All of them where none is named
     names: Vec<String>,
     /// Fewer rounds: to see that it works, not to quote
     #[arg(long)]
@@ -40,7 +41,7 @@ struct Cli {
     #[arg(long, value_delimiter = ',')]
     services: Vec<usize>,
     /// Only these variants: of service and nodeport sluice, direct, nftables, iptables, loopback; of cni
-    /// sluice, sluice-alone, ptp; of dns sluice, knot, unbound
+    /// sluice, sluice-alone, ptp; of dns sluice, knot, unbound; of podnet sluice, direct
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// The CPU that client and server share, or the server's in the bench dns; the last one where none
@@ -58,7 +59,7 @@ struct Plan {
     cpu: usize,
 }
 
-const BENCHES: [&str; 4] = ["service", "nodeport", "cni", "dns"];
+const BENCHES: [&str; 5] = ["service", "nodeport", "cni", "dns", "podnet"];
 
 const VARIANTS: [&str; 9] = [
     "sluice",
@@ -137,6 +138,15 @@ fn run(cli: Cli) -> Result<()> {
         let answers = dns::run(&plan)?;
         dns::print(&answers);
         results.extend(report::json(&answers));
+    }
+    if wanted("podnet") {
+        println!(
+            "podnet: {} rounds of {} ms each, variants interleaved; client and server share CPU {}\n",
+            plan.rounds, plan.millis, plan.cpu
+        );
+        let measured = podnet::run(&plan)?;
+        podnet::print(&measured);
+        results.extend(report::json(&measured));
     }
     if let Some(path) = cli.json {
         let json = serde_json::to_string_pretty(&json!({ "results": results }))?;

@@ -29,7 +29,7 @@ pub(crate) fn median(values: &[f64]) -> f64 {
 }
 
 /// The median of the ratios within each round, which cancels what slows a whole round down.
-fn ratio(of: &Measured, to: &Measured) -> f64 {
+pub(crate) fn ratio(of: &Measured, to: &Measured) -> f64 {
     let ratios: Vec<f64> = of.rounds.iter().zip(&to.rounds).map(|(of, to)| of / to).collect();
     median(&ratios)
 }
@@ -39,7 +39,9 @@ pub(crate) fn json(measured: &[Measured]) -> Vec<Value> {
     measured
         .iter()
         .map(|it| {
-            let value = (median(&it.rounds) * 10.0).round() / 10.0;
+            // Rates are in thousands, streams in gigabits.
+            let steps = if it.unit == "Gbit/s" { 100.0 } else { 10.0 };
+            let value = (median(&it.rounds) * steps).round() / steps;
             json!({
                 "bench": it.bench,
                 "case": it.case,
@@ -106,7 +108,7 @@ pub(crate) fn print(measured: &[Measured]) {
 }
 
 /// `41500.0` as `41,500`.
-fn thousands(value: f64) -> String {
+pub(crate) fn thousands(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {

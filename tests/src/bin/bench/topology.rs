@@ -181,7 +181,7 @@ impl Plain {
 }
 
 /// A pod as Sluice's plugin wires it: one address a family, a gateway that the pod takes on trust, a host route.
-fn wire(node: &NetNs, port: &str, pod: &NetNs, addresses: [IpAddr; 2]) -> Result<()> {
+pub(crate) fn wire(node: &NetNs, port: &str, pod: &NetNs, addresses: [IpAddr; 2]) -> Result<()> {
     node.veth(port, pod, "eth0")?;
     let mac = |netns: &NetNs, name: &str| -> Result<String> {
         let text = netns.ip_output(&["-o", "link", "show", "dev", name])?;
@@ -219,11 +219,16 @@ fn route_to_pods(lan: &NetNs) -> Result<()> {
 }
 
 /// Settings of the client's namespace, the same for every variant: enough ports that none is waited for.
-fn tune(client: &NetNs) -> Result<()> {
+pub(crate) fn tune(client: &NetNs) -> Result<()> {
     client.sysctls(&[("ipv4/ip_local_port_range", "1024 65535")])
 }
 
-fn start_servers(launch: &Launch, label: &str, dir: &WorkDir, cpu: usize) -> Result<Vec<Process>> {
+pub(crate) fn start_servers(
+    launch: &Launch,
+    label: &str,
+    dir: &WorkDir,
+    cpu: usize,
+) -> Result<Vec<Process>> {
     let start = |listen: String, udp: bool| -> Result<Process> {
         let mut launch = launch.clone().args(["server", &listen]);
         if udp {
