@@ -6,7 +6,7 @@ use aya_ebpf::{
     bindings::BPF_NOEXIST,
     helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
 };
-use sluice_abi::{Addr, Be16, Counter, CtEntry, CtFlags, CtKey, NodeAddrs};
+use sluice_abi::{Addr, Be16, Counter, CtEntry, CtFlags, CtKey, NodeAddrs, NodePortKey};
 
 use crate::{
     calls,
@@ -360,7 +360,9 @@ pub fn create<const V6: bool, P: Packet>(
             n += 1;
             key.dport = Be16::new((first + port) as u16);
             port = if port + 1 >= ports { 0 } else { port + 1 };
-            if !masked || !packet.meets_socket::<V6>(key) {
+            // What comes to a NodePort is a request, whoever sends it.
+            let node_port = NodePortKey { port: key.dport, proto: key.proto, reserved: 0 };
+            if !masked || !(node::is_node_port(&node_port) || packet.meets_socket::<V6>(key)) {
                 done = calls::claim(key, entry, now);
                 if done != Created::Clash {
                     break;

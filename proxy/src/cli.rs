@@ -9,6 +9,7 @@ use sluice_store::{EtcdArgs, SourceUrl, parse_source};
 use crate::config::seconds;
 use crate::health::BindAddress;
 use crate::node_ports::NodePortAddresses;
+use crate::routes::{Encapsulation, VxlanConfig};
 use crate::uplinks::{PortRange, Uplinks};
 
 /// Where a node's files are; every one may differ, so that several nodes run on one kernel.
@@ -89,9 +90,26 @@ pub struct SluicedArgs {
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
     pub fast_path: bool,
 
-    /// Keep routes to the other nodes' pods (host-gw).
+    /// Keep routes to the other nodes' pods.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
     pub routes: bool,
+
+    /// Packets for which nodes' pods are encapsulated (vxlan): "never" (nodes that do not share a link
+    /// with this one are skipped, which is reported), "cross-subnet" (those nodes' only), or "always".
+    /// All nodes of the cluster need the same, and the UDP port open between them. Takes --routes.
+    #[arg(long, default_value = "never", value_enum, value_name = "never|cross-subnet|always",
+          hide_possible_values = true)]
+    pub encapsulation: Encapsulation,
+
+    /// The VXLAN network identifier, the same on all nodes.
+    #[arg(long, default_value_t = VxlanConfig::default().id, value_name = "VNI",
+          value_parser = clap::value_parser!(u32).range(1..1 << 24))]
+    pub vxlan_id: u32,
+
+    /// The UDP port for encapsulated packets, the same on all nodes.
+    #[arg(long, default_value_t = VxlanConfig::default().port, value_name = "PORT",
+          value_parser = clap::value_parser!(u16).range(1..))]
+    pub vxlan_port: u16,
 
     /// The node's addresses that NodePorts are served on: "primary" (of each family the first
     /// InternalIP of the Node object), "localhost" (127.0.0.1 and ::1, for processes of the node),
@@ -144,7 +162,8 @@ pub struct SluicedArgs {
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
     pub allow_service_external_ips: bool,
 
-    /// MTU of pods; that of the interface with the default route where it is not given.
+    /// MTU of pods; where it is not given, that of the interface with the default route, or with
+    /// --encapsulation what is left of the node's own interface's.
     #[arg(long, value_name = "BYTES")]
     pub mtu: Option<u32>,
 
@@ -295,6 +314,9 @@ pub enum Noun {
     /// Pods of this node.
     #[command(subcommand, alias = "ep", visible_alias = "endpoints")]
     Endpoint(ListVerb),
+    /// Routes to other nodes' pods: straight, by vxlan, or none and why.
+    #[command(subcommand, visible_alias = "routes")]
+    Route(ListVerb),
 }
 
 /// Verbs of nouns that have names.

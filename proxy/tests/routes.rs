@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use sluice_proxy::routes::{
-    HostGwRoute, RouteManager, RouteReport, SkipReason, prepare_forwarding,
+    PodRoute, RouteManager, RouteReport, SkipReason, prepare_forwarding,
 };
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -110,15 +110,11 @@ fn node_on_a_link() -> Ns {
     node
 }
 
-fn route(cidr: &str, via: &str) -> HostGwRoute {
-    HostGwRoute {
-        cidr: cidr.parse().expect("range"),
-        via: via.parse().expect("address"),
-        node: "other".into(),
-    }
+fn route(cidr: &str, via: &str) -> PodRoute {
+    PodRoute::direct(cidr.parse().expect("range"), via.parse().expect("address"), "other")
 }
 
-async fn reconcile(manager: &mut RouteManager, desired: &[HostGwRoute]) -> RouteReport {
+async fn reconcile(manager: &mut RouteManager, desired: &[PodRoute]) -> RouteReport {
     manager.reconcile(desired).await.expect("the kernel answers")
 }
 

@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 
 use anyhow::Result;
 use sluice_abi::{
-    CidrKey, Counter, CtFlags, Endpoint, FrontendFlags, NodeAddrs, SourceRangeKey, proto,
+    Be16, CidrKey, Counter, CtFlags, Endpoint, FrontendFlags, NodeAddrs, NodePortKey,
+    SourceRangeKey, proto,
 };
 use sluice_plan::MapOp;
 use sluice_proxy::dataplane::Timeouts;
@@ -380,6 +381,40 @@ fn flows_never_share_a_port_and_exhaustion_is_counted() -> Result<()> {
         assert_eq!(out.0, verdict::REDIRECT);
         let late = Packet::tcp(client, vip, tcp::ACK);
         bench.arrives(&late, &late);
+    }
+    Ok(())
+}
+
+/// S4: the range for sources may overlap the NodePorts: a port that is one, for that protocol, is not taken, since
+/// what comes to it is a request. Pods that leave the cluster get none either.
+#[test]
+fn a_flow_never_takes_a_port_that_is_a_node_port() -> Result<()> {
+    for Family { client, other, vip, node, remote, pod, server } in FAMILIES {
+        let mut bench = Bench::new("clash", false)?;
+        bench.node(PORT, PORT + 1, NodeAddrs::MASQUERADE)?;
+        bench.service(vip, &[remote])?;
+        bench.pod(pod)?;
+        let key = |port, proto| NodePortKey { port: Be16::new(port), proto, reserved: 0 };
+        bench.lab.apply(&[MapOp::PutNodePort(key(PORT, proto::UDP), 1)])?;
+        let request = Packet::udp(client, vip);
+        bench.forwarded(&request, &routed(request.clone().from(&at(node, PORT + 1)).to(remote)));
+        bench.dropped(&Packet::udp(other, vip), Counter::DropSnatExhausted);
+        // Whichever is drawn first, the other one is it: ten servers, one after the other.
+        for n in 0..10 {
+            let server = server.replace(":443", &format!(":{}", 7000 + n));
+            let leaves = Packet::udp(pod, &server);
+            bench.leaves(&leaves, &leaves.clone().from(&at(node, PORT + 1)));
+        }
+        // Of another protocol it is a port like others.
+        let mut ports = BTreeSet::new();
+        for from in [client, other] {
+            let syn = Packet::tcp(from, vip, tcp::SYN);
+            let out = bench.netns.run(|| bench.lab.arrive(&syn.build()))??;
+            assert_eq!(out.0, verdict::REDIRECT);
+            // Both came from different ports of the node, so the packets differ.
+            ports.insert(out.1);
+        }
+        assert_eq!(ports.len(), 2);
     }
     Ok(())
 }

@@ -252,6 +252,12 @@ impl Endpoints {
             .filter(|(_, addr)| !cidrs.iter().any(|cidr| cidr.contains(addr)))
     }
 
+    /// Pods whose packets may be larger than so many bytes, with the MTU that they have.
+    pub(super) fn with_larger_mtu(&self, mtu: u32) -> impl Iterator<Item = (String, u32)> + '_ {
+        let pods = self.attached.values().map(|pod| &pod.record);
+        pods.filter(move |record| record.mtu > mtu).map(|record| (record.label(), record.mtu))
+    }
+
     /// How many pods have their programs.
     pub fn served(&self) -> usize {
         self.attached.values().filter(|pod| pod.how != FAILED).count()

@@ -19,6 +19,7 @@ mod host_ports;
 mod leaks;
 mod lock;
 mod node_file;
+mod problems;
 mod reconcile;
 mod records;
 mod routes;

@@ -39,6 +39,9 @@ pub struct Record {
     /// Ports of the node that the pod asks for.
     #[serde(default)]
     pub host_ports: Vec<PortMapping>,
+    /// MTU of the pod's interface, in bytes; 0 in records that do not say.
+    #[serde(default)]
+    pub mtu: u32,
     /// When the pod's network was made, in seconds since 1970.
     #[serde(default)]
     pub created: u64,

@@ -1,16 +1,17 @@
 //! Routes to the other nodes, as the loop sees them.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
 use sluice_model::Node;
 
+use super::problems::Problems;
+use crate::cli::SluicedArgs;
 use crate::routes::{
-    HostGwRoute, RouteError, RouteManager, RouteReport, desired, prepare_forwarding,
-    strict_reverse_paths,
+    Desired, Encapsulation, RouteError, RouteManager, RouteReport, TUNNEL_DEVICE, TunnelState,
+    VxlanConfig, desired, prepare_forwarding, strict_reverse_paths,
 };
-use crate::view::RouteRow;
+use crate::view::{RouteHow, RouteRow};
 
 /// A burst of events is answered once.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -22,18 +23,53 @@ const RETRY_REFUSED: Duration = Duration::from_secs(5);
 /// Keeps the routes, and remembers what could not be done.
 pub(super) struct Routes {
     manager: RouteManager,
-    held: Vec<HostGwRoute>,
+    encapsulation: Encapsulation,
+    /// Why nothing is encapsulated, though it was asked for.
+    fallback: Option<&'static str>,
+    config: VxlanConfig,
+    /// The MTU of pods that was asked for.
+    mtu: Option<u32>,
+    tunnel: Option<TunnelState>,
+    /// All pod CIDRs of other nodes, with a route or without.
+    rows: Vec<RouteRow>,
     /// The kernel refused something that it may accept later.
     refused: bool,
-    /// What is wrong, subject and message; each is logged once.
-    problems: BTreeSet<(String, String)>,
+    problems: Problems,
 }
 
 impl Routes {
-    /// Opens netlink in this process's network namespace; changes nothing yet.
-    pub(super) fn open() -> Result<Self, RouteError> {
-        let manager = RouteManager::open()?;
-        Ok(Self { manager, held: Vec::new(), refused: false, problems: BTreeSet::new() })
+    /// Opens netlink in this process's network namespace, and asks whether the kernel can do what the
+    /// flags say; changes nothing yet.
+    pub(super) async fn open(args: &SluicedArgs) -> Result<Self, RouteError> {
+        let config = VxlanConfig { id: args.vxlan_id, port: args.vxlan_port };
+        let mut encapsulation = args.encapsulation;
+        let mut fallback = None;
+        let manager = if encapsulation == Encapsulation::Never {
+            RouteManager::open()?
+        } else {
+            RouteManager::open_with_tunnel(config)?
+        };
+        if encapsulation != Encapsulation::Never && !manager.kernel_has("vxlan").await {
+            encapsulation = Encapsulation::Never;
+            fallback = Some(
+                "the kernel has no vxlan devices (CONFIG_VXLAN): nothing is encapsulated, and \
+                 nodes that do not share a link with this one are skipped",
+            );
+        }
+        if let Some(fallback) = fallback {
+            tracing::warn!("--encapsulation: {fallback}");
+        }
+        Ok(Self {
+            manager,
+            encapsulation,
+            fallback,
+            config,
+            mtu: args.mtu,
+            tunnel: None,
+            rows: Vec::new(),
+            refused: false,
+            problems: Problems::default(),
+        })
     }
 
     /// Resolves when the routes should be looked at again; never where the part is off.
@@ -57,69 +93,131 @@ impl Routes {
         own: &str,
         nodes: impl IntoIterator<Item = &'a Node>,
     ) {
-        let wanted = desired(own, nodes);
-        let mut problems: BTreeSet<(String, String)> = BTreeSet::new();
+        let wanted = desired(own, nodes, self.encapsulation);
+        let mut problems = Problems::default();
+        if let Some(fallback) = self.fallback {
+            problems.add("--encapsulation", fallback);
+        }
         let proc_sys = Path::new("/proc/sys");
-        let has = |six: bool| wanted.routes.iter().any(|route| route.cidr.addr().is_ipv6() == six);
-        for problem in prepare_forwarding(proc_sys, has(false), has(true)) {
-            problems.insert((problem.name.clone(), problem.to_string()));
+        let [v4, v6] = families(&wanted);
+        for problem in prepare_forwarding(proc_sys, v4, v6) {
+            problems.add(problem.name.clone(), problem);
         }
         for name in strict_reverse_paths(proc_sys) {
             let message = "the reverse path filter is strict: packets that arrive on another \
                            interface than the way back are dropped; 2 is loose";
-            problems.insert((name, message.to_owned()));
+            problems.add(name, message);
         }
-        for skipped in &wanted.skipped {
-            problems.insert((format!("Node {}", skipped.node), skipped.to_string()));
-        }
-        match self.manager.reconcile(&wanted.routes).await {
-            Ok(report) => self.note(&report, &mut problems),
+        match self.manager.reconcile_all(&wanted).await {
+            Ok(report) => self.note(&wanted, &report, &mut problems),
             Err(error) => {
                 self.refused = true;
-                problems.insert(("routes".to_owned(), error.to_string()));
+                problems.add("routes", error);
             }
         }
-        for (subject, message) in problems.difference(&self.problems) {
-            tracing::warn!("{subject}: {message}");
-        }
-        self.problems = problems;
+        problems.succeed(&mut self.problems);
     }
 
-    fn note(&mut self, report: &RouteReport, problems: &mut BTreeSet<(String, String)>) {
+    fn note(&mut self, wanted: &Desired, report: &RouteReport, problems: &mut Problems) {
         for route in &report.replaced {
-            tracing::info!(pods = %route.cidr, via = %route.via, node = route.node, "route set");
+            tracing::info!("route set: {route}");
         }
         for route in &report.deleted {
             tracing::info!(pods = %route.cidr, "stale route removed");
         }
-        for skipped in &report.skipped {
-            problems.insert((format!("Node {}", skipped.node), skipped.to_string()));
+        if report.tunnel_removed {
+            tracing::info!("{TUNNEL_DEVICE} removed: nothing is encapsulated");
+        }
+        for skipped in wanted.skipped.iter().chain(&report.skipped) {
+            problems.add(format!("Node {}", skipped.node), skipped);
         }
         for conflict in &report.conflicts {
-            problems.insert((format!("route {}", conflict.wanted.cidr), conflict.to_string()));
+            problems.add(format!("route {}", conflict.wanted.cidr), conflict);
         }
         for failed in &report.failed {
-            problems.insert((format!("route {}", failed.cidr), failed.error.to_string()));
+            problems.add(format!("route {}", failed.cidr), failed);
         }
-        self.refused = !report.failed.is_empty();
-        self.held = report.unchanged.iter().chain(&report.replaced).cloned().collect();
-        self.held.sort();
+        if let Some(error) = &report.tunnel_error {
+            problems.add(TUNNEL_DEVICE, error);
+        }
+        if self.encapsulation != Encapsulation::Never && wanted.tunnel.is_none() {
+            let message = "no tunnel: the Node object of this node has no InternalIP, or is not there";
+            problems.add(TUNNEL_DEVICE, message);
+        }
+        if let (Some(tunnel), Some(mtu)) = (report.tunnel, self.mtu)
+            && mtu > tunnel.mtu
+        {
+            let fits = tunnel.mtu;
+            problems.add("--mtu", format!("encapsulated packets of {mtu} bytes do not fit: {fits} do"));
+        }
+        self.tunnel = report.tunnel;
+        self.refused = !report.failed.is_empty() || report.tunnel_error.is_some();
+        self.rows = report.unchanged.iter().chain(&report.replaced).map(RouteRow::from).collect();
+        self.rows.extend(wanted.skipped.iter().chain(&report.skipped).map(RouteRow::from));
+        let pods = |cidr| wanted.routes.iter().any(|route| route.cidr == cidr);
+        let behind = |cidr| {
+            wanted.tunnel.iter().flat_map(|tunnel| &tunnel.pods).any(|pods| pods.cidr == cidr)
+        };
+        // Those to nodes' addresses are no rows.
+        let conflicts = report.conflicts.iter().filter(|conflict| {
+            let cidr = conflict.wanted.cidr;
+            pods(cidr) || behind(cidr)
+        });
+        self.rows.extend(conflicts.map(RouteRow::from));
+        self.rows.sort();
     }
 
-    /// The routes that are there.
-    pub(super) fn rows(&self) -> Vec<RouteRow> {
-        self.held
-            .iter()
-            .map(|route| RouteRow {
-                destination: route.cidr.to_string(),
-                via: route.via,
-                node: route.node.clone(),
-            })
-            .collect()
+    /// The MTU of new pods; `None`: that of the interface with the default route.
+    pub(super) fn pod_mtu(&self) -> Option<u32> {
+        self.mtu.or_else(|| self.tunnel_mtu())
+    }
+
+    /// The largest packet that the tunnel takes, in bytes.
+    pub(super) fn tunnel_mtu(&self) -> Option<u32> {
+        self.tunnel.map(|tunnel| tunnel.mtu)
+    }
+
+    /// The tunnel's device, where there is to be one.
+    pub(super) fn tunnel_device(&self) -> Option<&'static str> {
+        (self.encapsulation != Encapsulation::Never).then_some(TUNNEL_DEVICE)
+    }
+
+    /// How packets get to other nodes, for people.
+    pub(super) fn text(&self) -> String {
+        let VxlanConfig { id, port } = self.config;
+        let how = match self.encapsulation {
+            Encapsulation::Never => return "host-gw".to_owned(),
+            Encapsulation::CrossSubnet => "host-gw, across subnets vxlan",
+            Encapsulation::Always => "vxlan",
+        };
+        match self.tunnel {
+            None => format!("{how}, VNI {id}, UDP port {port}, no device"),
+            Some(TunnelState { mtu, pods, .. }) => {
+                format!("{how}, VNI {id}, UDP port {port}, MTU {mtu}, {pods} pod CIDRs behind it")
+            }
+        }
+    }
+
+    /// The pod CIDRs of other nodes: with a route, and without one.
+    pub(super) fn rows(&self) -> &[RouteRow] {
+        &self.rows
+    }
+
+    /// Those with a route of ours.
+    pub(super) fn held(&self) -> impl Iterator<Item = &RouteRow> {
+        let held = |row: &&RouteRow| matches!(row.how, RouteHow::Direct | RouteHow::Vxlan);
+        self.rows.iter().filter(held)
     }
 
     /// What is wrong, subject and message.
     pub(super) fn problems(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.problems.iter().map(|(subject, message)| (subject.as_str(), message.as_str()))
+        self.problems.iter()
     }
+}
+
+/// Whether there are pods of other nodes with IPv4, and with IPv6 addresses.
+fn families(wanted: &Desired) -> [bool; 2] {
+    let behind = wanted.tunnel.iter().flat_map(|tunnel| tunnel.pods.iter().map(|pods| pods.cidr));
+    let cidrs: Vec<_> = wanted.routes.iter().map(|route| route.cidr).chain(behind).collect();
+    [true, false].map(|v4| cidrs.iter().any(|cidr| cidr.addr().is_ipv4() == v4))
 }

@@ -103,10 +103,10 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
     reconciler.host_ports(&mut dataplane, wanted);
     reconciler.prune_host_ports(&mut dataplane);
 
-    let routes = match args.routes.then(Routes::open).transpose() {
-        Ok(routes) => routes,
-        Err(error) => return Err(StartError::new(error.to_string(), "or set --routes false")),
-    };
+    let routes = if args.routes { Some(Routes::open(&args).await) } else { None };
+    let routes = routes
+        .transpose()
+        .map_err(|error| StartError::new(error.to_string(), "or set --routes false"))?;
     let collector =
         dataplane.collector().map_err(|error| StartError::new(error.to_string(), ""))?;
     let flows = Flows::start(collector, settings::timeouts(&args))
@@ -225,8 +225,8 @@ impl Agent {
         }
         self.note_progress(begun, &changes);
         if self.cache.synced() && (changes.synced || !changes.nodes.is_empty()) {
-            self.write_node_file();
             self.reconcile_routes().await;
+            self.write_node_file();
             self.reconcile_uplinks().await;
         }
     }
@@ -246,7 +246,7 @@ impl Agent {
         let file = NodeFile {
             node: self.node.clone(),
             pod_cidrs: node.pod_cidrs.clone(),
-            mtu: self.args.mtu,
+            mtu: self.routes.as_ref().map_or(self.args.mtu, Routes::pod_mtu),
         };
         if self.node_file.as_ref() == Some(&file) {
             return;
@@ -301,12 +301,17 @@ impl Agent {
         {
             routes.reconcile(&self.node, self.cache.nodes()).await;
         }
+        // What there is room for in a packet may be known only now, or be another.
+        if self.node_file.is_some() {
+            self.write_node_file();
+        }
     }
 
     async fn reconcile_uplinks(&mut self) {
         let nodes: Option<Vec<_>> = self.cache.synced().then(|| self.cache.nodes().collect());
         let nodes = nodes.as_deref();
-        self.uplinks.reconcile(&mut self.dataplane, &self.args, &self.node, nodes).await;
+        let tunnel = self.routes.as_ref().and_then(Routes::tunnel_device);
+        self.uplinks.reconcile(&mut self.dataplane, &self.args, &self.node, nodes, tunnel).await;
     }
 
     fn collect(&mut self) {

@@ -1,10 +1,10 @@
 //! Where packets to service addresses that nobody has end, as the loop sees it.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::problems::Problems;
 use crate::routes::{RouteError, ServiceRouteReport, ServiceRoutes};
 
 /// A burst of events is answered once.
@@ -18,15 +18,14 @@ pub(super) struct ServiceRanges {
     routes: ServiceRoutes,
     ranges: Vec<IpNet>,
     failed: bool,
-    /// What is wrong, subject and message; each is logged once.
-    problems: BTreeSet<(String, String)>,
+    problems: Problems,
 }
 
 impl ServiceRanges {
     /// Opens netlink in this process's network namespace; changes nothing yet.
     pub(super) fn open(ranges: Vec<IpNet>) -> Result<Self, RouteError> {
         let routes = ServiceRoutes::open()?;
-        Ok(Self { routes, ranges, failed: false, problems: BTreeSet::new() })
+        Ok(Self { routes, ranges, failed: false, problems: Problems::default() })
     }
 
     /// Resolves when the routes should be looked at again.
@@ -45,7 +44,7 @@ impl ServiceRanges {
 
     /// Brings the kernel's routes to what was asked for.
     pub(super) async fn reconcile(&mut self) {
-        let mut problems = BTreeSet::new();
+        let mut problems = Problems::default();
         match self.routes.reconcile(self.ranges.iter().copied()).await {
             Ok(report) => {
                 self.failed = !report.failed.is_empty();
@@ -53,13 +52,10 @@ impl ServiceRanges {
             }
             Err(error) => {
                 self.failed = true;
-                problems.insert(("service range".to_owned(), error.to_string()));
+                problems.add("service range", error);
             }
         }
-        for (subject, message) in problems.difference(&self.problems) {
-            tracing::warn!("{subject}: {message}");
-        }
-        self.problems = problems;
+        problems.succeed(&mut self.problems);
     }
 
     /// The ranges, for people.
@@ -74,11 +70,11 @@ impl ServiceRanges {
 
     /// What is wrong, subject and message.
     pub(super) fn problems(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.problems.iter().map(|(subject, message)| (subject.as_str(), message.as_str()))
+        self.problems.iter()
     }
 }
 
-fn note(report: &ServiceRouteReport, problems: &mut BTreeSet<(String, String)>) {
+fn note(report: &ServiceRouteReport, problems: &mut Problems) {
     for range in &report.set {
         tracing::info!(%range, "service addresses that nobody has end here");
     }
@@ -89,9 +85,9 @@ fn note(report: &ServiceRouteReport, problems: &mut BTreeSet<(String, String)>) 
         let message = format!(
             "{foreign} is there and not ours: packets to service addresses that nobody has go there"
         );
-        problems.insert((format!("service range {}", foreign.cidr), message));
+        problems.add(format!("service range {}", foreign.cidr), message);
     }
     for failed in &report.failed {
-        problems.insert((format!("service range {}", failed.cidr), failed.error.to_string()));
+        problems.add(format!("service range {}", failed.cidr), failed);
     }
 }

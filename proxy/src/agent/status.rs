@@ -32,6 +32,10 @@ impl Agent {
                 let rows = EndpointRow::all(&endpoints, |addr, _| self.endpoints.note(addr));
                 Reply::Endpoints(rows)
             }),
+            Request::RouteList => {
+                let rows = self.routes.as_ref().map(Routes::rows).unwrap_or_default();
+                Ok(Reply::Routes(rows.to_vec()))
+            }
             Request::EndpointAdd(key) => {
                 self.endpoints.enter(&key);
                 if let Err(error) = self.endpoints.sync(&mut self.dataplane) {
@@ -82,7 +86,7 @@ impl Agent {
                 node: self.node.clone(),
                 source: source_view(&self.args.source.to_string(), &self.source.borrow()),
                 parts: self.parts(),
-                routes: self.routes.as_ref().map(Routes::rows).unwrap_or_default(),
+                routes: self.routes.iter().flat_map(Routes::held).cloned().collect(),
                 problems: self.problems(),
             }),
             ..Status::default()
@@ -101,7 +105,11 @@ impl Agent {
             part("Socket waking", true, self.wakes.note()),
             part("Pod programs", self.args.pod_programs, self.kernel.pod_hook().to_owned()),
             part("Fast path", self.args.pod_programs && self.args.fast_path, String::new()),
-            part("Routes", self.args.routes, "host-gw".to_owned()),
+            part(
+                "Routes",
+                self.args.routes,
+                self.routes.as_ref().map(Routes::text).unwrap_or_default(),
+            ),
             part("Uplinks", self.uplinks.on(), self.uplinks.note_text()),
             part("Masquerade", self.uplinks.on() && self.args.masquerade, String::new()),
             part("Service ranges", self.service_ranges.is_on(), self.service_ranges.text()),
@@ -119,6 +127,7 @@ impl Agent {
         rows.extend(self.cache.rejected().map(rejected_row));
         rows.extend(self.endpoints.problems().map(|(s, m)| row(s, m)));
         rows.extend(self.outside_of_the_node());
+        rows.extend(self.too_large_for_the_tunnel());
         rows.extend(self.port_problems.iter().map(|(s, m)| row(s, m)));
         rows.extend(self.routes.iter().flat_map(Routes::problems).map(|(s, m)| row(s, m)));
         rows.extend(self.uplinks.problems().map(|(s, m)| row(s, m)));
@@ -145,6 +154,25 @@ impl Agent {
             message: format!(
                 "{addr} is not in the node's pod CIDRs ({cidrs}): other nodes have no route to it \
                  until the pod is made anew"
+            ),
+        })
+        .collect()
+    }
+}
+
+impl Agent {
+    /// Pods that were made before packets were encapsulated.
+    fn too_large_for_the_tunnel(&self) -> Vec<ProblemRow> {
+        let Some(mtu) = self.routes.as_ref().and_then(Routes::tunnel_mtu) else {
+            return Vec::new();
+        };
+        let pods = self.endpoints.with_larger_mtu(mtu);
+        pods.map(|(pod, has)| ProblemRow {
+            subject: format!("Pod {pod}"),
+            message: format!(
+                "its MTU is {has}, and encapsulated packets of more than {mtu} bytes do not fit: \
+                 large ones to nodes behind the tunnel are answered with an ICMP error until the \
+                 pod is made anew"
             ),
         })
         .collect()

@@ -10,6 +10,7 @@ use sluice_abi::NodeAddrs;
 use sluice_model::Node;
 use tokio::task::JoinHandle;
 
+use super::problems::Problems;
 use crate::cli::SluicedArgs;
 use crate::dataplane::{Dataplane, DataplaneError};
 use crate::routes::watch::{Event, Watch};
@@ -33,8 +34,7 @@ pub(super) struct UplinkPart {
     ports: String,
     /// Something failed that may succeed later.
     unsettled: bool,
-    /// What is wrong, subject and message; each is logged once.
-    problems: BTreeSet<(String, String)>,
+    problems: Problems,
 }
 
 impl Drop for UplinkPart {
@@ -59,7 +59,7 @@ impl UplinkPart {
             own: [None, None],
             ports: args.snat_port_range.to_string(),
             unsettled: false,
-            problems: BTreeSet::new(),
+            problems: Problems::default(),
         })
     }
 
@@ -86,6 +86,7 @@ impl UplinkPart {
             let matters = |event: &Event| match event {
                 Event::Lost | Event::Address | Event::Link { .. } => true,
                 Event::RouteSet(route) | Event::RouteGone(route) => route.cidr.prefix_len() == 0,
+                Event::NodeRoute | Event::Neighbour { .. } | Event::Rule => false,
             };
             if events.iter().any(matters) {
                 return;
@@ -95,41 +96,43 @@ impl UplinkPart {
 
     /// Brings the kernel to what the flags, the interfaces and the nodes ask for. `nodes` are all of
     /// the cluster's once the source was read to its end; before, nothing that an agent before this
-    /// one said is taken back.
+    /// one said is taken back. `tunnel` is the device that packets to other nodes' pods are encapsulated
+    /// by: requests that were sent on to them are answered there.
     pub(super) async fn reconcile(
         &mut self,
         dataplane: &mut Dataplane,
         args: &SluicedArgs,
         own: &str,
         nodes: Option<&[&Node]>,
+        tunnel: Option<&str>,
     ) {
-        let mut problems = BTreeSet::new();
+        let mut problems = Problems::default();
         let interfaces = match Interfaces::read(&self.handle).await {
             Ok(interfaces) => interfaces,
             Err(error) => {
-                problems.insert(("uplinks".to_owned(), format!("list interfaces: {error}")));
+                problems.add("uplinks", format!("list interfaces: {error}"));
                 return self.note(problems);
             }
         };
         let known = nodes.unwrap_or_default();
         let node = known.iter().copied().find(|node| node.meta.name.name == own);
-        let wanted = interfaces.uplinks(&args.uplinks, node);
+        let wanted = interfaces.uplinks(&args.uplinks, node, tunnel);
         self.own = interfaces.own(&wanted, node);
         let result = self.tell(dataplane, args, known, nodes.is_some());
         if let Err(error) = result {
-            problems.insert(("uplinks".to_owned(), error.to_string()));
+            problems.add("uplinks", error);
         }
         if self.on {
             let [v4, v6] = self.own.map(|ip| ip.is_some());
             for problem in prepare_forwarding(Path::new("/proc/sys"), v4, v6) {
-                problems.insert((problem.name.clone(), problem.to_string()));
+                problems.add(problem.name.clone(), problem);
             }
         }
         self.attach(dataplane, &wanted, &mut problems);
         if let Uplinks::Named(names) = &args.uplinks {
             for name in names.iter().filter(|name| !wanted.values().any(|have| have == *name)) {
                 let message = "--uplinks names it, but there is no such interface";
-                problems.insert((format!("interface {name}"), message.to_owned()));
+                problems.add(format!("interface {name}"), message);
             }
         }
         if nodes.is_some() || !self.on {
@@ -180,7 +183,7 @@ impl UplinkPart {
         &mut self,
         dataplane: &mut Dataplane,
         wanted: &BTreeMap<u32, String>,
-        problems: &mut BTreeSet<(String, String)>,
+        problems: &mut Problems,
     ) {
         for (index, name) in wanted {
             if self.attached.get(index).is_some_and(|(held, _)| held == name) {
@@ -193,7 +196,7 @@ impl UplinkPart {
                     self.attached.insert(attachment.ifindex, (name.clone(), hook));
                 }
                 Err(error) => {
-                    problems.insert((format!("interface {name}"), error.to_string()));
+                    problems.add(format!("interface {name}"), error);
                 }
             }
         }
@@ -204,13 +207,13 @@ impl UplinkPart {
         dataplane: &mut Dataplane,
         interfaces: &Interfaces,
         wanted: &BTreeMap<u32, String>,
-        problems: &mut BTreeSet<(String, String)>,
+        problems: &mut Problems,
     ) {
         let mut stale: BTreeSet<u32> = self.attached.keys().copied().collect();
         match dataplane.pinned_uplinks() {
             Ok(pinned) => stale.extend(pinned),
             Err(error) => {
-                problems.insert(("uplinks".to_owned(), error.to_string()));
+                problems.add("uplinks", error);
             }
         }
         for index in stale.iter().filter(|index| !wanted.contains_key(index)) {
@@ -221,18 +224,15 @@ impl UplinkPart {
                     tracing::info!(interface = name.unwrap_or("gone"), "no uplink any more");
                 }
                 Err(error) => {
-                    problems.insert(("uplinks".to_owned(), error.to_string()));
+                    problems.add("uplinks", error);
                 }
             }
         }
     }
 
-    fn note(&mut self, problems: BTreeSet<(String, String)>) {
-        for (subject, message) in problems.difference(&self.problems) {
-            tracing::warn!("{subject}: {message}");
-        }
+    fn note(&mut self, problems: Problems) {
         self.unsettled = !problems.is_empty();
-        self.problems = problems;
+        problems.succeed(&mut self.problems);
     }
 
     /// Whether the part is on.
@@ -254,6 +254,6 @@ impl UplinkPart {
 
     /// What is wrong, subject and message.
     pub(super) fn problems(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.problems.iter().map(|(subject, message)| (subject.as_str(), message.as_str()))
+        self.problems.iter()
     }
 }

@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::view::{AffinityRow, BackendRow, ConntrackRow, EndpointRow, ServiceRow, Status};
+use crate::view::{
+    AffinityRow, BackendRow, ConntrackRow, EndpointRow, RouteRow, ServiceRow, Status,
+};
 
 /// Version of the protocol.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -33,6 +35,8 @@ pub enum Request {
     AffinityList,
     /// Pods of this node.
     EndpointList,
+    /// Routes to other nodes' pods.
+    RouteList,
     /// From `sluice-cni`: a pod's record and interface are there; answer once it is served.
     EndpointAdd(EndpointRef),
     /// From `sluice-cni`: a pod is about to go.
@@ -107,6 +111,8 @@ pub enum Reply {
     Affinity(Vec<AffinityRow>),
     /// To [`Request::EndpointList`].
     Endpoints(Vec<EndpointRow>),
+    /// To [`Request::RouteList`].
+    Routes(Vec<RouteRow>),
 }
 
 #[cfg(test)]

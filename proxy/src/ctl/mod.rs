@@ -9,8 +9,10 @@ use crate::cli::{ListVerb, NamedVerb, Noun, Output, ProxyctlArgs};
 use crate::clock;
 use crate::control::{self, ClientError, Reply, Request};
 use crate::dataplane::{DataplaneError, Pinned};
+use crate::routes::{RouteError, RouteManager};
 use crate::view::{
-    AffinityRow, BackendRow, ConntrackRow, EndpointNote, EndpointRow, ServiceRow, Status, render,
+    AffinityRow, BackendRow, ConntrackRow, EndpointNote, EndpointRow, RouteRow, ServiceRow, Status,
+    render,
 };
 
 /// What to print.
@@ -36,6 +38,14 @@ pub enum CtlError {
         /// Why the maps cannot be read.
         maps: Box<DataplaneError>,
     },
+    /// No agent, and the kernel does not tell its routes.
+    #[error("{agent}, and {routes}")]
+    NoRoutes {
+        /// Why the agent does not answer.
+        agent: String,
+        /// What the kernel says.
+        routes: RouteError,
+    },
     /// No such Service in the kernel.
     #[error("no Service {0} in this node's kernel")]
     NotFound(ObjectName),
@@ -54,6 +64,7 @@ impl CtlError {
             Self::Neither { .. } => {
                 Some("is Sluice installed on this node? --run-dir and --bpf-root say where")
             }
+            Self::NoRoutes { .. } => None,
             Self::NotFound(_) => Some(
                 "proxyctl service list shows what there is; headless Services have no frontend",
             ),
@@ -75,6 +86,7 @@ pub fn run(args: &ProxyctlArgs) -> Result<Printed, CtlError> {
         Noun::Conntrack(ListVerb::List) => Request::ConntrackList,
         Noun::Affinity(ListVerb::List) => Request::AffinityList,
         Noun::Endpoint(ListVerb::List) => Request::EndpointList,
+        Noun::Route(ListVerb::List) => Request::RouteList,
     };
     let (reply, note) = match control::request(&args.paths.socket(), request.clone()) {
         Ok(Some(reply)) => (reply, None),
@@ -85,6 +97,14 @@ pub fn run(args: &ProxyctlArgs) -> Result<Printed, CtlError> {
             }));
         }
         Err(agent @ ClientError::Absent { .. }) => {
+            if request == Request::RouteList {
+                let rows = from_kernel().map_err(|routes| CtlError::NoRoutes {
+                    agent: agent.to_string(),
+                    routes,
+                })?;
+                let note = format!("{agent}: read from the kernel's routing table");
+                return Ok(Printed { text: render(&rows, args.output)?, note: Some(note) });
+            }
             let root = &args.paths.bpf_root;
             match from_pins(root, &request) {
                 Ok(reply) => {
@@ -112,6 +132,7 @@ pub fn run(args: &ProxyctlArgs) -> Result<Printed, CtlError> {
         Reply::Conntrack(rows) => render(&rows, args.output)?,
         Reply::Affinity(rows) => render(&rows, args.output)?,
         Reply::Endpoints(rows) => render(&rows, args.output)?,
+        Reply::Routes(rows) => render(&rows, args.output)?,
     };
     Ok(Printed { text, note })
 }
@@ -171,9 +192,27 @@ fn from_pins(root: &std::path::Path, request: &Request) -> Result<Reply, Datapla
         Request::EndpointList => {
             Reply::Endpoints(EndpointRow::all(&pinned.endpoints()?, |_, _| EndpointNote::default()))
         }
+        // They are in no map.
+        Request::RouteList => Reply::Routes(Vec::new()),
         Request::Status | Request::EndpointAdd(_) | Request::EndpointDel(_) => {
             Reply::Status(Box::new(Status::default().fill(&pinned)?))
         }
+    })
+}
+
+/// The routes of this network namespace that are ours.
+fn from_kernel() -> Result<Vec<RouteRow>, RouteError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime
+        .map_err(|source| RouteError { call: "start a runtime".to_owned(), source })?;
+    runtime.block_on(async {
+        let manager = RouteManager::open()?;
+        let device = manager.tunnel_device().await?;
+        let routes = manager.list().await?;
+        let mut rows: Vec<_> =
+            routes.iter().map(|route| RouteRow::of_kernel(route, device)).collect();
+        rows.sort();
+        Ok(rows)
     })
 }
 

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use rtnetlink::Handle;
 use tokio::task::JoinHandle;
 
-use super::kernel::{self, RouteError};
+use super::kernel::{self, RouteError, Table};
 use super::watch::{Event, Watch};
 use super::{Failed, KernelRoute, SERVICE_ROUTE_PROTOCOL};
 
@@ -77,7 +77,7 @@ impl ServiceRoutes {
     ) -> Result<ServiceRouteReport, RouteError> {
         self.wanted = ranges.into_iter().map(|range| range.trunc()).collect();
         let mut report = ServiceRouteReport::default();
-        let routes = kernel::list(&self.handle).await?;
+        let routes = kernel::list_table(&self.handle, Table::Main).await?;
         for range in &self.wanted {
             let at = |route: &&KernelRoute| route.cidr == *range;
             if routes.iter().filter(at).any(|route| route.protocol == SERVICE_ROUTE_PROTOCOL) {
@@ -96,7 +96,7 @@ impl ServiceRoutes {
             route.protocol == SERVICE_ROUTE_PROTOCOL && !self.wanted.contains(&route.cidr)
         };
         for route in routes.iter().filter(stale) {
-            match kernel::delete(&self.handle, route).await {
+            match kernel::delete(&self.handle, Table::Main, route).await {
                 Ok(()) => report.deleted.push(route.cidr),
                 Err(error) => report.failed.push(Failed { cidr: route.cidr, error }),
             }
@@ -127,7 +127,7 @@ impl ServiceRoutes {
             }
             // An IPv6 blackhole hangs on the loopback interface and goes with it.
             Event::Link { up, .. } => *up,
-            Event::Address => false,
+            Event::Address | Event::NodeRoute | Event::Neighbour { .. } | Event::Rule => false,
         }
     }
 }

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{HostGwRoute, ROUTE_PROTOCOL};
+use super::{PodRoute, ROUTE_PROTOCOL};
 
 /// A route of the kernel's main table.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
@@ -22,6 +22,8 @@ pub struct KernelRoute {
     pub protocol: u8,
     /// `RTA_PRIORITY`; 0 is IPv4's default, 1024 is IPv6's.
     pub metric: u32,
+    /// `RTA_PREFSRC`.
+    pub source: Option<IpAddr>,
 }
 
 impl KernelRoute {
@@ -45,7 +47,7 @@ impl fmt::Display for KernelRoute {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum RouteOp {
     /// Make the route, in place of one of ours to the same CIDR if there is one.
-    Replace(HostGwRoute),
+    Replace(PodRoute),
     /// Delete exactly this route, which is ours.
     Delete(KernelRoute),
 }
@@ -54,7 +56,7 @@ pub enum RouteOp {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Conflict {
     /// What should be there.
-    pub wanted: HostGwRoute,
+    pub wanted: PodRoute,
     /// What is there, and stays.
     pub foreign: KernelRoute,
 }
@@ -73,23 +75,23 @@ pub struct Diff {
     /// What cannot be done.
     pub conflicts: Vec<Conflict>,
     /// Routes that are as they should be.
-    pub unchanged: Vec<HostGwRoute>,
+    pub unchanged: Vec<PodRoute>,
 }
 
-/// Compares. `kernel` holds all routes of the main table, or at least ours and those whose CIDR is
-/// one of `desired`.
+/// Compares. `kernel` holds all routes of a table, or at least ours and those whose CIDR is one of
+/// `desired`; `device` is the index of the tunnel's device, where there is one.
 ///
 /// Where a foreign route has the same CIDR, whatever its metric, nothing is added, and one of ours
 /// that says something else is removed.
-pub fn diff(desired: &[HostGwRoute], kernel: &[KernelRoute]) -> Diff {
+pub fn diff(desired: &[PodRoute], kernel: &[KernelRoute], device: Option<u32>) -> Diff {
     let mut out = Diff::default();
     let mut deletions = Vec::new();
-    let wanted: BTreeMap<IpNet, &HostGwRoute> = desired.iter().map(|r| (r.cidr, r)).collect();
+    let wanted: BTreeMap<IpNet, &PodRoute> = desired.iter().map(|r| (r.cidr, r)).collect();
     let ours: BTreeSet<&KernelRoute> = kernel.iter().filter(|r| r.is_ours()).collect();
 
     let mut right: BTreeMap<IpNet, &KernelRoute> = BTreeMap::new();
     for &route in &ours {
-        if wanted.get(&route.cidr).is_some_and(|w| is_right(route, w)) {
+        if wanted.get(&route.cidr).is_some_and(|w| is_right(route, w, device)) {
             right.entry(route.cidr).or_insert(route);
         }
     }
@@ -125,8 +127,12 @@ pub fn metric(cidr: &IpNet) -> u32 {
     }
 }
 
-fn is_right(route: &KernelRoute, wanted: &HostGwRoute) -> bool {
-    route.via == Some(wanted.via) && route.metric == metric(&wanted.cidr)
+fn is_right(route: &KernelRoute, wanted: &PodRoute, device: Option<u32>) -> bool {
+    let way = match &wanted.tunnel {
+        Some(hop) => route.interface == Some(hop.device) && route.source == hop.source,
+        None => device.is_none() || route.interface != device,
+    };
+    way && route.via == Some(wanted.via) && route.metric == metric(&wanted.cidr)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::LinkFlags;
 
 use super::KernelRoute;
-use super::kernel::{RouteError, parse};
+use super::kernel::{RouteError, Table, parse};
 
 /// `RTMGRP_*` of `linux/rtnetlink.h`: links, addresses and routes of both families.
 const GROUPS: u32 = LINK | IPV4_ADDRESS | IPV4_ROUTE | IPV6_ADDRESS | IPV6_ROUTE;
@@ -18,6 +18,12 @@ const IPV4_ADDRESS: u32 = 0x10;
 const IPV4_ROUTE: u32 = 0x40;
 const IPV6_ADDRESS: u32 = 0x100;
 const IPV6_ROUTE: u32 = 0x400;
+/// What matters to a tunnel beside: neighbours with forwarding entries, and rules.
+const TUNNEL_GROUPS: u32 = NEIGH | IPV4_RULE | IPV6_RULE;
+const NEIGH: u32 = 0x4;
+const IPV4_RULE: u32 = 0x80;
+/// Of `RTNLGRP_IPV6_RULE`, which has no old name.
+const IPV6_RULE: u32 = 1 << (19 - 1);
 
 /// Room for a burst of a few thousand events.
 const RECEIVE_BUFFER: usize = 1 << 20;
@@ -40,6 +46,15 @@ pub(crate) enum Event {
     },
     /// An address came or went; next hops may have become reachable.
     Address,
+    /// A route of the table of nodes appeared, was replaced, or went.
+    NodeRoute,
+    /// A neighbour or forwarding entry of an interface appeared, changed, or went.
+    Neighbour {
+        /// The interface's index.
+        index: u32,
+    },
+    /// A rule came or went.
+    Rule,
     /// Events were lost, or not understood: everything may have changed.
     Lost,
 }
@@ -52,11 +67,20 @@ pub(crate) struct Watch {
 impl Watch {
     /// Opens it in the calling thread's network namespace, inside a runtime.
     pub(crate) fn open() -> Result<Self, RouteError> {
+        Self::open_groups(GROUPS)
+    }
+
+    /// The same, with what matters to a tunnel.
+    pub(crate) fn open_with_tunnel() -> Result<Self, RouteError> {
+        Self::open_groups(GROUPS | TUNNEL_GROUPS)
+    }
+
+    fn open_groups(groups: u32) -> Result<Self, RouteError> {
         let open = || -> io::Result<TokioSocket> {
             let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
             // A smaller buffer only means that events are lost sooner, which is handled.
             let _ = socket.socket_ref().set_rx_buf_sz(RECEIVE_BUFFER);
-            socket.socket_mut().bind(&SocketAddr::new(0, GROUPS))?;
+            socket.socket_mut().bind(&SocketAddr::new(0, groups))?;
             Ok(socket)
         };
         open().map(|socket| Self { socket }).map_err(|e| RouteError::new("watch routes", e))
@@ -88,8 +112,14 @@ fn events(mut bytes: &[u8]) -> Vec<Event> {
         bytes = bytes.get(length..).unwrap_or_default();
         let NetlinkPayload::InnerMessage(inner) = message.payload else { continue };
         events.extend(match inner {
-            RouteNetlinkMessage::NewRoute(m) => parse(&m).map(Event::RouteSet),
-            RouteNetlinkMessage::DelRoute(m) => parse(&m).map(Event::RouteGone),
+            RouteNetlinkMessage::NewRoute(m) => parse(&m).map(|(table, route)| match table {
+                Table::Main => Event::RouteSet(route),
+                Table::Nodes => Event::NodeRoute,
+            }),
+            RouteNetlinkMessage::DelRoute(m) => parse(&m).map(|(table, route)| match table {
+                Table::Main => Event::RouteGone(route),
+                Table::Nodes => Event::NodeRoute,
+            }),
             RouteNetlinkMessage::NewLink(m) => Some(Event::Link {
                 index: m.header.index,
                 up: m.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
@@ -100,6 +130,10 @@ fn events(mut bytes: &[u8]) -> Vec<Event> {
             RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => {
                 Some(Event::Address)
             }
+            RouteNetlinkMessage::NewNeighbour(m) | RouteNetlinkMessage::DelNeighbour(m) => {
+                Some(Event::Neighbour { index: m.header.ifindex })
+            }
+            RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => Some(Event::Rule),
             _ => None,
         });
     }

@@ -86,13 +86,21 @@ pub struct Interfaces {
 }
 
 impl Interfaces {
-    /// The uplinks among them, by index. `node` is this node's object, if it is known.
-    pub fn uplinks(&self, chosen: &Uplinks, node: Option<&Node>) -> BTreeMap<u32, String> {
+    /// The uplinks among them, by index. `node` is this node's object, if it is known; `tunnel` is the
+    /// device by which packets go to other nodes' pods encapsulated, if there is one: an uplink beside
+    /// the others, where there are any at all.
+    pub fn uplinks(
+        &self,
+        chosen: &Uplinks,
+        node: Option<&Node>,
+        tunnel: Option<&str>,
+    ) -> BTreeMap<u32, String> {
         let holds_internal = |index: &u32| {
             self.addrs.iter().any(|(at, addr)| at == index && internal(node).any(|ip| ip == *addr))
         };
         let wanted = |(index, name): &(&u32, &String)| match chosen {
             Uplinks::Off => false,
+            _ if tunnel == Some(name.as_str()) => true,
             Uplinks::Auto => self.defaults.contains(index) || holds_internal(index),
             Uplinks::Named(names) => names.contains(*name),
         };

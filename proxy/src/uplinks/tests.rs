@@ -34,7 +34,7 @@ fn interfaces() -> Interfaces {
 
 fn chosen(flag: &str, node: Option<&Node>) -> Vec<String> {
     let flag = flag.parse().expect("any text will do");
-    interfaces().uplinks(&flag, node).into_values().collect()
+    interfaces().uplinks(&flag, node, None).into_values().collect()
 }
 
 #[test]
@@ -46,13 +46,28 @@ fn uplinks_are_those_of_the_default_route_and_of_the_nodes_addresses_or_those_na
     assert_eq!(chosen("", Some(&node)), [""; 0]);
 }
 
+/// R5: answers of backends behind the tunnel come in by its device.
+#[test]
+fn the_tunnels_device_is_an_uplink_beside_those_that_were_chosen() {
+    let mut interfaces = interfaces();
+    interfaces.names.insert(9, "sluice-vxlan".to_owned());
+    let chosen = |flag: &str, tunnel| {
+        let flag = flag.parse().expect("any text will do");
+        interfaces.uplinks(&flag, None, tunnel).into_values().collect::<Vec<_>>()
+    };
+    assert_eq!(chosen("auto", Some("sluice-vxlan")), ["eth0", "sluice-vxlan"]);
+    assert_eq!(chosen("eth1", Some("sluice-vxlan")), ["eth1", "sluice-vxlan"]);
+    assert_eq!(chosen("", Some("sluice-vxlan")), [""; 0]);
+    assert_eq!(chosen("auto", None), ["eth0"]);
+}
+
 #[test]
 fn the_nodes_own_address_is_an_internal_ip_that_it_has_or_else_an_uplinks() {
     let (interfaces, node) = (interfaces(), node());
-    let uplinks = interfaces.uplinks(&Uplinks::Auto, Some(&node));
+    let uplinks = interfaces.uplinks(&Uplinks::Auto, Some(&node), None);
     let own = interfaces.own(&uplinks, Some(&node));
     assert_eq!(own, [Some(ip("172.31.0.11")), Some(ip("fd00:172:31::11"))]);
-    let uplinks = interfaces.uplinks(&Uplinks::Auto, None);
+    let uplinks = interfaces.uplinks(&Uplinks::Auto, None, None);
     assert_eq!(interfaces.own(&uplinks, None), [Some(ip("198.51.100.4")), Some(ip("2001:db8::4"))]);
     assert_eq!(interfaces.own(&BTreeMap::new(), None), [None, None]);
 }

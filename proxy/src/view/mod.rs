@@ -5,13 +5,15 @@
 //! do.
 
 mod affinity;
+mod routes;
 mod rows;
 mod status;
 mod table;
 
 pub use affinity::AffinityRow;
+pub use routes::{RouteHow, RouteRow};
 pub use rows::{BackendRow, ConntrackRow, EndpointNote, EndpointRow, ServiceRow};
 pub use status::{
-    AgentStatus, CounterRow, MapUse, PartStatus, ProblemRow, RouteRow, SourceView, Status,
+    AgentStatus, CounterRow, MapUse, PartStatus, ProblemRow, SourceView, Status,
 };
 pub use table::{Row, render};

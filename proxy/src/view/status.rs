@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use sluice_abi::{Counter, maps};
 
+use super::{RouteHow, RouteRow};
 use crate::dataplane::{DataplaneError, Pinned};
 
 /// What `proxyctl status` shows.
@@ -77,18 +77,6 @@ pub struct PartStatus {
     pub on: bool,
     /// How, or why not.
     pub note: String,
-}
-
-/// One route to another node's pods.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct RouteRow {
-    /// The other node's pod CIDR.
-    pub destination: String,
-    /// Its address.
-    pub via: IpAddr,
-    /// Its name.
-    pub node: String,
 }
 
 /// Something that a person should look at.
@@ -214,8 +202,10 @@ impl AgentStatus {
             line(out, &part.name, &format!("{state}{note}"));
         }
         for route in &self.routes {
-            let RouteRow { destination, via, node } = route;
-            line(out, "Route", &format!("{destination} via {via} ({node})"));
+            let RouteRow { destination, how, via, node, .. } = route;
+            let via = via.map(|via| via.to_string()).unwrap_or_default();
+            let by = if *how == RouteHow::Vxlan { "by vxlan to" } else { "via" };
+            line(out, "Route", &format!("{destination} {by} {via} ({node})"));
         }
         for problem in &self.problems {
             line(out, "Problem", &format!("{}: {}", problem.subject, problem.message));

@@ -19,7 +19,7 @@ fn node(name: &str, cidrs: &[&str], addrs: &[&str]) -> Node {
 }
 
 fn run(own: &str, nodes: &[Node]) -> (Vec<String>, Vec<String>) {
-    let out = desired(own, nodes);
+    let out = desired(own, nodes, Encapsulation::Never);
     (
         out.routes.iter().map(ToString::to_string).collect(),
         out.skipped.iter().map(ToString::to_string).collect(),
@@ -49,7 +49,7 @@ fn every_other_node_gets_a_route_a_family() {
     assert_eq!(skipped, [""; 0]);
     let mut turned = nodes.clone();
     turned.reverse();
-    assert_eq!(desired("a", &turned), desired("a", &nodes));
+    assert_eq!(desired("a", &turned, Encapsulation::Never), desired("a", &nodes, Encapsulation::Never));
 }
 
 #[test]
@@ -98,5 +98,5 @@ fn overlapping_cidrs_have_a_winner_that_does_not_depend_on_order() {
     );
     let mut turned = nodes.clone();
     turned.reverse();
-    assert_eq!(desired("z-own", &turned), desired("z-own", &nodes));
+    assert_eq!(desired("z-own", &turned, Encapsulation::Never), desired("z-own", &nodes, Encapsulation::Never));
 }
