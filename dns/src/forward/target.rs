@@ -57,10 +57,12 @@ impl FromStr for Target {
             (Ok(addr), _) => addr,
             (_, Ok(ip)) => SocketAddr::new(ip, port),
             _ => {
-                return Err("expected an address, such as 9.9.9.9, 9.9.9.9:5353, [2620:fe::fe]:53 \
+                return Err(
+                    "expected an address, such as 9.9.9.9, 9.9.9.9:5353, [2620:fe::fe]:53 \
                             or tls://9.9.9.9#dns.quad9.net; a name alone would need a resolver \
                             itself"
-                    .to_owned());
+                        .to_owned(),
+                );
             }
         };
         if addr.ip().is_unspecified() || addr.port() == 0 {

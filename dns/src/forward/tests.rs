@@ -1,7 +1,8 @@
 use super::*;
 
 fn forwarder(policy: Policy, count: u16) -> Forwarder {
-    let upstreams = (1..=count).map(|port| SocketAddr::from(([127, 0, 0, 1], port)).into()).collect();
+    let upstreams =
+        (1..=count).map(|port| SocketAddr::from(([127, 0, 0, 1], port)).into()).collect();
     let options = ForwardOptions { upstreams, policy, ..ForwardOptions::default() };
     Forwarder::with_options(options, Arc::default())
 }
