@@ -11,7 +11,8 @@ use sluice_store::{EtcdArgs, PasswordError, SourceOptions, SourceUrl, parse_sour
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::answer::PodRecords;
-use crate::forward::{CacheOptions, Policy, Stub, resolv_conf};
+use crate::forward::{CacheOptions, Policy, Stub, Target, resolv_conf};
+use crate::tls;
 
 /// Cluster DNS: answers for Services from a Kubernetes store, forwards the rest.
 #[derive(Clone, Debug, Parser)]
@@ -25,14 +26,30 @@ pub struct Args {
     #[arg(long, value_name = "ADDR:PORT", value_parser = listen)]
     pub listen: Vec<SocketAddr>,
 
+    /// Serve DNS over TLS with this certificate: a PEM file, read again when it changes
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// The certificate's key: a PEM file, read again when it changes
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+
+    /// Serve DNS over TLS on this address; may be repeated [default: port 853 of each --listen]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = listen, requires = "tls_cert")]
+    pub tls_listen: Vec<SocketAddr>,
+
     /// The cluster's domain
     #[arg(long, value_name = "NAME", default_value = "cluster.local")]
     pub cluster_domain: String,
 
     /// Forward names outside the cluster to this resolver; may be repeated, the first is preferred
     /// [default: the name servers of --resolv-conf]
-    #[arg(long, value_name = "ADDR[:PORT]", value_parser = upstream)]
-    pub upstream: Vec<SocketAddr>,
+    #[arg(long, value_name = "[tls://]ADDR[:PORT][#NAME]")]
+    pub upstream: Vec<Target>,
+
+    /// Who certifies the upstreams over TLS: a PEM file [default: whom the system trusts]
+    #[arg(long, value_name = "FILE")]
+    pub upstream_tls_ca: Option<PathBuf>,
 
     /// Where the upstreams are read from if there is no --upstream
     #[arg(long, value_name = "FILE", default_value = "/etc/resolv.conf")]
@@ -134,6 +151,19 @@ impl Args {
         }
     }
 
+    /// The addresses to serve DNS over TLS on, if there is a certificate.
+    pub fn tls_listen(&self) -> Vec<SocketAddr> {
+        if self.tls_cert.is_none() || !self.tls_listen.is_empty() {
+            return self.tls_listen.clone();
+        }
+        let (addrs, _) = self.listen();
+        let mut addrs: Vec<_> =
+            addrs.iter().map(|addr| SocketAddr::new(addr.ip(), tls::PORT)).collect();
+        addrs.sort_unstable();
+        addrs.dedup();
+        addrs
+    }
+
     /// How upstreams' answers are kept.
     pub fn cache(&self) -> CacheOptions {
         CacheOptions {
@@ -167,31 +197,13 @@ fn workers(text: &str) -> Result<usize, String> {
     }
 }
 
-/// An address with a port, or without one for port 53.
-pub(crate) fn upstream(text: &str) -> Result<SocketAddr, String> {
-    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
-    let addr = match (text.parse::<SocketAddr>(), bare.parse::<IpAddr>()) {
-        (Ok(addr), _) => addr,
-        (_, Ok(ip)) => SocketAddr::new(ip, resolv_conf::PORT),
-        _ => {
-            return Err("expected an address, such as 9.9.9.9, 9.9.9.9:5353 or [2620:fe::fe]:53; \
-                         a name would need a resolver itself"
-                .to_owned());
-        }
-    };
-    if addr.ip().is_unspecified() || addr.port() == 0 {
-        return Err("this is no address that can be asked".to_owned());
-    }
-    Ok(addr)
-}
-
 /// `DOMAIN=ADDR,ADDR`.
 fn stub(text: &str) -> Result<Stub, String> {
     let (domain, list) =
         text.split_once('=').ok_or("expected DOMAIN=ADDR, such as corp.example=10.1.1.1")?;
     let mut domain = Name::from_ascii(domain).map_err(|error| error.to_string())?;
     domain.set_fqdn(true);
-    let upstreams = list.split(',').map(upstream).collect::<Result<_, _>>()?;
+    let upstreams = list.split(',').map(str::parse).collect::<Result<_, _>>()?;
     Ok(Stub { domain, upstreams })
 }
 
@@ -229,7 +241,7 @@ mod tests {
     fn upstreams_may_leave_out_the_port() {
         let args = parse(&["--upstream=9.9.9.9", "--upstream=[fd00::1]", "--upstream=fd00::2"])
             .and_then(|args| Ok((args.upstream, parse(&["--upstream=[::1]:5353"])?.upstream)));
-        let addrs = |list: &[&str]| -> Vec<SocketAddr> {
+        let addrs = |list: &[&str]| -> Vec<Target> {
             list.iter().map(|a| a.parse().expect("an address")).collect()
         };
         let expected = addrs(&["9.9.9.9:53", "[fd00::1]:53", "[fd00::2]:53"]);

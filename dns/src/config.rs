@@ -15,8 +15,8 @@ use hickory_proto::rr::Name;
 use serde::{Deserialize, Serialize};
 
 use crate::answer::{Domain, PodRecords};
-use crate::cli::{self, Args};
-use crate::forward::{ForwardOptions, Forwarder, Policy, Stub, resolv_conf};
+use crate::cli::Args;
+use crate::forward::{ForwardOptions, Forwarder, Policy, Stub, Target, Trust, resolv_conf};
 use crate::local::Local;
 use crate::metrics::Metrics;
 use crate::resolver::Settings;
@@ -40,9 +40,12 @@ pub struct File {
     /// As `--autopath`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub autopath: Option<bool>,
-    /// As `--upstream`: addresses, with or without a port.
+    /// As `--upstream`: addresses, with or without a port, `tls://ADDR#NAME` for those over TLS.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upstreams: Option<Vec<String>>,
+    /// As `--upstream-tls-ca`: a PEM file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upstream_tls_ca: Option<PathBuf>,
     /// As `--policy`: random, round_robin or sequential.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<String>,
@@ -144,9 +147,9 @@ impl File {
     }
 
     fn forward(&self, args: &Args, own: &[SocketAddr]) -> Result<ForwardOptions, ConfigError> {
-        let list = |field, list: &[String]| -> Result<Vec<SocketAddr>, ConfigError> {
-            let addr = |text: &String| cli::upstream(text).map_err(|e| wrong(field, text, e));
-            list.iter().map(addr).collect()
+        let list = |field, list: &[String]| -> Result<Vec<Target>, ConfigError> {
+            let target = |text: &String| text.parse().map_err(|e| wrong(field, text, e));
+            list.iter().map(target).collect()
         };
         let upstreams = match &self.upstreams {
             None => args.upstream.clone(),
@@ -170,10 +173,19 @@ impl File {
             cache.prefetch = file.prefetch.unwrap_or(cache.prefetch);
             cache.stale = seconds(file.stale_seconds, cache.stale);
         }
-        let resolv_conf = || resolv_conf::read(&args.resolv_conf);
+        let resolv_conf =
+            || resolv_conf::read(&args.resolv_conf).into_iter().map(Target::from).collect();
         let upstreams = if upstreams.is_empty() { resolv_conf() } else { upstreams };
         let upstreams = resolv_conf::without_self(upstreams, own);
-        Ok(ForwardOptions { upstreams, stubs, policy, cache })
+        let all = upstreams.iter().chain(stubs.iter().flat_map(|stub| &stub.upstreams));
+        let trust = if all.into_iter().any(|target| target.tls.is_some()) {
+            let file = self.upstream_tls_ca.as_deref().or(args.upstream_tls_ca.as_deref());
+            let shown = file.map_or_else(String::new, |file| file.display().to_string());
+            Trust::load(file).map_err(|error| wrong("upstreamTlsCa", &shown, error))?
+        } else {
+            Trust::default()
+        };
+        Ok(ForwardOptions { upstreams, stubs, policy, cache, trust })
     }
 
     /// The settings that flags and file make together. A forwarder that would be the same as the old

@@ -175,13 +175,20 @@ impl Imported {
 
     fn forward(&mut self, zones: &[&str], from: &str, to: &[&str], directive: &Directive) {
         let mut upstreams = Vec::new();
+        let option = |name: &str| directive.block.iter().find(|it| it.words[0] == name);
+        let name = option("tls_servername").and_then(|it| it.words.get(1));
         for to in to {
             match *to {
                 // Where the upstreams come from by default.
                 "/etc/resolv.conf" => {}
                 file if file.starts_with('/') => self.flags.push(format!("--resolv-conf={file}")),
+                addr if addr.starts_with("tls://") => {
+                    let name = name.map_or_else(String::new, |name| format!("#{name}"));
+                    upstreams.push(format!("{addr}{name}"));
+                }
                 addr if addr.contains("://") && !addr.starts_with("dns://") => {
-                    self.left_out.push(format!("{} (only plain DNS upstreams)", directive.text()));
+                    let text = directive.text();
+                    self.left_out.push(format!("{text} (only dns:// and tls:// upstreams)"));
                 }
                 addr => upstreams.push(addr.trim_start_matches("dns://").to_owned()),
             }
@@ -203,6 +210,16 @@ impl Imported {
             match option.words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
                 ["policy", policy @ ("random" | "round_robin" | "sequential")] => {
                     self.file.policy = Some(policy.to_owned());
+                }
+                // Said with the upstreams.
+                ["tls_servername", _] => {}
+                // Whom the system trusts.
+                ["tls"] => {}
+                ["tls", authorities] => self.file.upstream_tls_ca = Some(authorities.into()),
+                ["tls", certificate, key, ref rest @ ..] => {
+                    self.file.upstream_tls_ca = rest.first().map(Into::into);
+                    let line = option.line;
+                    self.left_out.push(format!("line {line}: {certificate} {key} (no certificate of its own is shown to upstreams)"));
                 }
                 // A bound that this server has anyway, and its own way to probe.
                 ["max_concurrent" | "health_check" | "max_fails" | "prefer_udp" | "expire", ..] => {
@@ -409,6 +426,7 @@ mod tests {
        max_concurrent 1000
        policy sequential
        tls_servername dns.example
+       tls /etc/own.pem /etc/own.key /etc/ca.pem
     }
     cache 30 {
        prefetch 5 1m
@@ -421,7 +439,7 @@ mod tests {
     dnssec
 }
 corp.example:53 {
-    forward . 10.1.1.1 10.1.1.2
+    forward . 10.1.1.1 10.1.1.2 https://10.1.1.3
 }
 "#;
 
@@ -435,7 +453,9 @@ corp.example:53 {
         assert_eq!(file.cluster_domain.as_deref(), Some("cluster.local"));
         assert_eq!((file.ttl, file.autopath, file.query_log), (Some(30), Some(true), Some(true)));
         assert_eq!(file.pod_records.as_deref(), Some("verified"));
-        assert_eq!(file.upstreams, Some(vec!["192.0.2.1".to_owned()]));
+        let upstreams = ["192.0.2.1", "tls://192.0.2.2#dns.example"].map(str::to_owned);
+        assert_eq!(file.upstreams, Some(upstreams.to_vec()));
+        assert_eq!(file.upstream_tls_ca, Some("/etc/ca.pem".into()));
         assert_eq!(file.policy.as_deref(), Some("sequential"));
         assert_eq!(file.stub_domains["corp.example"], ["10.1.1.1", "10.1.1.2"]);
         assert_eq!(file.rewrites["old.example"], "new.example");
@@ -446,10 +466,10 @@ corp.example:53 {
         assert_eq!(imported.flags, ["--lameduck-seconds=5"]);
         let expected = [
             "rewrite name regex",
-            "tls://192.0.2.2",
-            "tls_servername dns.example (in forward)",
+            "/etc/own.pem /etc/own.key",
             "disable success cluster.local (in cache)",
             "dnssec",
+            "https://10.1.1.3",
         ];
         assert_eq!(imported.left_out.len(), expected.len(), "{:#?}", imported.left_out);
         for (line, expected) in imported.left_out.iter().zip(expected) {

@@ -15,13 +15,11 @@ use hickory_proto::op::ResponseCode;
 
 use crate::answer::Domain;
 use crate::answer::cluster::{self, Entry, Found, MAX_LABELS, Match, Part};
-use crate::wire::{ClientEdns, MAX_UDP, MIN_UDP};
+use crate::wire::{self, ClientEdns, HEADER, MAX_UDP, MIN_UDP};
 use crate::zone::{Shape, Snapshot};
 
-/// Octets of a header.
-const HEADER: usize = 12;
 /// Octets of an OPT record without options.
-const OPT: usize = 11;
+const OPT: usize = wire::OPT as usize;
 /// Names of more labels take the long way; those below `ip6.arpa` have 34.
 const LABELS: usize = 24;
 /// The most addresses that are collected; a Service's own name may have more.

@@ -12,25 +12,31 @@ mod cache;
 mod exchange;
 mod gate;
 pub mod resolv_conf;
+mod target;
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hickory_proto::op::{Edns, Message, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
+use rustls::ClientConfig;
 use tokio::time::{Instant, timeout, timeout_at};
+use tokio_rustls::TlsConnector;
 
 use self::cache::{Cache, Key};
-use self::exchange::Connections;
+use self::exchange::Peer;
 use self::gate::Gate;
 use crate::fast::{self, Buffer, Done};
 use crate::metrics::{Event, Metrics, Sample, Shard};
+use crate::tls::{self, TlsError};
 use crate::wire::{Request, Transport};
 
 pub use cache::{CacheOptions, Cached};
 pub use exchange::ExchangeError;
+pub use target::Target;
 
 /// How long one upstream may take.
 const ATTEMPT: Duration = Duration::from_secs(2);
@@ -103,29 +109,59 @@ pub struct Stub {
     /// The domain.
     pub domain: Name,
     /// Its upstreams.
-    pub upstreams: Vec<SocketAddr>,
+    pub upstreams: Vec<Target>,
+}
+
+/// Whom upstreams over TLS are certified by.
+#[derive(Clone, Debug, Default)]
+pub struct Trust {
+    authorities: Option<PathBuf>,
+    config: Option<Arc<ClientConfig>>,
+}
+
+impl PartialEq for Trust {
+    /// Of the same file, or both of the system.
+    fn eq(&self, other: &Self) -> bool {
+        self.authorities == other.authorities && self.config.is_some() == other.config.is_some()
+    }
+}
+
+impl Eq for Trust {}
+
+impl Trust {
+    /// The authorities of a PEM file, or else those that the system trusts.
+    ///
+    /// # Errors
+    ///
+    /// There are none, or they cannot be read.
+    pub fn load(authorities: Option<&Path>) -> Result<Self, TlsError> {
+        let config = tls::client(authorities)?;
+        Ok(Self { authorities: authorities.map(Path::to_owned), config: Some(config) })
+    }
 }
 
 /// All that a forwarder is made from.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ForwardOptions {
     /// The upstreams.
-    pub upstreams: Vec<SocketAddr>,
+    pub upstreams: Vec<Target>,
     /// Domains that have upstreams of their own.
     pub stubs: Vec<Stub>,
     /// Which is asked first.
     pub policy: Policy,
     /// How answers are kept.
     pub cache: CacheOptions,
+    /// Who certifies the upstreams over TLS; without it those cannot be asked, and are left out.
+    pub trust: Trust,
 }
 
 #[derive(Debug)]
 struct Upstream {
-    addr: SocketAddr,
+    peer: Arc<Peer>,
     /// Failures in a row.
     fails: AtomicU64,
     probing: AtomicBool,
-    connections: Connections,
+    metrics: Arc<Metrics>,
     /// Failed probes.
     probe_failures: AtomicU64,
     /// Exchanges that failed.
@@ -137,12 +173,12 @@ struct Upstream {
 }
 
 impl Upstream {
-    fn new(addr: SocketAddr) -> Arc<Self> {
+    fn new(peer: Peer, metrics: &Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
-            addr,
+            peer: Arc::new(peer),
+            metrics: Arc::clone(metrics),
             fails: AtomicU64::new(0),
             probing: AtomicBool::new(false),
-            connections: Connections::default(),
             probe_failures: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             answers: AtomicU64::new(0),
@@ -157,7 +193,7 @@ impl Upstream {
     /// Counts an answer, to a query or a probe.
     fn answered(&self) {
         if self.fails.swap(0, Ordering::Relaxed) >= MAX_FAILS {
-            tracing::info!(upstream = %self.addr, "an upstream answers again");
+            tracing::info!(upstream = %self.peer.addr, "an upstream answers again");
         }
     }
 
@@ -165,17 +201,18 @@ impl Upstream {
     fn failed(self: &Arc<Self>, error: &ExchangeError) {
         self.failures.fetch_add(1, Ordering::Relaxed);
         if self.fails.fetch_add(1, Ordering::Relaxed) + 1 == MAX_FAILS {
-            tracing::warn!(upstream = %self.addr, %error, "an upstream does not answer");
+            tracing::warn!(upstream = %self.peer.addr, %error, "an upstream does not answer");
         }
         if self.probing.swap(true, Ordering::Relaxed) {
             return;
         }
         // Weak, so that probing ends with the upstream: a new configuration has others.
-        let (weak, addr) = (Arc::downgrade(self), self.addr);
+        let (weak, peer) = (Arc::downgrade(self), Arc::clone(&self.peer));
+        let metrics = Arc::clone(&self.metrics);
         tokio::spawn(async move {
             loop {
                 tokio::time::sleep(PROBE_PERIOD).await;
-                let ok = exchange::probe(addr, ATTEMPT).await;
+                let ok = peer.probe(ATTEMPT, metrics.shared()).await;
                 let Some(upstream) = weak.upgrade() else { return };
                 if ok {
                     upstream.probing.store(false, Ordering::Relaxed);
@@ -184,7 +221,7 @@ impl Upstream {
                 }
                 upstream.probe_failures.fetch_add(1, Ordering::Relaxed);
                 if upstream.fails.fetch_add(1, Ordering::Relaxed) + 1 == MAX_FAILS {
-                    tracing::warn!(upstream = %addr, "an upstream does not answer");
+                    tracing::warn!(upstream = %peer.addr, "an upstream does not answer");
                 }
             }
         });
@@ -215,16 +252,24 @@ impl Forwarder {
     /// `cache_entries` answers.
     pub fn new(upstreams: impl IntoIterator<Item = SocketAddr>, cache_entries: usize) -> Self {
         let cache = CacheOptions { entries: cache_entries, ..CacheOptions::default() };
-        let upstreams = upstreams.into_iter().collect();
+        let upstreams = upstreams.into_iter().map(Target::from).collect();
         let options = ForwardOptions { upstreams, cache, ..ForwardOptions::default() };
         Self::with_options(options, Arc::default())
     }
 
     /// A forwarder with these options, which counts there.
     pub fn with_options(options: ForwardOptions, metrics: Arc<Metrics>) -> Self {
-        let group = |domain: Name, upstreams: Vec<SocketAddr>| Group {
+        let connector = options.trust.config.clone().map(TlsConnector::from);
+        let upstream = |target: Target| {
+            let tls = match target.tls {
+                None => None,
+                Some(name) => Some((connector.clone()?, name)),
+            };
+            Some(Upstream::new(Peer::new(target.addr, tls), &metrics))
+        };
+        let group = |domain: Name, upstreams: Vec<Target>| Group {
             domain: domain.to_lowercase(),
-            upstreams: upstreams.into_iter().map(Upstream::new).collect(),
+            upstreams: upstreams.into_iter().filter_map(upstream).collect(),
             next: AtomicUsize::new(0),
         };
         let stubs = options.stubs.iter().cloned();
@@ -348,14 +393,8 @@ impl Forwarder {
             let bytes = query.to_vec().map_err(ForwardError::Encode)?;
             let begin = Instant::now();
             let exchange = async {
-                let (connections, shard) = (&upstream.connections, self.metrics.shared());
-                let attempt = exchange::exchange(
-                    upstream.addr,
-                    (&query, &bytes),
-                    transport,
-                    connections,
-                    shard,
-                );
+                let shard = self.metrics.shared();
+                let attempt = upstream.peer.exchange((&query, &bytes), transport, shard);
                 timeout(ATTEMPT, attempt).await.unwrap_or(Err(ExchangeError::Timeout))
             };
             let result =
@@ -381,7 +420,7 @@ impl Forwarder {
                 }
                 Ok(message) => return Ok(message),
                 Err(source) => {
-                    failure = Some(ForwardError::Failed { upstream: upstream.addr, source });
+                    failure = Some(ForwardError::Failed { upstream: upstream.peer.addr, source });
                 }
             }
             if Instant::now() >= deadline {
@@ -442,7 +481,7 @@ impl Forwarder {
             samples.extend(upstreams().map(|upstream| Sample {
                 name,
                 kind: "counter",
-                labels: format!("proxy_name=\"forward\",to=\"{}\"", upstream.addr),
+                labels: format!("proxy_name=\"forward\",to=\"{}\"", upstream.peer.addr),
                 value: value(upstream),
             }));
         };
@@ -461,7 +500,7 @@ impl Forwarder {
         samples.extend(upstreams().map(|upstream| Sample {
             name: "sluice_dns_upstream_down",
             kind: "gauge",
-            labels: format!("to=\"{}\"", upstream.addr),
+            labels: format!("to=\"{}\"", upstream.peer.addr),
             value: f64::from(u8::from(upstream.down())),
         }));
         samples

@@ -25,5 +25,6 @@ pub mod probes;
 pub mod resolver;
 pub mod server;
 mod shards;
+pub mod tls;
 pub mod wire;
 pub mod zone;

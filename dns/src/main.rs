@@ -12,10 +12,12 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sluice_dns::answer::Domain;
 use sluice_dns::cli::{Args, ImportArgs, Probe};
 use sluice_dns::config::{self, File};
+use sluice_dns::forward::Target;
 use sluice_dns::metrics::Metrics;
 use sluice_dns::probes::{self, Health};
 use sluice_dns::resolver::{Resolver, Settings};
-use sluice_dns::server::{self, Server, Sockets};
+use sluice_dns::server::{self, Server, Sockets, TlsSocket};
+use sluice_dns::tls::Identity;
 use sluice_dns::{corefile, feed};
 use sluice_store::Stream;
 use tokio::net::TcpListener;
@@ -66,15 +68,21 @@ fn run(args: &Args) -> Result<()> {
     // Wrong flags are told before anything is bound.
     Domain::new(&args.cluster_domain, args.ttl).context("--cluster-domain")?;
     let config = config::load(args.config.as_deref()).context("--config")?;
+    let tls = bind_tls(args)?;
     let sockets = bind(args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(serve(args, config, sockets))
+    runtime.block_on(serve(args, config, sockets, tls))
 }
 
-async fn serve(args: &Args, config: (String, File), sockets: Vec<Sockets>) -> Result<()> {
+async fn serve(
+    args: &Args,
+    config: (String, File),
+    sockets: Vec<Sockets>,
+    tls: Option<Tls>,
+) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
 
@@ -110,6 +118,14 @@ async fn serve(args: &Args, config: (String, File), sockets: Vec<Sockets>) -> Re
     for addr in server.addrs() {
         tracing::info!("serving DNS on {addr}");
     }
+    if let Some((identity, sockets)) = tls {
+        let identity = Arc::new(identity);
+        for socket in sockets {
+            tracing::info!("serving DNS over TLS on {}", socket.addr);
+            server.serve_tls(socket, &identity, &resolver).context("cannot serve")?;
+        }
+        tokio::spawn(async move { identity.watch().await });
+    }
 
     tokio::select! {
         _ = terminate.recv() => {}
@@ -129,6 +145,28 @@ async fn serve(args: &Args, config: (String, File), sockets: Vec<Sockets>) -> Re
         _ = interrupt.recv() => tracing::info!("stopping at once"),
     }
     Ok(())
+}
+
+/// Who this server is to clients that speak TLS, and where.
+type Tls = (Identity, Vec<TlsSocket>);
+
+/// Binds the addresses of DNS over TLS, if there is a certificate. Of the default ones, IPv6 may be
+/// missing.
+fn bind_tls(args: &Args) -> Result<Option<Tls>> {
+    let (Some(certificate), Some(key)) = (&args.tls_cert, &args.tls_key) else { return Ok(None) };
+    let identity = Identity::load(certificate, key).context("--tls-cert")?;
+    let default = args.tls_listen.is_empty() && args.listen().1;
+    let mut sockets = Vec::new();
+    for addr in args.tls_listen() {
+        match TlsSocket::bind(addr) {
+            Ok(bound) => sockets.push(bound),
+            Err(error) if default && addr.is_ipv6() && no_ipv6(&error.source) => {
+                tracing::warn!("no IPv6 here: {error}");
+            }
+            Err(error) => return Err(anyhow!("{error}")),
+        }
+    }
+    Ok(Some((identity, sockets)))
 }
 
 /// Binds all addresses. Of the default ones, IPv6 may be missing.
@@ -156,7 +194,7 @@ fn no_ipv6(error: &io::Error) -> bool {
 /// Says where foreign names are asked.
 fn tell_upstreams(settings: &Settings) {
     let options = settings.forwarder.options();
-    let list = |upstreams: &[SocketAddr]| {
+    let list = |upstreams: &[Target]| {
         upstreams.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     };
     if options.upstreams.is_empty() {

@@ -1,9 +1,10 @@
-//! The sockets: UDP in worker threads, TCP in the runtime.
+//! The sockets: UDP in worker threads, TCP and TLS in the runtime.
 //!
 //! A stop lets what is under way end: workers and loops take nothing new, and wait for the upstreams
 //! that are still asked, for a bounded time.
 
 mod bind;
+mod places;
 mod tcp;
 mod udp;
 
@@ -15,9 +16,10 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-pub use bind::{BindError, Sockets};
+pub use bind::{BindError, Sockets, TlsSocket};
 
 use crate::resolver::Resolver;
+use crate::tls::Identity;
 
 /// How long a stop waits for queries under way: as long as an upstream may take.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -71,7 +73,7 @@ impl Server {
                 worker.push(Arc::new(udp::Socket::new(udp, sockets.addr)));
             }
             let tcp = tokio::net::TcpListener::from_std(sockets.tcp)?;
-            loops.spawn(tcp::serve(tcp, Arc::clone(resolver), stopped.clone()));
+            loops.spawn(tcp::serve(tcp, Arc::clone(resolver), None, stopped.clone()));
         }
         let count = workers.len();
         for (index, sockets) in workers.into_iter().enumerate() {
@@ -95,6 +97,23 @@ impl Server {
     /// The addresses that are served.
     pub fn addrs(&self) -> &[SocketAddr] {
         &self.addrs
+    }
+
+    /// Serves DNS over TLS on this socket, too, inside a Tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// The socket cannot be handed to the runtime.
+    pub fn serve_tls(
+        &mut self,
+        socket: TlsSocket,
+        identity: &Arc<Identity>,
+        resolver: &Arc<Resolver>,
+    ) -> io::Result<()> {
+        let listener = tokio::net::TcpListener::from_std(socket.tcp)?;
+        let (resolver, identity) = (Arc::clone(resolver), Arc::clone(identity));
+        self.loops.spawn(tcp::serve(listener, resolver, Some(identity), self.stop.subscribe()));
+        Ok(())
     }
 
     /// Waits until a loop or a worker ends by itself, which none does unless something is badly

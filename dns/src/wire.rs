@@ -15,11 +15,13 @@ use self::section::{Owner, emit};
 use crate::answer::Answer;
 
 /// Octets of a DNS header.
-const HEADER: usize = 12;
+pub(crate) const HEADER: usize = 12;
 /// Where the question's name stands.
 const QUESTION: u16 = 12;
 /// Octets of an OPT record without options.
-const OPT: u16 = 11;
+pub(crate) const OPT: u16 = 11;
+/// The most records that are read of a query.
+const MAX_RECORDS: usize = 32;
 /// The most that a UDP response holds for a client without EDNS (RFC 1035 section 4.2.1).
 pub const MIN_UDP: u16 = 512;
 /// The most that a UDP response ever holds: it passes any IPv6 path in one piece
@@ -112,6 +114,11 @@ pub fn read(message: &[u8]) -> Incoming {
     let count = |at: usize| usize::from(u16::from_be_bytes([header[at], header[at + 1]]));
     // More than one question has no meaning (RFC 9619). Counted before anything is allocated.
     if count(4) != 1 {
+        return reject(ResponseCode::FormErr);
+    }
+    // A client has an OPT record to send, and a signature at most. Thousands of records whose names
+    // hang on one another would take far longer to read than to send.
+    if count(6) + count(8) + count(10) > MAX_RECORDS {
         return reject(ResponseCode::FormErr);
     }
     let mut decoder = BinDecoder::new(message);

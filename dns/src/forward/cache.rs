@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::answer::Answer;
 use crate::fast::{Buffer, Done, Query, RECURSION_AVAILABLE, Writer};
-use crate::wire::{self, Request, Transport};
+use crate::wire::{self, HEADER, Request, Transport};
 
 /// Each shard has a lock of its own.
 const SHARDS: usize = 64;
@@ -40,8 +40,6 @@ const FAILURE: Duration = Duration::from_secs(5);
 const STALE_TTL: u32 = 30;
 /// An answer in demand is asked for again when a tenth of its lifetime is left.
 const PREFETCH_PART: u32 = 10;
-/// Octets of a header.
-const HEADER: usize = 12;
 /// The AD bit.
 const AUTHENTIC: u8 = 0x20;
 

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::serialize::binary::DecodeError;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
 
 use crate::metrics::{Event, Shard};
 use crate::wire::Transport;
@@ -49,25 +51,96 @@ fn io(call: &'static str) -> impl FnOnce(io::Error) -> ExchangeError {
     move |source| ExchangeError::Io { call, source }
 }
 
-/// Asks an upstream. A UDP answer that is cut short is asked for again by TCP, and kept if that
-/// fails.
-pub(super) async fn exchange(
-    upstream: SocketAddr,
-    (query, bytes): (&Message, &[u8]),
-    transport: Transport,
-    connections: &Connections,
-    shard: &Shard,
-) -> Result<Message, ExchangeError> {
-    let by_tcp = || by_tcp(upstream, query, bytes, connections, shard);
-    match transport {
-        Transport::Tcp => by_tcp().await,
-        Transport::Udp => {
-            let answer = by_udp(upstream, query, bytes).await?;
-            if !answer.metadata.truncation {
+/// How an upstream is reached, and the connections to it that are idle.
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) addr: SocketAddr,
+    tls: Option<Tls>,
+    connections: Connections,
+}
+
+struct Tls {
+    connector: TlsConnector,
+    name: ServerName<'static>,
+}
+
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Tls").field(&self.name).finish()
+    }
+}
+
+/// A connection, with TLS or without.
+trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
+
+type Stream = Box<dyn Io>;
+
+impl Peer {
+    pub(super) fn new(addr: SocketAddr, tls: Option<(TlsConnector, ServerName<'static>)>) -> Self {
+        let tls = tls.map(|(connector, name)| Tls { connector, name });
+        Self { addr, tls, connections: Connections::default() }
+    }
+
+    /// Asks. A UDP answer that is cut short is asked for again by TCP, and kept if that fails; with
+    /// TLS nothing is ever sent without it.
+    pub(super) async fn exchange(
+        &self,
+        (query, bytes): (&Message, &[u8]),
+        transport: Transport,
+        shard: &Shard,
+    ) -> Result<Message, ExchangeError> {
+        if self.tls.is_some() || transport == Transport::Tcp {
+            return self.by_stream(query, bytes, shard).await;
+        }
+        let answer = by_udp(self.addr, query, bytes).await?;
+        if !answer.metadata.truncation {
+            return Ok(answer);
+        }
+        Ok(self.by_stream(query, bytes, shard).await.unwrap_or(answer))
+    }
+
+    /// Whether it answers at all.
+    pub(super) async fn probe(&self, patience: Duration, shard: &Shard) -> bool {
+        let query = super::probe_query();
+        let Ok(bytes) = query.to_vec() else { return false };
+        let answer = self.exchange((&query, &bytes), Transport::Udp, shard);
+        tokio::time::timeout(patience, answer).await.is_ok_and(|answer| answer.is_ok())
+    }
+
+    async fn by_stream(
+        &self,
+        query: &Message,
+        bytes: &[u8],
+        shard: &Shard,
+    ) -> Result<Message, ExchangeError> {
+        let Ok(length) = u16::try_from(bytes.len()) else { return Err(ExchangeError::Mismatch) };
+        let mut framed = Vec::with_capacity(2 + bytes.len());
+        framed.extend_from_slice(&length.to_be_bytes());
+        framed.extend_from_slice(bytes);
+        while let Some(mut stream) = self.connections.take() {
+            // An upstream may close an idle connection at any time: the next one, or a new one,
+            // serves.
+            if let Ok(answer) = converse(&mut stream, query, &framed).await {
+                shard.event(Event::ConnectionHit);
+                self.connections.put(stream);
                 return Ok(answer);
             }
-            Ok(by_tcp().await.unwrap_or(answer))
         }
+        shard.event(Event::ConnectionMiss);
+        let mut stream = self.connect().await?;
+        let answer = converse(&mut stream, query, &framed).await?;
+        self.connections.put(stream);
+        Ok(answer)
+    }
+
+    async fn connect(&self) -> Result<Stream, ExchangeError> {
+        let stream = TcpStream::connect(self.addr).await.map_err(io("connect"))?;
+        stream.set_nodelay(true).map_err(io("setsockopt TCP_NODELAY"))?;
+        let Some(tls) = &self.tls else { return Ok(Box::new(stream)) };
+        let stream = tls.connector.connect(tls.name.clone(), stream).await;
+        Ok(Box::new(stream.map_err(io("TLS handshake"))?))
     }
 }
 
@@ -95,59 +168,32 @@ async fn by_udp(
     }
 }
 
-async fn by_tcp(
-    upstream: SocketAddr,
-    query: &Message,
-    bytes: &[u8],
-    connections: &Connections,
-    shard: &Shard,
-) -> Result<Message, ExchangeError> {
-    let Ok(length) = u16::try_from(bytes.len()) else { return Err(ExchangeError::Mismatch) };
-    let mut framed = Vec::with_capacity(2 + bytes.len());
-    framed.extend_from_slice(&length.to_be_bytes());
-    framed.extend_from_slice(bytes);
-    while let Some(mut stream) = connections.take() {
-        // An upstream may close an idle connection at any time: the next one, or a new one, serves.
-        if let Ok(answer) = converse(&mut stream, query, &framed).await {
-            shard.event(Event::ConnectionHit);
-            connections.put(stream);
-            return Ok(answer);
-        }
-    }
-    shard.event(Event::ConnectionMiss);
-    let mut stream = TcpStream::connect(upstream).await.map_err(io("connect"))?;
-    stream.set_nodelay(true).map_err(io("setsockopt TCP_NODELAY"))?;
-    let answer = converse(&mut stream, query, &framed).await?;
-    connections.put(stream);
-    Ok(answer)
-}
-
 async fn converse(
-    stream: &mut TcpStream,
+    stream: &mut Stream,
     query: &Message,
     framed: &[u8],
 ) -> Result<Message, ExchangeError> {
     stream.write_all(framed).await.map_err(io("send"))?;
+    stream.flush().await.map_err(io("send"))?;
     let length = stream.read_u16().await.map_err(io("recv"))?;
     let mut answer = vec![0; usize::from(length)];
     stream.read_exact(&mut answer).await.map_err(io("recv"))?;
     read(query, &answer)
 }
 
-/// Whether an upstream answers at all.
-pub(super) async fn probe(upstream: SocketAddr, patience: Duration) -> bool {
-    let query = super::probe_query();
-    let Ok(bytes) = query.to_vec() else { return false };
-    let answer = tokio::time::timeout(patience, by_udp(upstream, &query, &bytes)).await;
-    answer.is_ok_and(|answer| answer.is_ok())
+/// Idle connections to an upstream, the one used last on top.
+#[derive(Default)]
+struct Connections(Mutex<Vec<(Stream, Instant)>>);
+
+impl std::fmt::Debug for Connections {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        f.debug_tuple("Connections").field(&idle.len()).finish()
+    }
 }
 
-/// Idle connections to an upstream, the one used last on top.
-#[derive(Debug, Default)]
-pub(super) struct Connections(Mutex<Vec<(TcpStream, Instant)>>);
-
 impl Connections {
-    fn take(&self) -> Option<TcpStream> {
+    fn take(&self) -> Option<Stream> {
         let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // Those below are older still.
         match idle.pop() {
@@ -159,7 +205,7 @@ impl Connections {
         }
     }
 
-    fn put(&self, stream: TcpStream) {
+    fn put(&self, stream: Stream) {
         let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < MAX_CONNECTIONS {
             idle.push((stream, Instant::now()));

@@ -5,6 +5,8 @@ use std::path::Path;
 
 use hickory_proto::rr::Name;
 
+use super::Target;
+
 /// The port of DNS.
 pub const PORT: u16 = 53;
 
@@ -71,9 +73,9 @@ fn search_list(text: &str) -> Vec<Name> {
 }
 
 /// Upstreams without this server itself, as bound to these addresses.
-pub fn without_self(mut upstreams: Vec<SocketAddr>, own: &[SocketAddr]) -> Vec<SocketAddr> {
+pub fn without_self(mut upstreams: Vec<Target>, own: &[SocketAddr]) -> Vec<Target> {
     upstreams.retain(|upstream| {
-        let own = own.iter().any(|own| is_self(*upstream, *own));
+        let own = own.iter().any(|own| is_self(upstream.addr, *own));
         if own {
             tracing::warn!("upstream {upstream} is this server itself, and is left out");
         }

@@ -1,14 +1,15 @@
 use super::*;
 
 fn forwarder(policy: Policy, count: u16) -> Forwarder {
-    let upstreams = (1..=count).map(|port| ([127, 0, 0, 1], port).into()).collect();
+    let upstreams =
+        (1..=count).map(|port| SocketAddr::from(([127, 0, 0, 1], port)).into()).collect();
     let options = ForwardOptions { upstreams, policy, ..ForwardOptions::default() };
     Forwarder::with_options(options, Arc::default())
 }
 
 fn ports(forwarder: &Forwarder) -> Vec<u16> {
     let order = forwarder.order(&forwarder.groups[0]);
-    order.into_iter().map(|(upstream, _)| upstream.addr.port()).collect()
+    order.into_iter().map(|(upstream, _)| upstream.peer.addr.port()).collect()
 }
 
 /// D12: sequential, in turn, at random.

@@ -73,18 +73,44 @@ impl Sockets {
     }
 
     fn bind_once(addr: SocketAddr, workers: usize) -> Result<Self, BindError> {
-        let fail = |call| move |source| BindError { addr, call, source };
         // TCP first: UDP sockets that share a port would share it with another server of this kind.
-        let tcp = socket(addr, Type::STREAM, Protocol::TCP).map_err(fail("socket"))?;
-        // A restart must not wait for the connections of its predecessor.
-        tcp.set_reuse_address(true).map_err(fail("setsockopt SO_REUSEADDR"))?;
-        tcp.bind(&addr.into()).map_err(fail("bind TCP"))?;
-        tcp.listen(BACKLOG).map_err(fail("listen"))?;
-        let tcp = TcpListener::from(tcp);
-        let bound = tcp.local_addr().map_err(fail("getsockname"))?;
+        let (tcp, bound) = tcp_socket(addr)?;
         let udp = (0..workers).map(|_| udp_socket(bound)).collect::<Result<_, _>>()?;
         Ok(Self { addr: bound, udp, tcp })
     }
+}
+
+/// The socket of an address where DNS over TLS is served.
+#[derive(Debug)]
+pub struct TlsSocket {
+    /// The address, with the port that was really bound.
+    pub addr: SocketAddr,
+    pub(super) tcp: TcpListener,
+}
+
+impl TlsSocket {
+    /// Binds it.
+    ///
+    /// # Errors
+    ///
+    /// A call fails; the error names it, and what to do about it.
+    pub fn bind(addr: SocketAddr) -> Result<Self, BindError> {
+        let (tcp, addr) = tcp_socket(addr)?;
+        Ok(Self { addr, tcp })
+    }
+}
+
+/// A listening socket, and the address that was really bound.
+fn tcp_socket(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), BindError> {
+    let fail = |call| move |source| BindError { addr, call, source };
+    let tcp = socket(addr, Type::STREAM, Protocol::TCP).map_err(fail("socket"))?;
+    // A restart must not wait for the connections of its predecessor.
+    tcp.set_reuse_address(true).map_err(fail("setsockopt SO_REUSEADDR"))?;
+    tcp.bind(&addr.into()).map_err(fail("bind TCP"))?;
+    tcp.listen(BACKLOG).map_err(fail("listen"))?;
+    let tcp = TcpListener::from(tcp);
+    let bound = tcp.local_addr().map_err(fail("getsockname"))?;
+    Ok((tcp, bound))
 }
 
 fn udp_socket(addr: SocketAddr) -> Result<UdpSocket, BindError> {

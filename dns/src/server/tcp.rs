@@ -1,49 +1,74 @@
-//! TCP: queries and responses with a length before each (RFC 7766).
+//! TCP and TLS: queries and responses with a length before each (RFC 7766, RFC 7858).
+//!
+//! A client may send many queries without waiting. What is known is answered at once; what upstreams
+//! are asked for is answered as it comes, so one slow name holds up no other (RFC 7766 section
+//! 6.2.1.1). Until so many are under way nothing more is read from that client.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::drain;
-use crate::metrics::Proto;
+use super::places::{Place, Places};
+use crate::metrics::{Proto, Shard};
 use crate::resolver::{Client, Resolver, Step};
+use crate::tls::Identity;
 use crate::wire::Transport;
 
-/// How many connections are served at once; a further one is closed.
+/// How many connections a listener serves at once; for a further one the one that has been idle for
+/// longest is closed.
 const MAX_CONNECTIONS: usize = 1024;
 /// How long a connection may be idle between queries.
 const IDLE: Duration = Duration::from_secs(10);
-/// How long the rest of a query, or the taking of a response, may last: a client that stalls is cut
-/// off.
+/// How long the rest of a query, the taking of a response, or a TLS handshake may last: a client
+/// that stalls is cut off.
 const STALL: Duration = Duration::from_secs(5);
 /// How long to wait after a failed accept, which most often means that descriptors are short.
 const BACKOFF: Duration = Duration::from_millis(100);
+/// How many queries of one connection may wait for upstreams.
+const UNDER_WAY: usize = 64;
+/// How much is read at once, and kept for what comes next, in octets.
+const READ: usize = 1024;
+/// How many octets of answers are gathered before they are written.
+const WRITE: usize = 16 * 1024;
+
+/// What the connections of a listener have in common.
+struct Shared {
+    resolver: Arc<Resolver>,
+    /// Where the clients speak TLS: who this server is.
+    tls: Option<Arc<Identity>>,
+    stop: watch::Receiver<bool>,
+}
 
 /// Serves until told to stop.
 pub(super) async fn serve(
     listener: TcpListener,
     resolver: Arc<Resolver>,
+    tls: Option<Arc<Identity>>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = Places::new(MAX_CONNECTIONS);
+    let shared = Arc::new(Shared { resolver, tls, stop: stop.clone() });
     let mut tasks = JoinSet::new();
     loop {
         while tasks.try_join_next().is_some() {}
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = stop.wait_for(|stop| *stop) => break,
+            () = stopped(&mut stop) => break,
         };
         match accepted {
-            Ok((stream, peer)) => spawn(stream, peer, &places, &resolver, &stop, &mut tasks),
+            Ok((stream, peer)) => spawn(stream, peer, &places, &shared, &mut tasks),
             Err(error) => {
                 tracing::warn!(%error, "accept failed");
+                // Descriptors are short, or memory is: those of the idle are better used.
+                places.evict();
                 tokio::time::sleep(BACKOFF).await;
             }
         }
@@ -53,7 +78,7 @@ pub(super) async fn serve(
         let Ok(Ok((stream, peer))) = timeout(Duration::ZERO, listener.accept()).await else {
             break;
         };
-        spawn(stream, peer, &places, &resolver, &stop, &mut tasks);
+        spawn(stream, peer, &places, &shared, &mut tasks);
     }
     // New connections are refused while the old ones end.
     drop(listener);
@@ -63,76 +88,206 @@ pub(super) async fn serve(
 fn spawn(
     stream: TcpStream,
     peer: SocketAddr,
-    places: &Arc<Semaphore>,
-    resolver: &Arc<Resolver>,
-    stop: &watch::Receiver<bool>,
+    places: &Places,
+    shared: &Arc<Shared>,
     tasks: &mut JoinSet<()>,
 ) {
-    let Ok(place) = Arc::clone(places).try_acquire_owned() else {
+    let Some(place) = places.take() else {
         tracing::debug!(%peer, "too many connections");
         return;
     };
-    let (resolver, stop) = (Arc::clone(resolver), stop.clone());
+    let shared = Arc::clone(shared);
     tasks.spawn(async move {
-        if let Err(error) = converse(stream, peer, &resolver, stop).await {
+        if let Err(error) = connection(stream, peer, place, &shared).await {
             tracing::debug!(%peer, %error, "a connection ended");
         }
-        drop(place);
     });
 }
 
-/// Answers the queries of one connection, one after the other.
-async fn converse(
-    mut stream: TcpStream,
+async fn connection(
+    stream: TcpStream,
     peer: SocketAddr,
-    resolver: &Arc<Resolver>,
-    mut stop: watch::Receiver<bool>,
+    place: Place,
+    shared: &Shared,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let client = Client {
-        transport: Transport::Tcp,
-        proto: Proto::Tcp,
-        peer: Some(peer),
-        local: Some(stream.local_addr()?.ip()),
-    };
-    let shard = Arc::clone(resolver.metrics().shared());
-    let mut query = Vec::new();
-    loop {
-        let length = tokio::select! {
-            // A query that is here already is answered before a stop counts.
-            biased;
-            length = timeout(IDLE, stream.read_u16()) => length,
-            _ = stop.wait_for(|stop| *stop) => return Ok(()),
-        };
-        let length = match length {
-            Ok(Ok(length)) => usize::from(length),
-            // Idle for too long, or closed by the client: the usual ends.
-            Err(_) => return Ok(()),
-            Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
-            Ok(Err(error)) => return Err(error),
-        };
-        query.resize(length, 0);
-        timeout(STALL, stream.read_exact(&mut query)).await??;
+    let proto = if shared.tls.is_some() { Proto::Tls } else { Proto::Tcp };
+    let local = Some(stream.local_addr()?.ip());
+    let client = Client { transport: Transport::Tcp, proto, peer: Some(peer), local };
+    match &shared.tls {
+        None => Conversation::new(stream, client, place, shared).run().await,
+        Some(identity) => {
+            let evicted = place.evicted();
+            let stream = tokio::select! {
+                stream = timeout(STALL, identity.acceptor().accept(stream)) => stream??,
+                () = evicted.notified() => return Ok(()),
+            };
+            // Boxed: buffers of a TLS stream are large, and most connections have none.
+            Box::pin(Conversation::new(stream, client, place, shared).run()).await
+        }
+    }
+}
+
+/// One connection.
+struct Conversation<'s, S> {
+    stream: S,
+    client: Client,
+    place: Place,
+    shared: &'s Shared,
+    shard: Arc<Shard>,
+    /// What has been read and not been answered.
+    unread: Vec<u8>,
+    /// Answers that have not been written.
+    unsent: Vec<u8>,
+    /// Queries that wait for upstreams.
+    under_way: JoinSet<Option<Vec<u8>>>,
+}
+
+impl<'s, S: AsyncRead + AsyncWrite + Unpin> Conversation<'s, S> {
+    fn new(stream: S, client: Client, place: Place, shared: &'s Shared) -> Self {
+        Self {
+            stream,
+            client,
+            place,
+            shared,
+            shard: Arc::clone(shared.resolver.metrics().shared()),
+            unread: Vec::new(),
+            unsent: Vec::new(),
+            under_way: JoinSet::new(),
+        }
+    }
+
+    /// Answers the queries of the connection until either side ends it.
+    async fn run(mut self) -> io::Result<()> {
+        let evicted = self.place.evicted();
+        let mut stop = self.shared.stop.clone();
+        // The client sends nothing more, or we take nothing more.
+        let mut last = false;
+        let mut deadline = Instant::now() + IDLE;
+        loop {
+            let reading = !last && self.under_way.len() < UNDER_WAY;
+            if last && self.under_way.is_empty() {
+                break;
+            }
+            if reading && self.unread.capacity() - self.unread.len() < READ {
+                self.unread.reserve(READ);
+            }
+            tokio::select! {
+                // What is here already is answered before a stop counts.
+                biased;
+                Some(done) = self.under_way.join_next(), if !self.under_way.is_empty() => {
+                    match done {
+                        Ok(Some(reply)) => frame(&mut self.unsent, &reply),
+                        // It made way for newer ones: the client may ask anew.
+                        Ok(None) => last = true,
+                        Err(error) => return Err(io::Error::other(error)),
+                    }
+                    deadline = Instant::now() + IDLE;
+                }
+                read = self.stream.read_buf(&mut self.unread), if reading => {
+                    let partial = !self.unread.is_empty();
+                    if read? == 0 {
+                        last = true;
+                    } else if !partial {
+                        deadline = Instant::now() + STALL;
+                    }
+                }
+                () = stopped(&mut stop), if !last => last = true,
+                () = evicted.notified() => return self.close().await,
+                // A client that waits for an answer is not idle.
+                () = tokio::time::sleep_until(deadline), if self.under_way.is_empty() => {
+                    return self.close().await;
+                }
+            }
+            // Those that have been read whole, until too many are under way.
+            let before = self.unread.len();
+            while self.under_way.len() < UNDER_WAY && self.next()? {
+                if self.unsent.len() >= WRITE {
+                    self.flush().await?;
+                }
+            }
+            self.flush().await?;
+            let answered = self.unread.len() < before;
+            if answered {
+                let patience = if self.unread.is_empty() { IDLE } else { STALL };
+                deadline = Instant::now() + patience;
+            }
+            if self.unread.is_empty() && self.unread.capacity() > 4 * READ {
+                self.unread = Vec::new();
+            }
+            if !self.under_way.is_empty() {
+                if !self.place.busy() {
+                    return self.close().await;
+                }
+            } else if answered || self.place.is_busy() {
+                // Not for a query that only trickles in.
+                self.place.idle();
+            }
+        }
+        self.close().await
+    }
+
+    /// Takes the next query that has been read whole; `false` where there is none.
+    fn next(&mut self) -> io::Result<bool> {
+        let Some((length, rest)) = self.unread.split_first_chunk::<2>() else { return Ok(false) };
+        let length = usize::from(u16::from_be_bytes(*length));
+        let Some(query) = rest.get(..length) else { return Ok(false) };
         let begin = Instant::now();
-        let reply = match resolver.accept(&query, &client, &shard) {
+        let resolver = &self.shared.resolver;
+        match resolver.accept(query, &self.client, &self.shard) {
             // What gets no answer is no client's.
-            Step::Ignore => return Ok(()),
-            Step::Reply(reply) => reply,
+            Step::Ignore => return Err(io::Error::other("what came in is no query")),
+            Step::Reply(reply) => {
+                frame(&mut self.unsent, &reply);
+                self.shard.took(begin.elapsed(), 1);
+            }
             Step::Refresh(reply, pending) => {
+                frame(&mut self.unsent, &reply);
+                self.shard.took(begin.elapsed(), 1);
                 let resolver = Arc::clone(resolver);
                 tokio::spawn(async move { resolver.finish(*pending).await });
-                reply
             }
-            Step::Ask(pending) => match resolver.finish(*pending).await {
-                Some(reply) => reply,
-                None => return Ok(()),
-            },
-        };
-        shard.took(begin.elapsed(), 1);
-        let mut framed = Vec::with_capacity(2 + reply.len());
-        // A response never exceeds what two octets can say.
-        framed.extend_from_slice(&u16::try_from(reply.len()).unwrap_or(u16::MAX).to_be_bytes());
-        framed.extend_from_slice(&reply);
-        timeout(STALL, stream.write_all(&framed)).await??;
+            Step::Ask(pending) => {
+                let resolver = Arc::clone(resolver);
+                self.under_way.spawn(async move { resolver.finish(*pending).await });
+            }
+        }
+        self.unread.drain(..2 + length);
+        Ok(true)
     }
+
+    /// Writes the answers that have been gathered.
+    async fn flush(&mut self) -> io::Result<()> {
+        if self.unsent.is_empty() {
+            return Ok(());
+        }
+        timeout(STALL, async {
+            self.stream.write_all(&self.unsent).await?;
+            self.stream.flush().await
+        })
+        .await??;
+        self.unsent.clear();
+        self.unsent.shrink_to(READ);
+        Ok(())
+    }
+
+    /// Says that nothing more comes; with TLS that is a message of its own.
+    async fn close(mut self) -> io::Result<()> {
+        // A client that is gone already has ended it, too.
+        let _ = timeout(STALL, self.stream.shutdown()).await;
+        Ok(())
+    }
+}
+
+/// Waits for the stop.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // A server that is gone has stopped.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// Appends a response with its length.
+fn frame(out: &mut Vec<u8>, reply: &[u8]) {
+    // A response never exceeds what two octets can say.
+    out.extend_from_slice(&u16::try_from(reply.len()).unwrap_or(u16::MAX).to_be_bytes());
+    out.extend_from_slice(reply);
 }

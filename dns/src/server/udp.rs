@@ -33,9 +33,12 @@ use crate::wire::{MAX_UDP, Transport};
 
 /// How many datagrams a system call takes or sends.
 const BATCH: usize = 64;
-/// A query that is longer is cut off and refused as malformed: it is longer than what this server
-/// says it takes. An odd number of cache lines, so that the buffers do not share cache sets.
+/// Room for nearly every query. An odd number of cache lines, so that the buffers do not share cache
+/// sets.
 const DATAGRAM: usize = 21 * 64;
+/// Room for the rest of a longer one, up to what a datagram can have: no client is told how long its
+/// query may be. Memory that is never written to takes none.
+const REST: usize = 64 * 1024 - DATAGRAM;
 /// How many datagrams that have arrived before a stop are still answered, a socket.
 const LAST: usize = 16 * 1024;
 /// How often, and how long apart, a task tries to send what the socket has no room for.
@@ -255,12 +258,15 @@ impl<S: Peer> Incoming<S> {
     fn take(
         &mut self,
         socket: &Socket,
-        buffers: &mut [u8],
+        (buffers, rests): (&mut [u8], &mut [u8]),
         mut each: impl FnMut(&[u8], From),
     ) -> io::Result<usize> {
         let mut chunks = buffers.chunks_exact_mut(DATAGRAM);
-        let mut slices: [[IoSliceMut<'_>; 1]; BATCH] =
-            std::array::from_fn(|_| [IoSliceMut::new(chunks.next().unwrap_or_default())]);
+        let mut rests = rests.chunks_exact_mut(REST);
+        let mut slices: [[IoSliceMut<'_>; 2]; BATCH] = std::array::from_fn(|_| {
+            let parts = [chunks.next(), rests.next()];
+            parts.map(|part| IoSliceMut::new(part.unwrap_or_default()))
+        });
         let fd = socket.socket.as_raw_fd();
         let flags = MsgFlags::MSG_DONTWAIT;
         let received = recvmmsg(fd, &mut self.headers, slices.iter_mut(), flags, None)?;
@@ -282,7 +288,12 @@ impl<S: Peer> Incoming<S> {
                     }
                 }
             }
-            each(message.iovs().next().unwrap_or_default(), From { peer, local });
+            let mut parts = message.iovs();
+            let first = parts.next().unwrap_or_default();
+            match parts.next().filter(|rest| !rest.is_empty()) {
+                None => each(first, From { peer, local }),
+                Some(rest) => each(&[first, rest].concat(), From { peer, local }),
+            }
         }
         Ok(count)
     }
@@ -331,6 +342,7 @@ impl Worker {
         let mut state = State {
             families: self.sockets.iter().map(|socket| family(socket)).collect(),
             buffers: vec![0; BATCH * DATAGRAM],
+            rests: vec![0; BATCH * REST],
             outgoing: Outgoing::new(),
         };
         loop {
@@ -375,7 +387,8 @@ impl Worker {
 
     /// Takes and answers one batch; says how many datagrams there were.
     fn serve(&self, state: &mut State, index: usize) -> usize {
-        let State { families, buffers, outgoing } = state;
+        let State { families, buffers, rests, outgoing } = state;
+        let buffers = (&mut buffers[..], &mut rests[..]);
         let socket = &self.sockets[index];
         let zone = self.resolver.load();
         let begin = std::time::Instant::now();
@@ -455,6 +468,7 @@ impl Worker {
 struct State {
     families: Vec<Family>,
     buffers: Vec<u8>,
+    rests: Vec<u8>,
     outgoing: Outgoing,
 }
 

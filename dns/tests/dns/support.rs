@@ -250,7 +250,7 @@ pub(crate) fn write_framed(stream: &mut impl Write, message: &[u8]) {
 }
 
 /// Reads a message with its length; `None` at the end of the stream.
-pub(crate) fn read_framed(stream: &mut TcpStream) -> Option<Vec<u8>> {
+pub(crate) fn read_framed(stream: &mut impl Read) -> Option<Vec<u8>> {
     let mut length = [0; 2];
     stream.read_exact(&mut length).ok()?;
     let mut message = vec![0; usize::from(u16::from_be_bytes(length))];
