@@ -38,6 +38,8 @@ pub enum Object {
     Node(Node),
     /// `v1/Namespace`.
     Namespace(Namespace),
+    /// `networking.k8s.io/v1/NetworkPolicy`.
+    NetworkPolicy(NetworkPolicy),
 }
 
 impl Object {
@@ -49,6 +51,7 @@ impl Object {
             Self::Pod(o) => &o.meta,
             Self::Node(o) => &o.meta,
             Self::Namespace(o) => &o.meta,
+            Self::NetworkPolicy(o) => &o.meta,
         }
     }
 
@@ -60,6 +63,7 @@ impl Object {
             Self::Pod(_) => ResourceKind::Pod,
             Self::Node(_) => ResourceKind::Node,
             Self::Namespace(_) => ResourceKind::Namespace,
+            Self::NetworkPolicy(_) => ResourceKind::NetworkPolicy,
         }
     }
 

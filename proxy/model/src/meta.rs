@@ -45,6 +45,8 @@ pub enum ResourceKind {
     Node,
     /// `v1/Namespace`.
     Namespace,
+    /// `networking.k8s.io/v1/NetworkPolicy`.
+    NetworkPolicy,
 }
 
 impl fmt::Display for ResourceKind {
@@ -55,6 +57,7 @@ impl fmt::Display for ResourceKind {
             Self::Pod => "Pod",
             Self::Node => "Node",
             Self::Namespace => "Namespace",
+            Self::NetworkPolicy => "NetworkPolicy",
         })
     }
 }

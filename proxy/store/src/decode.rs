@@ -2,10 +2,11 @@
 
 use prost::Message;
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 use sluice_model::{Object, ObjectName, ResourceKind};
 
 use crate::convert::{FieldError, WireObject, object_name};
-use crate::wire::{self, MAGIC, TypeMeta, Unknown};
+use crate::wire::{self, MAGIC, Metadata, PolicyOutline, TypeMeta, Unknown};
 
 /// Why bytes are not an object.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -54,7 +55,8 @@ impl DecodeError {
 }
 
 /// Decodes one value as a kube-apiserver writes it into etcd: JSON, or protobuf in its `k8s\0`
-/// envelope.
+/// envelope. A NetworkPolicy with a field that is wrong is no error: it fails closed, and its `faults`
+/// say why.
 ///
 /// # Errors
 /// Bytes that are no object, an object of a kind that is not watched, or a field that is wrong.
@@ -108,6 +110,7 @@ pub(crate) fn kind(type_meta: &TypeMeta) -> Result<ResourceKind, DecodeError> {
         ("", "Node") => ResourceKind::Node,
         ("", "Namespace") => ResourceKind::Namespace,
         ("discovery.k8s.io", "EndpointSlice") => ResourceKind::EndpointSlice,
+        ("networking.k8s.io", "NetworkPolicy") => ResourceKind::NetworkPolicy,
         _ => {
             return Err(DecodeError::Ignored {
                 api_version: type_meta.api_version.clone(),
@@ -144,6 +147,9 @@ fn protobuf(envelope: &[u8]) -> Result<WireObject, DecodeError> {
         ResourceKind::Namespace => {
             wire::Metadata::decode(raw).map(Box::new).map(WireObject::Namespace)
         }
+        ResourceKind::NetworkPolicy => {
+            wire::NetworkPolicy::decode(raw).map(Box::new).map(WireObject::NetworkPolicy)
+        }
     };
     Ok(object?)
 }
@@ -172,6 +178,25 @@ where
         ResourceKind::Pod => WireObject::Pod(read(deserializer)?),
         ResourceKind::Node => WireObject::Node(read(deserializer)?),
         ResourceKind::Namespace => WireObject::Namespace(read(deserializer)?),
+        ResourceKind::NetworkPolicy => {
+            let value: Value = *read(deserializer)?;
+            match read(&value) {
+                Ok(policy) => WireObject::NetworkPolicy(policy),
+                // It fails closed, for its own pods only where they can be read.
+                Err(DecodeError::Field { error, .. }) => {
+                    let outline = PolicyOutline::deserialize(&value);
+                    let outline = outline.or_else(|_| {
+                        Metadata::deserialize(&value)
+                            .map(|o| PolicyOutline { metadata: o.metadata, spec: None })
+                    });
+                    match outline {
+                        Ok(outline) => WireObject::PolicyOutline(Box::new(outline), error),
+                        Err(_) => return Err(DecodeError::Field { name: None, error }),
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
     })
 }
 
@@ -183,6 +208,7 @@ fn finish(wire: WireObject) -> Result<Object, DecodeError> {
         WireObject::Pod(_) => ResourceKind::Pod,
         WireObject::Node(_) => ResourceKind::Node,
         WireObject::Namespace(_) => ResourceKind::Namespace,
+        WireObject::NetworkPolicy(_) | WireObject::PolicyOutline(..) => ResourceKind::NetworkPolicy,
     };
     let name = object_name(kind, wire.metadata()).ok().map(|name| (kind, name));
     wire.into_model().map_err(|error| DecodeError::Field { name, error })

@@ -17,7 +17,8 @@ pub enum Event {
     Apply(Box<Object>),
     /// The object is gone.
     Delete(ObjectKey),
-    /// An object could not be understood; its last good form stays.
+    /// An object could not be understood; its last good form stays. A NetworkPolicy is applied just
+    /// before in another form, which denies everything.
     Reject(Rejected),
     /// What was rejected at this origin (see [`Rejected::origin`]) is right again or gone. An
     /// `Apply` or `Delete` of the rejected key says the same without this event.
@@ -27,7 +28,7 @@ pub enum Event {
 }
 
 /// An object that could not be understood. The cache keeps the last good version of that key, if
-/// there is one.
+/// there is one, but of a NetworkPolicy, which fails closed.
 ///
 /// It prints as one line that names all it knows:
 /// `Service shop/web: spec.ports[1].port: 70000 is not 1 to 65535 (/etc/sluice/web.yaml#2)`.

@@ -10,11 +10,13 @@
 //! ```
 //!
 //! An object that cannot be understood is a [`Rejected`] that names the object, the field and the
-//! bad value; whatever was known of it before stays, and all other objects go on.
+//! bad value; whatever was known of it before stays, and all other objects go on. A NetworkPolicy
+//! alone does not stay as it was: it fails closed, and is told as rejected.
 
 #[cfg(feature = "args")]
 mod args;
 mod cache;
+mod closed;
 mod coalesce;
 mod convert;
 mod decode;

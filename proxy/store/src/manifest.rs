@@ -6,6 +6,7 @@ use sluice_model::{Object, ObjectKey, ResourceKind};
 use tracing::debug;
 
 use crate::Rejected;
+use crate::closed::{fault, substitute};
 use crate::convert::object_name;
 use crate::decode::{DecodeError, decode_tree, kind};
 use crate::wire::{ObjectMeta, TypeMeta};
@@ -16,7 +17,7 @@ pub struct Manifest {
     /// The objects of the kinds that Sluice uses, each with its origin (see [`Rejected::origin`]),
     /// in the file's order.
     pub objects: Vec<(String, Object)>,
-    /// What could not be understood.
+    /// What could not be understood. A NetworkPolicy among it is among the objects too, closed.
     pub rejected: Vec<Rejected>,
 }
 
@@ -149,13 +150,23 @@ impl Manifest {
             .map_err(|error| (None, error))
             .and_then(|kind| decode_tree(kind, value).map_err(|error| (Some(kind), error)));
         match decoded {
-            Ok(object) => self.objects.push((origin, object)),
+            Ok(object) => {
+                self.rejected.extend(fault(&object, &origin));
+                self.objects.push((origin, object));
+            }
             Err((_, DecodeError::Ignored { api_version, kind })) => {
                 debug!(origin, api_version, kind, "left out an object of a kind that is not used");
             }
             Err((kind, error)) => {
                 let key = kind.and_then(|kind| object_key(kind, value));
-                self.rejected.push(rejection(key, origin, error));
+                let rejected = rejection(key, origin.clone(), error);
+                match substitute(&rejected) {
+                    Some(object) => {
+                        self.rejected.extend(fault(&object, &origin));
+                        self.objects.push((origin, object));
+                    }
+                    None => self.rejected.push(rejected),
+                }
             }
         }
     }

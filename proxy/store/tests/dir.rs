@@ -367,3 +367,28 @@ async fn kinds_that_are_not_asked_for_are_left_out() {
     let none = SourceOptions { kinds: BTreeSet::new(), ..SourceOptions::default() };
     assert!(matches!(Stream::open(&SourceUrl::Dir(path), &none), Err(SourceError::NoKinds)));
 }
+
+/// P11: a policy that is broken does not stay as it was; the file's other objects do.
+#[tokio::test]
+async fn a_policy_that_is_broken_is_closed_at_once() {
+    let (_guard, path) = temp();
+    let policy = |types: &str| {
+        format!(
+            "---\n{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p}}, \
+             spec: {{podSelector: {{}}, ingress: [{{}}], policyTypes: {types}}}}}\n"
+        )
+    };
+    fs::write(path.join("a.yaml"), service("a", 80) + &policy("[Ingress]")).unwrap();
+    let mut follower = Follower::new(&path);
+    let name = ObjectName::new("default", "p");
+    let rules = |cache: &Cache| cache.policy(&name).map(|p| p.ingress.as_ref().map_or(0, Vec::len));
+    follower.until("the policy", |cache| rules(cache) == Some(1)).await;
+    fs::write(path.join("a.yaml"), service("a", 80) + &policy("everything")).unwrap();
+    follower.until("the broken policy", |cache| rules(cache) == Some(0)).await;
+    assert_eq!(follower.port("a"), 80);
+    let rejected = follower.rejected().join(" ");
+    assert!(rejected.contains("NetworkPolicy default/p: spec.policyTypes: "), "{rejected}");
+    fs::write(path.join("a.yaml"), service("a", 80) + &policy("[Ingress]")).unwrap();
+    follower.until("the policy again", |cache| rules(cache) == Some(1)).await;
+    assert_eq!(follower.rejected(), [""; 0]);
+}

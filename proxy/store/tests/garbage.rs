@@ -52,7 +52,7 @@ proptest! {
     fn objects_of_the_wrong_shape_do_not_panic(
         kind in select(vec![
             ("v1", "Service"), ("v1", "Pod"), ("v1", "Node"), ("v1", "Namespace"),
-            ("discovery.k8s.io/v1", "EndpointSlice"), ("v1", "List"), ("v1", "ServiceList"),
+            ("discovery.k8s.io/v1", "EndpointSlice"), ("networking.k8s.io/v1", "NetworkPolicy"), ("v1", "List"), ("v1", "ServiceList"),
         ]),
         field in select(vec!["metadata", "spec", "status", "endpoints", "ports", "items"]),
         value in select(vec!["7", "-1", "1e99", "\"x\"", "[]", "{}", "[7]", "[{}]", "null", "true",

@@ -7,8 +7,9 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use sluice_model::{
-    AddressType, Conditions, IpFamily, Object, ObjectKey, ObjectName, PodPhase, ServiceKind,
-    TargetPort, TrafficPolicy,
+    AddressType, Conditions, IpFamily, LabelOperator, LabelRequirement, LabelSelector, Object,
+    ObjectKey, ObjectName, PodPhase, PolicyPeer, PolicyPort, PolicyPortRange, PolicyRule, Protocol,
+    ServiceKind, TargetPort, TrafficPolicy,
 };
 use sluice_store::{DecodeError, decode_value, parse_manifest};
 
@@ -120,6 +121,48 @@ fn slices_pods_and_nodes_come_out_whole() {
     let Object::Node(node) = get(&objects, "Node node-a") else { panic!() };
     assert_eq!(node.zone(), Some("z1"));
     assert_eq!((node.pod_cidrs.len(), node.addrs.len(), node.taints.len()), (2, 2, 1));
+}
+
+/// P1 to P4: a policy with every kind of peer and port.
+#[test]
+fn a_network_policy_comes_out_whole() {
+    let objects = from_protobuf();
+    let Object::NetworkPolicy(policy) = get(&objects, "NetworkPolicy shop/db-from-web") else {
+        panic!()
+    };
+    assert_eq!(policy.faults, []);
+    assert_eq!(policy.pods, selector(&[("app", "db")]));
+    assert_eq!(policy.egress, Some(vec![PolicyRule::default()]));
+    let blue = LabelRequirement {
+        key: "team".to_owned(),
+        operator: LabelOperator::In(["blue".to_owned()].into()),
+    };
+    let rule = PolicyRule {
+        peers: vec![
+            PolicyPeer::Pods { namespaces: None, pods: Some(selector(&[("app", "web")])) },
+            PolicyPeer::Pods {
+                namespaces: Some(LabelSelector {
+                    expressions: vec![blue],
+                    ..LabelSelector::default()
+                }),
+                pods: Some(LabelSelector::default()),
+            },
+            PolicyPeer::Block {
+                cidr: "192.0.2.0/24".parse().unwrap(),
+                except: vec!["192.0.2.128/25".parse().unwrap()],
+            },
+        ],
+        ports: vec![
+            PolicyPort { protocol: Protocol::Tcp, ports: PolicyPortRange::Name("pg".to_owned()) },
+            PolicyPort { protocol: Protocol::Tcp, ports: PolicyPortRange::Numbers(6000, 6010) },
+        ],
+    };
+    assert_eq!(policy.ingress, Some(vec![rule]));
+}
+
+fn selector(pairs: &[(&str, &str)]) -> LabelSelector {
+    let labels = pairs.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
+    LabelSelector { labels, expressions: Vec::new() }
 }
 
 /// O9: no prefix of a real value panics, and none is taken for the whole.

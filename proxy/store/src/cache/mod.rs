@@ -10,8 +10,8 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sluice_model::{
-    Endpoint, Namespace, Node, Object, ObjectKey, ObjectName, Pod, ResourceKind, Service,
-    ServiceKind,
+    Endpoint, Namespace, NetworkPolicy, Node, Object, ObjectKey, ObjectName, Pod, ResourceKind,
+    Service, ServiceKind,
 };
 
 use crate::{Event, Rejected};
@@ -30,6 +30,8 @@ pub struct Changes {
     pub nodes: BTreeSet<String>,
     /// Namespaces that appeared, went or changed.
     pub namespaces: BTreeSet<String>,
+    /// Network policies that changed, appeared or went.
+    pub policies: BTreeSet<ObjectName>,
     /// Rejections that were not known before: to be warned about once.
     pub rejected: Vec<Rejected>,
     /// Whether a list was completed by these events. [`Cache::synced`] says whether one ever was.
@@ -87,6 +89,7 @@ pub struct Cache {
     pods: BTreeMap<ObjectName, Pod>,
     nodes: BTreeMap<String, Node>,
     namespaces: BTreeMap<String, Namespace>,
+    policies: BTreeMap<ObjectName, NetworkPolicy>,
     /// Services that have a selector and no slice, and which pods they select.
     selectors: Selectors,
     rejects: Rejects,
@@ -166,6 +169,21 @@ impl Cache {
     /// All Namespaces that the source has as objects, by name.
     pub fn namespaces(&self) -> impl Iterator<Item = &Namespace> {
         self.namespaces.values()
+    }
+
+    /// The Namespace of that name, where the source has it as an object.
+    pub fn namespace(&self, name: &str) -> Option<&Namespace> {
+        self.namespaces.get(name)
+    }
+
+    /// All network policies, by name. Those with faults are in force, closed.
+    pub fn policies(&self) -> impl Iterator<Item = &NetworkPolicy> {
+        self.policies.values()
+    }
+
+    /// The network policy of that name.
+    pub fn policy(&self, name: &ObjectName) -> Option<&NetworkPolicy> {
+        self.policies.get(name)
     }
 
     /// Whether that namespace exists: as an object, or because a Service or a Pod is in it (a
@@ -286,6 +304,7 @@ impl Cache {
                 Object::Pod(new) => self.pods.get(&key.name) == Some(new),
                 Object::Node(new) => self.nodes.get(&key.name.name) == Some(new),
                 Object::Namespace(new) => self.namespaces.get(&key.name.name) == Some(new),
+                Object::NetworkPolicy(new) => self.policies.get(&key.name) == Some(new),
             },
         }
     }
@@ -302,7 +321,8 @@ impl Cache {
         let pods = self.pods.keys().map(namespaced(ResourceKind::Pod));
         let nodes = self.nodes.keys().map(cluster(ResourceKind::Node));
         let namespaces = self.namespaces.keys().map(cluster(ResourceKind::Namespace));
-        services.chain(slices).chain(pods).chain(nodes).chain(namespaces)
+        let policies = self.policies.keys().map(namespaced(ResourceKind::NetworkPolicy));
+        services.chain(slices).chain(pods).chain(nodes).chain(namespaces).chain(policies)
     }
 
     fn apply(&mut self, kept: Kept, changes: &mut Changes) {
@@ -323,6 +343,13 @@ impl Cache {
                 if self.namespaces.get(&name) != Some(&namespace) {
                     self.namespaces.insert(name.clone(), namespace);
                     changes.namespaces.insert(name);
+                }
+            }
+            Object::NetworkPolicy(policy) => {
+                let name = policy.meta.name.clone();
+                if self.policies.get(&name) != Some(&policy) {
+                    self.policies.insert(name.clone(), policy);
+                    changes.policies.insert(name);
                 }
             }
         }
@@ -360,6 +387,11 @@ impl Cache {
             ResourceKind::Namespace => {
                 if self.namespaces.remove(&name.name).is_some() {
                     changes.namespaces.insert(name.name.clone());
+                }
+            }
+            ResourceKind::NetworkPolicy => {
+                if self.policies.remove(name).is_some() {
+                    changes.policies.insert(name.clone());
                 }
             }
         }

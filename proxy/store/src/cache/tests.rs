@@ -436,3 +436,49 @@ fn a_namespace_is_there_when_something_is_in_it() {
     assert!(cache.has_namespace("shop") && !cache.has_namespace("sho"));
     assert_eq!(cache.namespaces().count(), 0);
 }
+
+fn network_policy(name: &str, fault: Option<&str>) -> Object {
+    let fault = fault.map(|field| sluice_model::PolicyFault {
+        field: field.to_owned(),
+        message: "is wrong".to_owned(),
+    });
+    Object::NetworkPolicy(sluice_model::NetworkPolicy {
+        meta: meta("shop", name),
+        ingress: Some(Vec::new()),
+        faults: fault.into_iter().collect(),
+        ..sluice_model::NetworkPolicy::default()
+    })
+}
+
+/// P9, P11: a policy is told once when it comes, changes or goes; one with a fault is in force and
+/// rejected at the same time, until it is right.
+#[test]
+fn policies_are_kept_and_told() {
+    let mut cache = Cache::new();
+    let name = ObjectName::new("shop", "p");
+    let apply = |fault| Event::Apply(Box::new(network_policy("p", fault)));
+    let key = network_policy("p", None).key();
+    let reject = || {
+        Event::Reject(Rejected {
+            key: Some(key.clone()),
+            origin: "/p".to_owned(),
+            field: "spec".to_owned(),
+            reason: "is wrong".to_owned(),
+        })
+    };
+    let told = |changes: &Changes| (changes.policies.len(), changes.rejected.len());
+    let changes = cache.ingest([Event::Init, apply(None), Event::InitDone]);
+    assert_eq!(told(&changes), (1, 0));
+    assert_eq!(told(&cache.ingest([apply(None)])), (0, 0), "nothing new");
+    assert_eq!(told(&cache.ingest([apply(Some("spec")), reject()])), (1, 1));
+    assert_eq!(cache.policy(&name).map(|policy| policy.faults.len()), Some(1), "closed at once");
+    let list = [Event::Init, apply(Some("spec")), reject(), Event::InitDone];
+    assert_eq!(told(&cache.ingest(list)), (0, 0), "the same, listed again");
+    assert_eq!(cache.rejected().count(), 1);
+    assert_eq!(told(&cache.ingest([apply(None)])), (1, 0));
+    assert_eq!(cache.rejected().count(), 0);
+    assert_eq!(told(&cache.ingest([Event::Init, Event::InitDone])), (1, 0));
+    assert_eq!(cache.policies().count(), 0);
+    cache.ingest([apply(None)]);
+    assert_eq!(told(&cache.ingest([Event::Delete(key)])), (1, 0));
+}

@@ -8,6 +8,7 @@ mod field;
 mod meta;
 mod node;
 mod pod;
+mod policy;
 mod service;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,9 @@ pub(crate) enum WireObject {
     Pod(Box<wire::Pod>),
     Node(Box<wire::Node>),
     Namespace(Box<wire::Metadata>),
+    NetworkPolicy(Box<wire::NetworkPolicy>),
+    /// One of which no more can be read, and why.
+    PolicyOutline(Box<wire::PolicyOutline>, FieldError),
 }
 
 impl WireObject {
@@ -37,6 +41,8 @@ impl WireObject {
             Self::Pod(o) => o.metadata.as_ref(),
             Self::Node(o) => o.metadata.as_ref(),
             Self::Namespace(o) => o.metadata.as_ref(),
+            Self::NetworkPolicy(o) => o.metadata.as_ref(),
+            Self::PolicyOutline(o, _) => o.metadata.as_ref(),
         }
     }
 
@@ -53,8 +59,11 @@ impl WireObject {
             Self::Namespace(o) => Object::Namespace(Namespace {
                 meta: meta::meta(ResourceKind::Namespace, o.metadata)?,
             }),
+            Self::NetworkPolicy(o) => Object::NetworkPolicy(policy::policy(*o)?),
+            Self::PolicyOutline(o, why) => Object::NetworkPolicy(policy::outline(*o, why)?),
         })
     }
 }
 
 pub(crate) use meta::object_name;
+pub(crate) use policy::closed as closed_policy;

@@ -10,6 +10,7 @@ mod int_or_string;
 mod meta;
 mod node;
 mod pod;
+mod policy;
 mod service;
 mod time;
 
@@ -19,6 +20,9 @@ pub(crate) use int_or_string::IntOrString;
 pub(crate) use meta::{Metadata, ObjectMeta};
 pub(crate) use node::Node;
 pub(crate) use pod::Pod;
+pub(crate) use policy::{
+    IpBlock, LabelSelector, NetworkPolicy, PolicyOutline, PolicyPeer, PolicyPort,
+};
 pub(crate) use service::{Service, ServicePort, ServiceSpec, ServiceStatus};
 
 use serde::{Deserialize, Deserializer};

@@ -7,9 +7,9 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use sluice_model::{
-    AddressType, Conditions, ContainerPort, Endpoint, EndpointSlice, Meta, Namespace, Node, Object,
-    ObjectKey, ObjectName, Pod, PodPhase, Protocol, Service, ServiceKind, ServicePort,
-    SliceEndpoint, SlicePort, TargetPort,
+    AddressType, Conditions, ContainerPort, Endpoint, EndpointSlice, LabelSelector, Meta,
+    Namespace, NetworkPolicy, Node, Object, ObjectKey, ObjectName, Pod, PodPhase, Protocol,
+    Service, ServiceKind, ServicePort, SliceEndpoint, SlicePort, TargetPort,
 };
 
 use crate::coalesce::coalesce;
@@ -118,10 +118,21 @@ fn node() -> impl Strategy<Value = Object> {
     })
 }
 
+fn policy() -> impl Strategy<Value = Object> {
+    (name(), labels(), any::<bool>()).prop_map(|(name, labels, ingress)| {
+        Object::NetworkPolicy(NetworkPolicy {
+            meta: meta(name),
+            pods: LabelSelector { labels, expressions: Vec::new() },
+            ingress: ingress.then(Vec::new),
+            ..NetworkPolicy::default()
+        })
+    })
+}
+
 fn object() -> impl Strategy<Value = Object> {
     let namespace = prop::sample::select(vec!["a", "b"])
         .prop_map(|name| Object::Namespace(Namespace { meta: meta(ObjectName::new("", name)) }));
-    prop_oneof![3 => service(), 3 => slice(), 4 => pod(), 1 => node(), 1 => namespace]
+    prop_oneof![3 => service(), 3 => slice(), 4 => pod(), 1 => node(), 1 => namespace, 1 => policy()]
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -197,6 +208,9 @@ fn assert_same(cache: &Cache, objects: &BTreeMap<ObjectKey, Object>) {
     assert!(cache.pods().eq(rebuilt.pods()));
     assert!(cache.nodes().eq(rebuilt.nodes()));
     assert!(cache.namespaces().eq(rebuilt.namespaces()));
+    assert!(cache.policies().eq(rebuilt.policies()));
+    let kept = |object: &&Object| matches!(object, Object::NetworkPolicy(_));
+    assert_eq!(cache.policies().count(), objects.values().filter(kept).count());
 }
 
 proptest! {
@@ -206,6 +220,7 @@ proptest! {
         let mut objects = BTreeMap::new();
         for step in &steps {
             let before = view(&cache);
+            let policies: Vec<NetworkPolicy> = cache.policies().cloned().collect();
             let changes = cache.ingest(events(step, &mut objects));
             assert_same(&cache, &objects);
             let after = view(&cache);
@@ -216,6 +231,11 @@ proptest! {
                 .collect();
             for name in changed {
                 prop_assert!(changes.services.contains(name), "{name} is not told of");
+            }
+            for policy in policies {
+                let name = &policy.meta.name;
+                let same = cache.policy(name) == Some(&policy);
+                prop_assert!(same || changes.policies.contains(name), "{name} is not told of");
             }
         }
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use sluice_model::{ObjectKey, ObjectName, ResourceKind};
 
+use crate::closed::with_faults;
 use crate::decode::{DecodeError, decode_value};
 use crate::manifest::rejection;
 use crate::{Event, Rejected, SourceError};
@@ -32,6 +33,7 @@ fn resource(kind: ResourceKind) -> &'static str {
         ResourceKind::Pod => "pods",
         ResourceKind::Node => "minions",
         ResourceKind::Namespace => "namespaces",
+        ResourceKind::NetworkPolicy => "networkpolicies",
     }
 }
 
@@ -63,7 +65,10 @@ pub(super) fn object_key(prefix: &Prefix, key: &[u8]) -> Option<ObjectKey> {
     let rest = std::str::from_utf8(key).ok()?.strip_prefix(&prefix.key)?;
     let name = match prefix.kind {
         ResourceKind::Node | ResourceKind::Namespace => ObjectName::new("", rest),
-        ResourceKind::Service | ResourceKind::EndpointSlice | ResourceKind::Pod => {
+        ResourceKind::Service
+        | ResourceKind::EndpointSlice
+        | ResourceKind::Pod
+        | ResourceKind::NetworkPolicy => {
             let (namespace, name) = rest.split_once('/')?;
             if namespace.is_empty() {
                 return None;
@@ -73,6 +78,15 @@ pub(super) fn object_key(prefix: &Prefix, key: &[u8]) -> Option<ObjectKey> {
     };
     (!name.name.is_empty() && !name.name.contains('/'))
         .then_some(ObjectKey { kind: prefix.kind, name })
+}
+
+/// What to say of a key that has this value, or no value any more.
+pub(super) fn events(
+    prefix: &Prefix,
+    key: &[u8],
+    value: Option<&[u8]>,
+) -> impl Iterator<Item = Event> + use<> {
+    with_faults(read(prefix, key, value), &String::from_utf8_lossy(key))
 }
 
 /// What it means that a key has this value, or no value any more.

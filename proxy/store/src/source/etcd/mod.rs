@@ -19,7 +19,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use self::client::{Connection, Connector, Failure};
-use self::keys::{Keys, read};
+use self::keys::{Keys, events};
 use self::position::{Header, Position};
 use super::backoff::Backoff;
 use crate::stream::Sink;
@@ -153,7 +153,7 @@ impl Source {
                 snapshot.get_or_insert(header);
                 for (key, value) in page {
                     count += 1;
-                    sink.send(read(prefix, &key, Some(&value))).await?;
+                    sink.send_all(events(prefix, &key, Some(&value))).await?;
                 }
             }
         }
@@ -214,7 +214,7 @@ impl Source {
                 EventType::Put => Some(pair.value()),
                 EventType::Delete => None,
             };
-            sink.send(read(prefix, pair.key(), value)).await?;
+            sink.send_all(events(prefix, pair.key(), value)).await?;
             last = Some(pair.mod_revision());
         }
         match last {
@@ -235,5 +235,6 @@ fn watch_id(kind: ResourceKind) -> i64 {
         ResourceKind::Pod => 3,
         ResourceKind::Node => 4,
         ResourceKind::Namespace => 5,
+        ResourceKind::NetworkPolicy => 6,
     }
 }

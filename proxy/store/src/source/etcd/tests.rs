@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use sluice_model::{ObjectName, ResourceKind};
+use sluice_model::{LabelSelector, Object, ObjectName, ResourceKind};
 
-use super::keys::{Keys, Prefix, object_key, read};
+use super::keys::{Keys, Prefix, events, object_key, read};
 use super::position::{Header, Position};
 use crate::{Event, SourceError};
 
@@ -19,13 +19,14 @@ fn name(kind: ResourceKind, key: &str) -> Option<ObjectName> {
 
 #[test]
 fn a_key_names_its_object() {
-    use ResourceKind::{EndpointSlice, Namespace, Node, Pod, Service};
+    use ResourceKind::{EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Service};
     for (kind, key, namespace, object) in [
         (Service, "/registry/services/specs/shop/web", "shop", "web"),
         (EndpointSlice, "/registry/endpointslices/shop/web-x1", "shop", "web-x1"),
         (Pod, "/registry/pods/shop/db-0", "shop", "db-0"),
         (Node, "/registry/minions/node-a", "", "node-a"),
         (Namespace, "/registry/namespaces/shop", "", "shop"),
+        (NetworkPolicy, "/registry/networkpolicies/shop/web", "shop", "web"),
     ] {
         assert_eq!(name(kind, key), Some(ObjectName::new(namespace, object)), "{key}");
     }
@@ -86,6 +87,32 @@ fn a_value_that_is_no_object_is_rejected() {
         let Event::Reject(rejected) = event else { panic!("{event:?}") };
         assert!(rejected.reason.starts_with(reason), "{}", rejected.reason);
         assert!(rejected.to_string().starts_with("Service shop/web: "), "{rejected}");
+    }
+}
+
+/// P11: of a policy that no decoder takes, the key names the namespace that is closed; one with a wrong
+/// field is closed for its own pods. Both are told.
+#[test]
+fn a_policy_that_cannot_be_read_is_applied_closed() {
+    let policies = prefix(ResourceKind::NetworkPolicy);
+    let wrong = br#"{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"name": "web", "namespace": "shop"},
+        "spec": {"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["ingress"]}}"#;
+    for (value, own, reason) in [
+        (&b"garbage"[..], false, "the value is neither JSON nor Kubernetes protobuf"),
+        (b"k8s\0\xff", false, "the value is damaged protobuf"),
+        (b"k8s:enc:secretbox:v1:k:\0", false, "the value is encrypted at rest"),
+        (wrong, true, "spec.policyTypes[0]: \"ingress\" is not Ingress or Egress"),
+    ] {
+        let key = b"/registry/networkpolicies/shop/web";
+        let said: Vec<Event> = events(&policies, key, Some(value)).collect();
+        let [Event::Apply(object), Event::Reject(rejected)] = &said[..] else { panic!("{said:?}") };
+        let Object::NetworkPolicy(policy) = &**object else { panic!("{object:?}") };
+        assert_eq!(policy.meta.name, ObjectName::new("shop", "web"));
+        assert_eq!(policy.pods != LabelSelector::default(), own, "{rejected}");
+        assert_eq!((&policy.ingress, &policy.egress), (&Some(vec![]), &Some(vec![])));
+        let expected = format!("NetworkPolicy shop/web: {reason}");
+        assert!(rejected.to_string().starts_with(&expected), "{rejected}");
     }
 }
 
