@@ -38,6 +38,7 @@ pub mod netns;
 pub mod node;
 pub mod packet;
 pub mod pod;
+pub mod policy;
 pub mod process;
 pub mod root;
 pub mod runtime;
