@@ -290,12 +290,10 @@ impl RouteManager {
                         Err(error) => report.failed.push(Failed { cidr: route.cidr, error }),
                     }
                 }
-                RouteOp::Delete(route) => {
-                    match kernel::delete(&self.handle, table, &route).await {
-                        Ok(()) => report.deleted.push(route),
-                        Err(error) => report.failed.push(Failed { cidr: route.cidr, error }),
-                    }
-                }
+                RouteOp::Delete(route) => match kernel::delete(&self.handle, table, &route).await {
+                    Ok(()) => report.deleted.push(route),
+                    Err(error) => report.failed.push(Failed { cidr: route.cidr, error }),
+                },
             }
         }
     }
@@ -329,11 +327,7 @@ impl RouteManager {
         match made {
             Ok(made) => {
                 let pods = settled.pods.len();
-                report.tunnel = Some(TunnelState {
-                    device: made.device,
-                    mtu: spec.mtu,
-                    pods,
-                });
+                report.tunnel = Some(TunnelState { device: made.device, mtu: spec.mtu, pods });
                 Ok(Some(Made { sources, ..made }))
             }
             Err(error) => {
