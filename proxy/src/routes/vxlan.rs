@@ -295,7 +295,7 @@ impl Entries {
         for attribute in &entry.attributes {
             match attribute {
                 NeighbourAttribute::LinkLayerAddress(bytes) => {
-                    mac = bytes.as_slice().try_into().ok()
+                    mac = bytes.as_slice().try_into().ok();
                 }
                 NeighbourAttribute::Destination(address) => to = address_of(address),
                 _ => {}
