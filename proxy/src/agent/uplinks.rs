@@ -5,15 +5,13 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use rtnetlink::Handle;
 use sluice_abi::NodeAddrs;
 use sluice_model::Node;
-use tokio::task::JoinHandle;
 
 use super::problems::Problems;
 use crate::cli::SluicedArgs;
 use crate::dataplane::{Dataplane, DataplaneError};
-use crate::routes::watch::{Event, Watch};
+use crate::routes::watch::{Event, Netlink};
 use crate::routes::{RouteError, prepare_forwarding};
 use crate::uplinks::{self, Interfaces, Uplinks};
 
@@ -25,9 +23,7 @@ const RETRY: Duration = Duration::from_secs(5);
 /// Keeps the programs on the uplinks, and what they know of the node.
 pub(super) struct UplinkPart {
     on: bool,
-    handle: Handle,
-    connection: JoinHandle<()>,
-    watch: Watch,
+    netlink: Netlink,
     /// The interfaces that have their programs, by index: name and hook.
     attached: BTreeMap<u32, (String, String)>,
     own: [Option<IpAddr>; 2],
@@ -37,24 +33,12 @@ pub(super) struct UplinkPart {
     problems: Problems,
 }
 
-impl Drop for UplinkPart {
-    fn drop(&mut self) {
-        self.connection.abort();
-    }
-}
-
 impl UplinkPart {
     /// Opens netlink in this process's network namespace; changes nothing yet.
     pub(super) fn open(args: &SluicedArgs) -> Result<Self, RouteError> {
-        // Before the first list, so that nothing is missed in between.
-        let watch = Watch::open()?;
-        let (connection, handle, _) =
-            rtnetlink::new_connection().map_err(|e| RouteError::new("open netlink", e))?;
         Ok(Self {
             on: args.uplinks != Uplinks::Off,
-            handle,
-            connection: tokio::spawn(connection),
-            watch,
+            netlink: Netlink::open(false)?,
             attached: BTreeMap::new(),
             own: [None, None],
             ports: args.snat_port_range.to_string(),
@@ -76,7 +60,7 @@ impl UplinkPart {
 
     async fn event(&mut self) {
         loop {
-            let events = match self.watch.next().await {
+            let events = match self.netlink.watch.next().await {
                 Ok(events) => events,
                 Err(error) => {
                     tracing::warn!("{error}; looking at the uplinks again in {RETRY:?}");
@@ -107,7 +91,7 @@ impl UplinkPart {
         tunnel: Option<&str>,
     ) {
         let mut problems = Problems::default();
-        let interfaces = match Interfaces::read(&self.handle).await {
+        let interfaces = match Interfaces::read(&self.netlink.handle).await {
             Ok(interfaces) => interfaces,
             Err(error) => {
                 problems.add("uplinks", format!("list interfaces: {error}"));

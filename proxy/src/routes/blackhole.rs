@@ -9,11 +9,9 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use ipnet::IpNet;
-use rtnetlink::Handle;
-use tokio::task::JoinHandle;
 
 use super::kernel::{self, RouteError, Table};
-use super::watch::{Event, Watch};
+use super::watch::{Event, Netlink};
 use super::{Failed, KernelRoute, SERVICE_ROUTE_PROTOCOL};
 
 /// What one [`ServiceRoutes::reconcile`] did and could not do.
@@ -31,21 +29,13 @@ pub struct ServiceRouteReport {
 
 /// Owner of all routes under [`SERVICE_ROUTE_PROTOCOL`] in one network namespace.
 pub struct ServiceRoutes {
-    handle: Handle,
-    connection: JoinHandle<()>,
-    watch: Watch,
+    netlink: Netlink,
     wanted: BTreeSet<IpNet>,
 }
 
 impl fmt::Debug for ServiceRoutes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ServiceRoutes").field("wanted", &self.wanted).finish_non_exhaustive()
-    }
-}
-
-impl Drop for ServiceRoutes {
-    fn drop(&mut self) {
-        self.connection.abort();
     }
 }
 
@@ -57,12 +47,7 @@ impl ServiceRoutes {
     ///
     /// Those of netlink.
     pub fn open() -> Result<Self, RouteError> {
-        // Before the first list, so that nothing is missed in between.
-        let watch = Watch::open()?;
-        let (connection, handle, _) =
-            rtnetlink::new_connection().map_err(|e| RouteError::new("open netlink", e))?;
-        let connection = tokio::spawn(connection);
-        Ok(Self { handle, connection, watch, wanted: BTreeSet::new() })
+        Ok(Self { netlink: Netlink::open(false)?, wanted: BTreeSet::new() })
     }
 
     /// Makes the kernel hold exactly one route for each range, and removes those that an earlier run
@@ -77,7 +62,7 @@ impl ServiceRoutes {
     ) -> Result<ServiceRouteReport, RouteError> {
         self.wanted = ranges.into_iter().map(|range| range.trunc()).collect();
         let mut report = ServiceRouteReport::default();
-        let routes = kernel::list_table(&self.handle, Table::Main).await?;
+        let routes = kernel::list_table(&self.netlink.handle, Table::Main).await?;
         for range in &self.wanted {
             let at = |route: &&KernelRoute| route.cidr == *range;
             if routes.iter().filter(at).any(|route| route.protocol == SERVICE_ROUTE_PROTOCOL) {
@@ -87,7 +72,7 @@ impl ServiceRoutes {
                 report.conflicts.push(foreign.clone());
                 continue;
             }
-            match kernel::add_blackhole(&self.handle, range).await {
+            match kernel::add_blackhole(&self.netlink.handle, range).await {
                 Ok(()) => report.set.push(*range),
                 Err(error) => report.failed.push(Failed { cidr: *range, error }),
             }
@@ -96,7 +81,7 @@ impl ServiceRoutes {
             route.protocol == SERVICE_ROUTE_PROTOCOL && !self.wanted.contains(&route.cidr)
         };
         for route in routes.iter().filter(stale) {
-            match kernel::delete(&self.handle, Table::Main, route).await {
+            match kernel::delete(&self.netlink.handle, Table::Main, route).await {
                 Ok(()) => report.deleted.push(route.cidr),
                 Err(error) => report.failed.push(Failed { cidr: route.cidr, error }),
             }
@@ -111,7 +96,7 @@ impl ServiceRoutes {
     /// Those of netlink.
     pub async fn changed(&mut self) -> Result<(), RouteError> {
         loop {
-            let events = self.watch.next().await?;
+            let events = self.netlink.watch.next().await?;
             if events.iter().any(|event| self.concerns_us(event)) {
                 return Ok(());
             }

@@ -115,15 +115,13 @@ pub enum SkipReason {
         /// The router on the way.
         gateway: IpAddr,
     },
-    /// This node, or the other, has no address that a tunnel could begin or end at. The tunnel is of
-    /// the family of each node's first `InternalIP`.
-    #[error("no tunnel to its pod CIDR {cidr}: {node} has no InternalIP{}", family_of(*.v4))]
+    /// The other node has no end of the tunnel: its first `InternalIP` is of another family than this
+    /// node's, which the tunnel is of; or either has none.
+    #[error("no tunnel to its pod CIDR {cidr}: {}", no_end(*.v4))]
     NoTunnelEnd {
         /// The CIDR.
         cidr: IpNet,
-        /// The node without such an address.
-        node: String,
-        /// The tunnel's family, if it is known.
+        /// Whether the tunnel is of IPv4; `None`: this node has no end.
         v4: Option<bool>,
     },
     /// Two ends of the tunnel would have one hardware address.
@@ -147,11 +145,11 @@ pub enum SkipReason {
     },
 }
 
-fn family_of(v4: Option<bool>) -> &'static str {
+fn no_end(v4: Option<bool>) -> &'static str {
     match v4 {
-        None => "",
-        Some(true) => " of the tunnel's family, IPv4",
-        Some(false) => " of the tunnel's family, IPv6",
+        None => "this node has no InternalIP",
+        Some(true) => "the Node's first InternalIP is not an IPv4 address as this node's is",
+        Some(false) => "the Node's first InternalIP is not an IPv6 address as this node's is",
     }
 }
 
@@ -244,11 +242,8 @@ pub fn desired<'a>(
             let inside = |via| SkipReason::NextHopInside { cidr, via };
             let straight = match internal_address(node, &cidr) {
                 _ if encapsulation == Encapsulation::Always => {
-                    let (node, v4) = match &tunnel {
-                        Some(tunnel) => (name, Some(tunnel.own.is_ipv4())),
-                        None => (own, None),
-                    };
-                    Err(SkipReason::NoTunnelEnd { cidr, node: node.to_owned(), v4 })
+                    let v4 = tunnel.as_ref().map(|tunnel| tunnel.own.is_ipv4());
+                    Err(SkipReason::NoTunnelEnd { cidr, v4 })
                 }
                 None => Err(SkipReason::NoAddress(cidr)),
                 Some(via) if cidr.contains(&via) => Err(inside(via)),
@@ -312,9 +307,9 @@ impl Tunnel {
         })
     }
 
-    /// The end at another node: its first `InternalIP` of this end's family.
+    /// The end at another node, if that takes the same family for the tunnel.
     fn end_at(&self, node: &Node) -> Option<IpAddr> {
-        internal_addresses(node).find(|addr| addr.is_ipv4() == self.own.is_ipv4())
+        internal_addresses(node).next().filter(|addr| addr.is_ipv4() == self.own.is_ipv4())
     }
 }
 

@@ -5,15 +5,13 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use rtnetlink::Handle;
-use tokio::task::JoinHandle;
 
 use super::diff::{Diff, diff};
 use super::encapsulation::{VxlanConfig, gateway, mac, overhead};
 use super::kernel::{self, Table};
 use super::settle::{Settled, Way, settle};
 use super::vxlan::{self, DeviceSpec, Entries};
-use super::watch::{Event, Watch};
+use super::watch::{Event, Netlink};
 use super::{
     Conflict, Desired, Encapsulated, KernelRoute, PodRoute, RouteError, RouteOp, SkipReason,
     Skipped, Tunnel,
@@ -81,9 +79,7 @@ impl RouteReport {
 /// Owner of all routes under [`super::ROUTE_PROTOCOL`], and of the tunnel's device, in one network
 /// namespace.
 pub struct RouteManager {
-    handle: Handle,
-    connection: JoinHandle<()>,
-    watch: Watch,
+    netlink: Netlink,
     config: VxlanConfig,
     /// What stands in the kernel by our knowledge: next hop and outgoing interface.
     installed: BTreeMap<IpNet, (IpAddr, u32)>,
@@ -116,12 +112,6 @@ impl fmt::Debug for RouteManager {
     }
 }
 
-impl Drop for RouteManager {
-    fn drop(&mut self) {
-        self.connection.abort();
-    }
-}
-
 impl RouteManager {
     /// Opens the sockets in the calling thread's network namespace. Must be called inside a tokio
     /// runtime; changes nothing yet. A manager that is opened so makes no tunnel.
@@ -130,8 +120,7 @@ impl RouteManager {
     ///
     /// Those of netlink.
     pub fn open() -> Result<Self, RouteError> {
-        // Before the first list, so that nothing is missed in between.
-        Self::with_watch(Watch::open()?, VxlanConfig::default())
+        Ok(Self::with(Netlink::open(false)?, VxlanConfig::default()))
     }
 
     /// The same for a manager that makes a tunnel where [`Desired::tunnel`] says so.
@@ -140,16 +129,12 @@ impl RouteManager {
     ///
     /// Those of netlink.
     pub fn open_with_tunnel(config: VxlanConfig) -> Result<Self, RouteError> {
-        Self::with_watch(Watch::open_with_tunnel()?, config)
+        Ok(Self::with(Netlink::open(true)?, config))
     }
 
-    fn with_watch(watch: Watch, config: VxlanConfig) -> Result<Self, RouteError> {
-        let (connection, handle, _) =
-            rtnetlink::new_connection().map_err(|e| RouteError::new("open netlink", e))?;
-        Ok(Self {
-            handle,
-            connection: tokio::spawn(connection),
-            watch,
+    fn with(netlink: Netlink, config: VxlanConfig) -> Self {
+        Self {
+            netlink,
             config,
             installed: BTreeMap::new(),
             wanted: BTreeSet::new(),
@@ -157,13 +142,13 @@ impl RouteManager {
             tunnel: None,
             swept: false,
             unsettled: false,
-        })
+        }
     }
 
     /// Whether the kernel has devices of a kind that cannot be made without settings, such as
     /// `vxlan`. Changes nothing, but a module may be loaded.
     pub async fn kernel_has(&self, kind: &str) -> bool {
-        vxlan::kernel_has(&self.handle, kind).await
+        vxlan::kernel_has(&self.netlink.handle, kind).await
     }
 
     /// The routes of ours that the kernel's main table holds.
@@ -172,7 +157,7 @@ impl RouteManager {
     ///
     /// Those of netlink.
     pub async fn list(&self) -> Result<Vec<KernelRoute>, RouteError> {
-        let mut routes = kernel::list_table(&self.handle, Table::Main).await?;
+        let mut routes = kernel::list_table(&self.netlink.handle, Table::Main).await?;
         routes.retain(KernelRoute::is_ours);
         Ok(routes)
     }
@@ -183,7 +168,7 @@ impl RouteManager {
     ///
     /// Those of netlink.
     pub async fn tunnel_device(&self) -> Result<Option<u32>, RouteError> {
-        vxlan::index(&self.handle).await
+        vxlan::index(&self.netlink.handle).await
     }
 
     /// [`Self::reconcile_all`] without a tunnel.
@@ -212,7 +197,7 @@ impl RouteManager {
         self.hops = desired.hops().collect();
         let mut ways = BTreeMap::new();
         for hop in &self.hops {
-            ways.insert(*hop, kernel::way_to(&self.handle, *hop).await);
+            ways.insert(*hop, kernel::way_to(&self.netlink.handle, *hop).await);
         }
         let mut settled = settle(desired, &ways);
         let mut report = RouteReport::default();
@@ -235,7 +220,7 @@ impl RouteManager {
         };
         report.skipped = settled.skipped;
         let routes: Vec<PodRoute> = settled.direct.into_iter().chain(through).collect();
-        let held = kernel::list(&self.handle).await?;
+        let held = kernel::list(&self.netlink.handle).await?;
         let of = |wanted: Table| -> Vec<KernelRoute> {
             held.iter().filter(|(table, _)| *table == wanted).map(|(_, r)| r.clone()).collect()
         };
@@ -285,15 +270,17 @@ impl RouteManager {
         for op in ops {
             match op {
                 RouteOp::Replace(route) => {
-                    match kernel::replace(&self.handle, table, &route).await {
+                    match kernel::replace(&self.netlink.handle, table, &route).await {
                         Ok(()) => report.replaced.push(route),
                         Err(error) => report.failed.push(Failed { cidr: route.cidr, error }),
                     }
                 }
-                RouteOp::Delete(route) => match kernel::delete(&self.handle, table, &route).await {
-                    Ok(()) => report.deleted.push(route),
-                    Err(error) => report.failed.push(Failed { cidr: route.cidr, error }),
-                },
+                RouteOp::Delete(route) => {
+                    match kernel::delete(&self.netlink.handle, table, &route).await {
+                        Ok(()) => report.deleted.push(route),
+                        Err(error) => report.failed.push(Failed { cidr: route.cidr, error }),
+                    }
+                }
             }
         }
     }
@@ -308,7 +295,7 @@ impl RouteManager {
     ) -> Result<Option<Made>, RouteError> {
         self.swept = false;
         let (underlay, sources) =
-            vxlan::underlay(&self.handle, tunnel.own, &tunnel.own_addrs).await?;
+            vxlan::underlay(&self.netlink.handle, tunnel.own, &tunnel.own_addrs).await?;
         let any = |v4| if v4 { [0u8; 4].into() } else { [0u16; 8].into() };
         let spec = DeviceSpec {
             config: self.config,
@@ -351,14 +338,14 @@ impl RouteManager {
         settled: &Settled,
         report: &mut RouteReport,
     ) -> Result<Made, RouteError> {
-        let device = vxlan::ensure(&self.handle, spec).await?;
-        let held = Entries::read(&self.handle, device).await?;
+        let device = vxlan::ensure(&self.netlink.handle, spec).await?;
+        let held = Entries::read(&self.netlink.handle, device).await?;
         let mut wanted = Entries::default();
         for to in settled.pods.iter().chain(&settled.nodes) {
             wanted.forwarding.insert((mac(to.peer), to.peer));
             wanted.neighbours.insert((gateway(&to.cidr, to.peer), mac(to.peer)));
         }
-        report.tunnel_error = wanted.add(&self.handle, device, &held).await.err();
+        report.tunnel_error = wanted.add(&self.netlink.handle, device, &held).await.err();
         Ok(Made { device, wanted, held, sources: Vec::new() })
     }
 
@@ -374,15 +361,15 @@ impl RouteManager {
             nodes.iter().map(|route| route.cidr.addr().is_ipv4()).collect();
         let ranges = tunnel.own_cidrs.iter().copied();
         let ranges = ranges.filter(|cidr| families.contains(&cidr.addr().is_ipv4())).collect();
-        vxlan::set_rules(&self.handle, &ranges).await?;
-        made.wanted.remove_others(&self.handle, made.device, &made.held).await?;
+        vxlan::set_rules(&self.netlink.handle, &ranges).await?;
+        made.wanted.remove_others(&self.netlink.handle, made.device, &made.held).await?;
         Ok(())
     }
 
     /// Whether there was one.
     async fn remove_tunnel(&self) -> Result<bool, RouteError> {
-        let rules = vxlan::set_rules(&self.handle, &BTreeSet::new()).await?;
-        let device = vxlan::remove(&self.handle).await?;
+        let rules = vxlan::set_rules(&self.netlink.handle, &BTreeSet::new()).await?;
+        let device = vxlan::remove(&self.netlink.handle).await?;
         Ok(device || rules > 0)
     }
 
@@ -399,7 +386,7 @@ impl RouteManager {
     /// Those of netlink.
     pub async fn changed(&mut self) -> Result<(), RouteError> {
         loop {
-            let events = self.watch.next().await?;
+            let events = self.netlink.watch.next().await?;
             if events.iter().any(|event| self.matters(event)) {
                 return Ok(());
             }

@@ -4,9 +4,11 @@ use std::io;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket};
+use rtnetlink::Handle;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::LinkFlags;
+use tokio::task::JoinHandle;
 
 use super::KernelRoute;
 use super::kernel::{RouteError, Table, parse};
@@ -59,23 +61,40 @@ pub(crate) enum Event {
     Lost,
 }
 
+/// What a part of the agent needs to ask, to change and to notice. Ends with its owner.
+pub(crate) struct Netlink {
+    /// For questions and changes.
+    pub(crate) handle: Handle,
+    /// For events.
+    pub(crate) watch: Watch,
+    connection: JoinHandle<()>,
+}
+
+impl Netlink {
+    /// Opens the sockets in the calling thread's network namespace, inside a runtime; `tunnel` says
+    /// whether what matters to a tunnel is watched, too.
+    pub(crate) fn open(tunnel: bool) -> Result<Self, RouteError> {
+        // Before the first list, so that nothing is missed in between.
+        let watch = Watch::open(if tunnel { GROUPS | TUNNEL_GROUPS } else { GROUPS })?;
+        let (connection, handle, _) =
+            rtnetlink::new_connection().map_err(|e| RouteError::new("open netlink", e))?;
+        Ok(Self { handle, watch, connection: tokio::spawn(connection) })
+    }
+}
+
+impl Drop for Netlink {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
 /// The event socket.
 pub(crate) struct Watch {
     socket: TokioSocket,
 }
 
 impl Watch {
-    /// Opens it in the calling thread's network namespace, inside a runtime.
-    pub(crate) fn open() -> Result<Self, RouteError> {
-        Self::open_groups(GROUPS)
-    }
-
-    /// The same, with what matters to a tunnel.
-    pub(crate) fn open_with_tunnel() -> Result<Self, RouteError> {
-        Self::open_groups(GROUPS | TUNNEL_GROUPS)
-    }
-
-    fn open_groups(groups: u32) -> Result<Self, RouteError> {
+    fn open(groups: u32) -> Result<Self, RouteError> {
         let open = || -> io::Result<TokioSocket> {
             let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
             // A smaller buffer only means that events are lost sooner, which is handled.

@@ -130,17 +130,17 @@ fn what_cannot_be_encapsulated_is_skipped_with_a_reason() {
     assert_eq!(
         out.skipped,
         [
-            "no route to node d: no tunnel to its pod CIDR 10.244.4.0/24: d has no InternalIP of \
-             the tunnel's family, IPv4",
+            "no route to node d: no tunnel to its pod CIDR 10.244.4.0/24: the Node's first \
+             InternalIP is not an IPv4 address as this node's is",
             "no route to node e: InternalIP 203.0.113.5 lies in the Node's own pod CIDR \
              203.0.113.0/24",
-            "no route to node f: no tunnel to its pod CIDR 10.244.6.0/24: f has no InternalIP of \
-             the tunnel's family, IPv4",
+            "no route to node f: no tunnel to its pod CIDR 10.244.6.0/24: the Node's first \
+             InternalIP is not an IPv4 address as this node's is",
         ]
     );
     nodes[0].addrs.clear();
     let out = run(&nodes[..2], Encapsulation::Always);
-    assert!(out.skipped[0].contains("a has no InternalIP"), "{:?}", out.skipped);
+    assert!(out.skipped[0].contains("this node has no InternalIP"), "{:?}", out.skipped);
 }
 
 /// An end that is this node, or that the kernel has no way to, is no end.
