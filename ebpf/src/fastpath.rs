@@ -263,7 +263,7 @@ fn len_on_link(packet: Skb, ip: &Ip, transport: &Transport) -> u16 {
 /// What the routing table is asked by beside addresses and ports: IPv4's type of service, IPv6's
 /// traffic class and flow label.
 #[inline(always)]
-fn service<const V6: bool>(packet: Skb) -> u32 {
+fn traffic_class<const V6: bool>(packet: Skb) -> u32 {
     match packet.head(parse::fixed_len(V6)) {
         Some(head) if V6 => head.u32::<14>() & 0x0fff_ffff_u32.to_be(),
         Some(head) => u32::from(head.u8::<15>()),
@@ -296,7 +296,7 @@ pub fn route<const V6: bool>(
         who: u32::from_ne_bytes([family, transport.proto, a, b]),
         dport_len: u32::from_ne_bytes([c, d, e, f]),
         ifindex: packet.ifindex(),
-        tos: service::<V6>(packet),
+        tos: traffic_class::<V6>(packet),
         src,
         dst,
         rest: node::no_addr().0,

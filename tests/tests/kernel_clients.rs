@@ -12,10 +12,9 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, HashMap, LpmTrie, Map, lpm_trie::Key};
 use sluice_abi::{
-    Addr, Affinity, AffinityKey, Be16, Counter, Frontend, FrontendFlags, FrontendKey, NodeAddrs,
-    NodePortKey, Scope, SourceRange, SourceRangeKey, maps, proto, vip_filter_bit,
+    Addr, Affinity, AffinityKey, Be16, Counter, FrontendFlags, NodeAddrs, NodePortKey, SourceRange,
+    SourceRangeKey, maps, proto,
 };
-use sluice_plan::MapOp;
 use sluice_proxy::{
     dataplane::{Dataplane, SocketKind},
     wake::absent_here,
@@ -277,19 +276,6 @@ fn packets_of_a_client_go_to_its_backend() -> Result<()> {
     Ok(())
 }
 
-/// Says that the address is a ClusterIP, all of it.
-fn any_port(lab: &mut Lab, address: &str) -> Result<()> {
-    let addr = addr(address);
-    let bit = vip_filter_bit(&addr);
-    let word = lab.tables().vip_filter.get(&(bit / 64)).copied().unwrap_or(0);
-    let key = FrontendKey { addr, port: Be16::new(0), proto: 0, scope: Scope::Internal as u8 };
-    let flags = FrontendFlags::CLUSTER_IP | FrontendFlags::ANY_PORT;
-    lab.apply(&[
-        MapOp::SetFilterWord(bit / 64, word | 1 << (bit % 64)),
-        MapOp::PutFrontend(key, Frontend { flags, ..Frontend::default() }),
-    ])
-}
-
 fn errno<T>(result: io::Result<T>) -> Option<i32> {
     result.err().and_then(|error| error.raw_os_error())
 }
@@ -304,7 +290,7 @@ fn port_that_a_cluster_ip_does_not_have_is_refused() -> Result<()> {
             lab.service(vip, proto::TCP, &names(&all))?;
             let mut other: SocketAddr = vip.parse()?;
             other.set_port(81);
-            any_port(lab, &other.ip().to_string())?;
+            lab.cluster_ip(&other.ip().to_string())?;
             let any = if vip.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
             let refused = [
                 errno(TcpStream::connect(other)),
