@@ -56,6 +56,9 @@ fn the_oracle_agrees_with_the_facts_written_by_hand() {
     }
 }
 
+/// Cases that are looked for in proof of a wrong evaluator; more prove no more.
+const PROOFS: usize = 5;
+
 /// Every rule of the API that an evaluator may get wrong shows in some cell of some case.
 #[test]
 fn every_wrong_evaluator_is_caught_by_a_case() {
@@ -67,21 +70,17 @@ fn every_wrong_evaluator_is_caught_by_a_case() {
     for case in cases::all(&world) {
         let right = table::expected(&world, &case.policies(), queries.iter().copied());
         for (mutation, by) in mutations.iter().zip(&mut caught) {
-            if mutation.is_caught(&world, &case, &right) {
+            if by.len() < PROOFS && mutation.is_caught(&world, &case, &right) {
                 by.push(case.name.clone());
             }
         }
     }
+    println!("{} wrong evaluators, each with the first cases that catch it:", mutations.len());
     for (mutation, by) in mutations.iter().zip(&caught) {
-        let shown: Vec<&str> = by.iter().take(4).map(String::as_str).collect();
-        println!("{mutation:?}: {} cases: {}", by.len(), shown.join(", "));
+        println!("{mutation:?}: {}", by.join(", "));
     }
-    let missed: Vec<_> = mutations
-        .iter()
-        .zip(&caught)
-        .filter(|(_, by)| by.is_empty())
-        .map(|(mutation, _)| mutation)
-        .collect();
+    let proved = mutations.iter().zip(&caught);
+    let missed: Vec<_> = proved.filter(|(_, by)| by.is_empty()).map(|(missed, _)| missed).collect();
     assert!(missed.is_empty(), "no case tells these from the oracle: {missed:#?}");
 }
 
@@ -93,20 +92,20 @@ fn a_pod_of_the_host_network_is_judged_as_its_node() {
     for (pod, node) in [("x/host", "node-a"), ("y/host", "node-b")] {
         for case in cases::all(&world) {
             let policies = case.policies();
-            for query in table::queries(&world) {
+            let host = find(pod);
+            let of_the_pod = |query: &Query| query.from.who == host || query.to.who == host;
+            for query in table::queries(&world).into_iter().filter(of_the_pod) {
                 let swap = |end: table::End| {
-                    let who = if end.who == find(pod) { find(node) } else { end.who };
+                    let who = if end.who == host { find(node) } else { end.who };
                     table::End { who, ..end }
                 };
                 let as_node = Query { from: swap(query.from), to: swap(query.to), ..query };
-                if as_node != query {
-                    assert_eq!(
-                        verdict(&world, &policies, &query),
-                        verdict(&world, &policies, &as_node),
-                        "{}\n{case}",
-                        query.text(&world)
-                    );
-                }
+                assert_eq!(
+                    verdict(&world, &policies, &query),
+                    verdict(&world, &policies, &as_node),
+                    "{}\n{case}",
+                    query.text(&world)
+                );
             }
         }
     }

@@ -3,7 +3,8 @@
 use super::{BOTH, Case, for_pod_a, rule, words};
 use crate::policy::cluster::World;
 
-const PODS: [(&str, &str); 9] = [
+const PODS: [(&str, &str); 10] = [
+    ("pods-with-a-namespaces-label", "{podSelector: {matchLabels: {team: red}}}"),
     ("pod", "{podSelector: {matchLabels: {pod: b}}}"),
     ("pods-all", "{podSelector: {}}"),
     ("pods-in", "{podSelector: {matchExpressions: [{key: pod, operator: In, values: [b, c]}]}}"),

@@ -143,7 +143,7 @@ pub(super) fn all() -> Vec<Mutation> {
         ),
         mutation(
             "P4",
-            "blocks of both families are of each other",
+            "what is excepted is allowed",
             on_policies(|_, list| {
                 replace_peers(list, |peer| match peer {
                     PolicyPeer::Block { except, .. } if !except.is_empty() => vec![
