@@ -6,6 +6,7 @@
 //! work.
 
 mod endpoints;
+mod import;
 mod meta;
 mod node;
 mod pod;
@@ -13,6 +14,7 @@ mod policy;
 mod service;
 
 pub use endpoints::{AddressType, Conditions, Endpoint, EndpointSlice, SliceEndpoint, SlicePort};
+pub use import::{ImportPort, ServiceImport};
 pub use meta::{IpFamily, Meta, ObjectKey, ObjectName, ObjectRef, Protocol, ResourceKind};
 pub use node::{Namespace, Node, NodeAddress, NodeAddressKind, Taint};
 pub use pod::{ContainerPort, Pod, PodPhase};
@@ -40,6 +42,8 @@ pub enum Object {
     Namespace(Namespace),
     /// `networking.k8s.io/v1/NetworkPolicy`.
     NetworkPolicy(NetworkPolicy),
+    /// `multicluster.x-k8s.io/v1alpha1/ServiceImport`.
+    ServiceImport(ServiceImport),
 }
 
 impl Object {
@@ -52,6 +56,7 @@ impl Object {
             Self::Node(o) => &o.meta,
             Self::Namespace(o) => &o.meta,
             Self::NetworkPolicy(o) => &o.meta,
+            Self::ServiceImport(o) => &o.meta,
         }
     }
 
@@ -64,6 +69,7 @@ impl Object {
             Self::Node(_) => ResourceKind::Node,
             Self::Namespace(_) => ResourceKind::Namespace,
             Self::NetworkPolicy(_) => ResourceKind::NetworkPolicy,
+            Self::ServiceImport(_) => ResourceKind::ServiceImport,
         }
     }
 

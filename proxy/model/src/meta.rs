@@ -47,6 +47,8 @@ pub enum ResourceKind {
     Namespace,
     /// `networking.k8s.io/v1/NetworkPolicy`.
     NetworkPolicy,
+    /// `multicluster.x-k8s.io/v1alpha1/ServiceImport`.
+    ServiceImport,
 }
 
 impl fmt::Display for ResourceKind {
@@ -58,6 +60,7 @@ impl fmt::Display for ResourceKind {
             Self::Node => "Node",
             Self::Namespace => "Namespace",
             Self::NetworkPolicy => "NetworkPolicy",
+            Self::ServiceImport => "ServiceImport",
         })
     }
 }

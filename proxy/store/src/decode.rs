@@ -111,6 +111,7 @@ pub(crate) fn kind(type_meta: &TypeMeta) -> Result<ResourceKind, DecodeError> {
         ("", "Namespace") => ResourceKind::Namespace,
         ("discovery.k8s.io", "EndpointSlice") => ResourceKind::EndpointSlice,
         ("networking.k8s.io", "NetworkPolicy") => ResourceKind::NetworkPolicy,
+        ("multicluster.x-k8s.io", "ServiceImport") => ResourceKind::ServiceImport,
         _ => {
             return Err(DecodeError::Ignored {
                 api_version: type_meta.api_version.clone(),
@@ -118,8 +119,9 @@ pub(crate) fn kind(type_meta: &TypeMeta) -> Result<ResourceKind, DecodeError> {
             });
         }
     };
-    if version != "v1" {
-        let known = if group.is_empty() { "v1".to_owned() } else { format!("{group}/v1") };
+    let wanted = if kind == ResourceKind::ServiceImport { "v1alpha1" } else { "v1" };
+    if version != wanted {
+        let known = if group.is_empty() { wanted.to_owned() } else { format!("{group}/{wanted}") };
         return Err(DecodeError::field(
             "apiVersion",
             format!("{:?} is not {known:?}", type_meta.api_version),
@@ -149,6 +151,10 @@ fn protobuf(envelope: &[u8]) -> Result<WireObject, DecodeError> {
         }
         ResourceKind::NetworkPolicy => {
             wire::NetworkPolicy::decode(raw).map(Box::new).map(WireObject::NetworkPolicy)
+        }
+        ResourceKind::ServiceImport => {
+            let reason = "a custom resource is kept as JSON, not as protobuf";
+            return Err(DecodeError::field("contentType", reason));
         }
     };
     Ok(object?)
@@ -197,6 +203,7 @@ where
                 Err(error) => return Err(error),
             }
         }
+        ResourceKind::ServiceImport => WireObject::ServiceImport(read(deserializer)?),
     })
 }
 
@@ -209,6 +216,7 @@ fn finish(wire: WireObject) -> Result<Object, DecodeError> {
         WireObject::Node(_) => ResourceKind::Node,
         WireObject::Namespace(_) => ResourceKind::Namespace,
         WireObject::NetworkPolicy(_) | WireObject::PolicyOutline(..) => ResourceKind::NetworkPolicy,
+        WireObject::ServiceImport(_) => ResourceKind::ServiceImport,
     };
     let name = object_name(kind, wire.metadata()).ok().map(|name| (kind, name));
     wire.into_model().map_err(|error| DecodeError::Field { name, error })

@@ -26,6 +26,7 @@ impl Default for SourceOptions {
                 ResourceKind::Node,
                 ResourceKind::Namespace,
                 ResourceKind::NetworkPolicy,
+                ResourceKind::ServiceImport,
             ]),
         }
     }

@@ -27,7 +27,8 @@ pub(crate) fn object_name(
         ResourceKind::Service
         | ResourceKind::EndpointSlice
         | ResourceKind::Pod
-        | ResourceKind::NetworkPolicy => {
+        | ResourceKind::NetworkPolicy
+        | ResourceKind::ServiceImport => {
             if metadata.namespace.is_empty() {
                 DEFAULT_NAMESPACE
             } else {

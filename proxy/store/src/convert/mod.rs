@@ -5,6 +5,7 @@
 
 mod endpoints;
 mod field;
+mod import;
 mod meta;
 mod node;
 mod pod;
@@ -30,6 +31,7 @@ pub(crate) enum WireObject {
     NetworkPolicy(Box<wire::NetworkPolicy>),
     /// One of which no more can be read, and why.
     PolicyOutline(Box<wire::PolicyOutline>, FieldError),
+    ServiceImport(Box<wire::ServiceImport>),
 }
 
 impl WireObject {
@@ -43,6 +45,7 @@ impl WireObject {
             Self::Namespace(o) => o.metadata.as_ref(),
             Self::NetworkPolicy(o) => o.metadata.as_ref(),
             Self::PolicyOutline(o, _) => o.metadata.as_ref(),
+            Self::ServiceImport(o) => o.metadata.as_ref(),
         }
     }
 
@@ -61,6 +64,7 @@ impl WireObject {
             }),
             Self::NetworkPolicy(o) => Object::NetworkPolicy(policy::policy(*o)?),
             Self::PolicyOutline(o, why) => Object::NetworkPolicy(policy::outline(*o, why)?),
+            Self::ServiceImport(o) => Object::ServiceImport(import::import(*o)?),
         })
     }
 }

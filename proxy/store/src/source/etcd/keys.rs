@@ -24,8 +24,8 @@ pub(super) struct Keys {
     prefixes: Vec<Prefix>,
 }
 
-/// The place of a kind below the kube-apiserver's `--etcd-prefix`: the plural, but for two whose
-/// names are older than that rule.
+/// The place of a kind below the kube-apiserver's `--etcd-prefix`: the plural, after its group for
+/// custom resources, but for two whose names are older than that rule.
 fn resource(kind: ResourceKind) -> &'static str {
     match kind {
         ResourceKind::Service => "services/specs",
@@ -34,6 +34,7 @@ fn resource(kind: ResourceKind) -> &'static str {
         ResourceKind::Node => "minions",
         ResourceKind::Namespace => "namespaces",
         ResourceKind::NetworkPolicy => "networkpolicies",
+        ResourceKind::ServiceImport => "multicluster.x-k8s.io/serviceimports",
     }
 }
 
@@ -68,7 +69,8 @@ pub(super) fn object_key(prefix: &Prefix, key: &[u8]) -> Option<ObjectKey> {
         ResourceKind::Service
         | ResourceKind::EndpointSlice
         | ResourceKind::Pod
-        | ResourceKind::NetworkPolicy => {
+        | ResourceKind::NetworkPolicy
+        | ResourceKind::ServiceImport => {
             let (namespace, name) = rest.split_once('/')?;
             if namespace.is_empty() {
                 return None;

@@ -236,5 +236,6 @@ fn watch_id(kind: ResourceKind) -> i64 {
         ResourceKind::Node => 4,
         ResourceKind::Namespace => 5,
         ResourceKind::NetworkPolicy => 6,
+        ResourceKind::ServiceImport => 7,
     }
 }
