@@ -20,6 +20,7 @@ use crate::{
     node,
     packet::{Head, Packet, Skb},
     parse::{self, ETH_LEN, Ip, Transport},
+    uplink,
 };
 
 const AF_INET: u8 = 2;
@@ -204,7 +205,10 @@ pub fn onward<const V6: bool>(packet: Skb, ip: &Ip) -> i32 {
     {
         return PASS;
     }
-    // The program at the uplink's egress sees it, and gives it the node's address if need be.
+    // The program at the uplink's egress gives it the node's address, unless it stays in the cluster:
+    // then nothing is left to do there. An answer to a client outside was asked for before this.
+    let masked = node::addrs().is_none_or(|node| uplink::is_masked(node, &ip.dst));
+    packet.set_done(!masked);
     leave::<V6>(packet, &mut way).unwrap_or(DROP)
 }
 

@@ -197,6 +197,13 @@ fn knows_pods(addr: &Addr) -> bool {
     NON_MASQUERADE.get(key).is_some()
 }
 
+/// Whether what a pod of this node sends to the address gets an address and port of the node for its
+/// source.
+#[inline(always)]
+pub fn is_masked(node: &NodeAddrs, dst: &Addr) -> bool {
+    node.flags & NodeAddrs::MASQUERADE != 0 && !knows_pods(dst)
+}
+
 /// Whether a packet gets an address and port of the node for its source.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]

@@ -87,7 +87,8 @@ pub struct SluicedArgs {
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
     pub pod_programs: bool,
 
-    /// Hand packets between pods of this node over without crossing the host's stack.
+    /// Hand packets to pods of this node, and send those of its pods out by uplinks, without crossing
+    /// the host's stack: netfilter does not see them.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
     pub fast_path: bool,
 
