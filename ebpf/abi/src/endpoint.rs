@@ -14,8 +14,16 @@ pub struct Endpoint {
     pub mac: [u8; 6],
     /// Hardware address of the host-side veth.
     pub host_mac: [u8; 6],
-    /// Zero.
+    /// [`Endpoint::NO_FAST_PATH`] and bits to come.
     pub flags: u32,
+}
+
+impl Endpoint {
+    /// What the pod sends and receives stays on the host's stack: something there is meant to see
+    /// it, such as the queueing disciplines that shape the pod's bandwidth. Only a packet that the
+    /// stack would refuse goes past it all the same: one whose source was made the node's address or
+    /// a service's. To the pod it goes out of the host-side veth, through its queueing discipline.
+    pub const NO_FAST_PATH: u32 = 1 << 0;
 }
 
 abi!(Endpoint, size 24, align 4, fields [0 => ifindex: u32, 4 => id: u32, 8 => mac: [u8; 6], 14 => host_mac: [u8; 6], 20 => flags: u32]);

@@ -32,26 +32,8 @@ impl Agent {
                 let rows = EndpointRow::all(&endpoints, |addr, _| self.endpoints.note(addr));
                 Reply::Endpoints(rows)
             }),
-            Request::EndpointAdd(key) => {
-                self.endpoints.enter(&key);
-                if let Err(error) = self.endpoints.sync(&mut self.dataplane) {
-                    return Answer::error(error.to_string(), "see sluiced's log");
-                }
-                self.sync_host_ports();
-                return match self.endpoints.check(&key) {
-                    Ok(()) => Answer::done(),
-                    Err(error) => Answer::error(error, "see sluiced's log"),
-                };
-            }
-            Request::EndpointDel(key) => {
-                self.endpoints.leave(key);
-                let synced = self.endpoints.sync(&mut self.dataplane);
-                self.sync_host_ports();
-                return match synced {
-                    Ok(()) => Answer::done(),
-                    Err(error) => Answer::error(error.to_string(), "see sluiced's log"),
-                };
-            }
+            Request::EndpointAdd(add) => return self.add_pod(&add.key, add.record.as_deref()),
+            Request::EndpointDel(key) => return self.remove_pod(&key),
         };
         match reply {
             Ok(reply) => Answer::data(reply),
@@ -119,7 +101,7 @@ impl Agent {
         rows.extend(self.cache.rejected().map(rejected_row));
         rows.extend(self.endpoints.problems().map(|(s, m)| row(s, m)));
         rows.extend(self.outside_of_the_node());
-        rows.extend(self.port_problems.iter().map(|(s, m)| row(s, m)));
+        rows.extend(self.port_problems.values().flatten().map(|(s, m)| row(s, m)));
         rows.extend(self.routes.iter().flat_map(Routes::problems).map(|(s, m)| row(s, m)));
         rows.extend(self.uplinks.problems().map(|(s, m)| row(s, m)));
         rows.extend(self.service_ranges.problems().map(|(s, m)| row(s, m)));

@@ -60,13 +60,14 @@ struct Plan {
 
 const BENCHES: [&str; 4] = ["service", "nodeport", "cni", "dns"];
 
-const VARIANTS: [&str; 9] = [
+const VARIANTS: [&str; 10] = [
     "sluice",
     "direct",
     "nftables",
     "iptables",
     "loopback",
     "sluice-alone",
+    "sluice-tcx",
     "ptp",
     "knot",
     "unbound",
