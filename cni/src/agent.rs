@@ -27,9 +27,12 @@ const MAX_ANSWER: usize = 64 * 1024;
 
 /// What the agent is told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Event {
+pub enum Event<'a> {
     /// The attachment is made; the agent answers once the pod is protected and reachable.
-    Add,
+    Add {
+        /// The name of the record's file, so that the agent reads no other.
+        record: &'a str,
+    },
     /// The attachment goes.
     Del,
 }
@@ -42,6 +45,8 @@ struct Ask<'a> {
     network: &'a str,
     container_id: &'a str,
     interface: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    record: Option<&'a str>,
 }
 
 #[derive(Deserialize)]
@@ -54,20 +59,21 @@ struct Answer {
 }
 
 /// Tells the agent and waits for its answer.
-pub fn tell(socket: &Path, event: Event, key: &Key) -> Result<(), Error> {
-    let (request, timeout) = match event {
-        Event::Add => ("endpoint-add", ADD_TIMEOUT),
-        Event::Del => ("endpoint-del", DEL_TIMEOUT),
+pub fn tell(socket: &Path, event: Event<'_>, key: &Key) -> Result<(), Error> {
+    let (request, timeout, record) = match event {
+        Event::Add { record } => ("endpoint-add", ADD_TIMEOUT, Some(record)),
+        Event::Del => ("endpoint-del", DEL_TIMEOUT, None),
     };
     let deadline = Instant::now() + timeout;
     let error = |problem: String, hint| Error::Agent { socket: socket.to_owned(), problem, hint };
-    let grace = if event == Event::Add { RESTART_GRACE } else { Duration::ZERO };
+    let grace = if event == Event::Del { Duration::ZERO } else { RESTART_GRACE };
     let ask = Ask {
         version: 1,
         request,
         network: &key.network,
         container_id: &key.container_id,
         interface: &key.interface,
+        record,
     };
     let line = serde_json::to_string(&ask).map_err(|e| error(e.to_string(), None))? + "\n";
     let answer = connect_within(socket, deadline, grace)

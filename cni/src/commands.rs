@@ -107,6 +107,7 @@ fn add(
         pod_name: invocation.arg("K8S_POD_NAME").to_owned(),
         pod_uid: invocation.arg("K8S_POD_UID").to_owned(),
         host_ports: conf.port_mappings.clone(),
+        hook: conf.hook,
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         boot_id: records.boot_id().to_owned(),
     };
@@ -148,7 +149,7 @@ fn attach(
     }
     if let Some(socket) = &conf.agent_socket {
         undo.push(Undo::TellAgent);
-        agent::tell(socket, Event::Add, key)?;
+        agent::tell(socket, Event::Add { record: &record.file_name() }, key)?;
     }
     Ok(result::success(&record, &conf.dns, conf.prev_result.as_ref(), conf.version))
 }
@@ -256,6 +257,9 @@ fn status(conf: &NetConf, records: &Records) -> Result<(), Error> {
     match conf.node_settings() {
         Err(e) => problems.push(e.to_string()),
         Ok((pool, _)) => {
+            if let Err(e) = records.check_writable() {
+                problems.push(e.to_string());
+            }
             if let Some(locked) = records.lock_if_exists()? {
                 if let Err(e) = locked.check_free(&pool) {
                     problems.push(e.to_string());

@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::names::{Mac, MacError};
 use crate::pool::Pool;
 use crate::ports::{self, PortMapping};
+use crate::record::Hook;
 use crate::result::{Dns, PrevResult};
 use crate::version::SpecVersion;
 
@@ -50,6 +51,9 @@ pub struct NetConf {
     pub requested_mac: Option<Mac>,
     /// `runtimeConfig.portMappings` (capability `portMappings`): ports of the node that the pod has.
     pub port_mappings: Vec<PortMapping>,
+    /// `hook`: how the agent attaches its programs. A pod whose bandwidth is limited
+    /// (`runtimeConfig.bandwidth`) gets them by TCX, whatever it says.
+    pub hook: Hook,
     /// `agentSocket`; without it the plugin works alone.
     pub agent_socket: Option<PathBuf>,
     /// `stateDir`.
@@ -109,6 +113,7 @@ impl NetConf {
             requested: requested_addresses(&top)?,
             requested_mac: requested_mac(&top)?,
             port_mappings: ports::parse(&top)?,
+            hook: hook(&top)?,
             agent_socket: match top.string("agentSocket")? {
                 None | Some("") => None,
                 Some(path) => Some(absolute("agentSocket", path)?),
@@ -243,6 +248,19 @@ fn requested_mac(top: &Fields<'_>) -> Result<Option<Mac>, Error> {
     } else {
         Err(Error::config(FIELD, format!("{mac} is not the address of one interface")))
     }
+}
+
+fn hook(top: &Fields<'_>) -> Result<Hook, Error> {
+    let hook = match top.string("hook")? {
+        None | Some("") => Hook::default(),
+        Some(name) => Hook::parse(name).ok_or_else(|| {
+            Error::config("hook", format!("{name:?} is neither \"tcx\" nor \"clsact\""))
+        })?,
+    };
+    let Some(object) = top.object("runtimeConfig")? else { return Ok(hook) };
+    // Another plugin of the chain limits it, by a queueing discipline that clsact keeps out.
+    let limits = Fields { object, path: "runtimeConfig." }.object("bandwidth")?;
+    Ok(if limits.is_some_and(|limits| !limits.is_empty()) { Hook::Tcx } else { hook })
 }
 
 fn valid_attachments(top: &Fields<'_>) -> Result<Option<Vec<(String, String)>>, Error> {

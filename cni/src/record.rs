@@ -15,6 +15,35 @@ use crate::ports::PortMapping;
 /// Version of the record's format.
 pub const RECORD_VERSION: u32 = 1;
 
+/// How the agent attaches its programs to the node's end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Hook {
+    /// By TCX where the kernel has it. The kernel waits for two grace periods at ADD and two at DEL,
+    /// in which no interface of the node can be changed.
+    #[default]
+    Tcx,
+    /// By filters of the clsact queueing discipline, without such waits. Nobody else can have an
+    /// ingress queueing discipline on the node's end then, as the plugin `bandwidth` wants it for
+    /// what a pod sends.
+    Clsact,
+}
+
+impl Hook {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// From its name.
+    pub fn parse(name: &str) -> Option<Self> {
+        match name {
+            "tcx" => Some(Self::Tcx),
+            "clsact" => Some(Self::Clsact),
+            _ => None,
+        }
+    }
+}
+
 /// What ADD made. The agent reads these files too; fields are only ever added.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -51,6 +80,9 @@ pub struct Record {
     /// Ports of the node that lead to the pod; the agent serves them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub host_ports: Vec<PortMapping>,
+    /// How the agent is to attach its programs.
+    #[serde(default, skip_serializing_if = "Hook::is_default")]
+    pub hook: Hook,
     /// When ADD began, in seconds since 1970: of two that want one port of the node, the elder has
     /// it. 0 in records of a release that did not write it.
     #[serde(default)]

@@ -9,6 +9,10 @@
 //!
 //! A record is written before anything is made in the kernel and removed after everything is gone,
 //! so an address in use always has a record.
+//!
+//! Records are not synced to disk, so that no ADD waits for one: after a crash of the node they are
+//! of an earlier boot, whole or torn, and dropped. What tells the boot, `ipam.json`, is synced once
+//! in each.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -30,6 +34,8 @@ use crate::record::{FileName, RECORD_VERSION, Record};
 pub const LEAK_AGE: Duration = Duration::from_secs(60);
 
 const PARTIAL: &str = ".new";
+/// Bytes that no record has more of, as a rule.
+const PROBE: usize = 4096;
 
 /// The state directory, not locked.
 #[derive(Clone, Debug)]
@@ -95,14 +101,36 @@ impl Records {
         if self.dir.join("endpoints").is_dir() { self.lock_existing().map(Some) } else { Ok(None) }
     }
 
+    /// Whether an ADD would find room for its record: tries it.
+    ///
+    /// # Errors
+    ///
+    /// The disk is full or read-only; the error names the directory.
+    pub fn check_writable(&self) -> Result<(), Error> {
+        let endpoints = self.dir.join("endpoints");
+        if !endpoints.is_dir() {
+            // Nothing is made by a question.
+            let there = self.dir.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("/"));
+            return rustix::fs::access(there, rustix::fs::Access::WRITE_OK)
+                .map_err(|e| Error::io("write to", there, e.into()));
+        }
+        let probe = endpoints.join(".probe");
+        let written = fs::write(&probe, [b' '; PROBE]);
+        let _ = fs::remove_file(&probe);
+        written.map_err(|e| Error::io("write to", &endpoints, e))
+    }
+
     fn lock_existing(&self) -> Result<Locked, Error> {
         let path = self.dir.join("lock");
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(|e| Error::io("open", &path, e))?;
+        let opened = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        let file = match opened {
+            // What is there can be read all the same, and a DEL may find nothing to remove.
+            Err(e) if e.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+                File::open(&path).map_err(|_| e)
+            }
+            other => other,
+        };
+        let file = file.map_err(|e| Error::io("open", &path, e))?;
         let lock = Flock::lock(file, FlockArg::LockExclusive)
             .map_err(|(_, errno)| Error::io("lock", &path, errno.into()))?;
         let mut locked = Locked {
@@ -112,6 +140,7 @@ impl Records {
             last_used: LastUsed::new(),
             entries: Vec::new(),
             foreign: Vec::new(),
+            state_is_old: false,
             _lock: lock,
         };
         locked.list()?;
@@ -129,6 +158,8 @@ pub struct Locked {
     last_used: LastUsed,
     entries: Vec<Entry>,
     foreign: Vec<PathBuf>,
+    /// The state file could not be brought to the present boot.
+    state_is_old: bool,
     _lock: Flock<File>,
 }
 
@@ -139,8 +170,9 @@ impl Locked {
             let path = item.map_err(read)?.path();
             let Some(name) = path.file_name().and_then(|n| n.to_str()) else { continue };
             if name == PARTIAL {
-                // Left by a process that was killed while it wrote; the lock says it is gone.
-                remove_file(&path)?;
+                // Left by a process that was killed while it wrote; the lock says it is gone. Where
+                // it cannot be removed, the next record cannot be written either, and that tells.
+                let _ = fs::remove_file(&path);
             } else if let Some(name) = FileName::parse(name) {
                 self.entries.push(Entry { path, name });
             } else if name.ends_with(".json") {
@@ -161,7 +193,8 @@ impl Locked {
         if known_boot.as_deref() != Some(self.boot_id.as_str()) {
             let rebooted = known_boot.is_some();
             self.drop_earlier_boots(rebooted)?;
-            self.write_state()?;
+            // Who frees an address needs no room on the disk; who takes one tries again.
+            self.state_is_old = self.write_state(true).is_err();
         }
         Ok(())
     }
@@ -185,15 +218,16 @@ impl Locked {
         Ok(())
     }
 
-    fn write_state(&self) -> Result<(), Error> {
+    /// Synced where it is the first of a boot: from then on a torn record is known to be of this one.
+    /// Otherwise to lose it costs no more than an address that is reused early.
+    fn write_state(&self, sync: bool) -> Result<(), Error> {
         let state =
             State { version: 1, boot_id: self.boot_id.clone(), last_used: self.last_used.clone() };
         let bytes = serde_json::to_vec(&state)
             .map_err(|e| Error::io("encode", &self.state_path, e.into()))?;
-        // Not synced: to lose it costs no more than an address that is reused early.
         let partial = self.state_path.with_extension("new");
-        fs::write(&partial, bytes).map_err(|e| Error::io("write", &partial, e))?;
-        fs::rename(&partial, &self.state_path).map_err(|e| Error::io("rename", &self.state_path, e))
+        replace(&partial, &self.state_path, &bytes, sync)
+            .map_err(|e| Error::io("write", &self.state_path, e))
     }
 
     /// All records, by their names.
@@ -280,8 +314,9 @@ impl Locked {
         // Ranges that were taken from the node long ago need no memory.
         self.last_used.retain(|cidr, _| pool.has_range(cidr) || cidr_in_use(cidr, &used));
         record.addresses = pool.allocate(&used, &mut self.last_used, &kept)?;
-        if self.last_used != before {
-            self.write_state()?;
+        if self.last_used != before || self.state_is_old {
+            self.write_state(self.state_is_old)?;
+            self.state_is_old = false;
         }
         let path = self.endpoints.join(record.file_name());
         self.write_record(&path, &record)?;
@@ -299,14 +334,10 @@ impl Locked {
 
     fn write_record(&self, path: &Path, record: &Record) -> Result<(), Error> {
         let partial = self.endpoints.join(PARTIAL);
-        let write = || -> io::Result<()> {
-            let mut file = File::create(&partial)?;
-            file.write_all(&serde_json::to_vec(record)?)?;
-            file.sync_all()?;
-            fs::rename(&partial, path)?;
-            File::open(&self.endpoints)?.sync_all()
-        };
-        write().map_err(|e| Error::io("write record", path, e))
+        serde_json::to_vec(record)
+            .map_err(io::Error::from)
+            .and_then(|bytes| replace(&partial, path, &bytes, false))
+            .map_err(|e| Error::io("write record", path, e))
     }
 
     /// Frees a record; one that is gone already is no error.
@@ -335,6 +366,19 @@ impl Locked {
     pub fn check_free(&self, pool: &Pool) -> Result<(), PoolError> {
         pool.check_free(&self.used())
     }
+}
+
+/// Writes a file whole or not at all, by way of `partial`, of which nothing is left.
+fn replace(partial: &Path, path: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
+    let written = File::create(partial).and_then(|mut file| {
+        file.write_all(bytes)?;
+        if sync { file.sync_all() } else { Ok(()) }
+    });
+    let renamed = written.and_then(|()| fs::rename(partial, path));
+    if renamed.is_err() {
+        let _ = fs::remove_file(partial);
+    }
+    renamed
 }
 
 fn cidr_in_use(cidr: &ipnet::IpNet, used: &BTreeSet<IpAddr>) -> bool {

@@ -7,8 +7,10 @@ fn key() -> Key {
     Key { network: "pods".into(), container_id: "c1".into(), interface: "eth0".into() }
 }
 
+const ADD: Event<'static> = Event::Add { record: "slu0,10.0.0.2.json" };
+
 /// Serves one connection with `answer` and returns what was asked.
-fn with_agent(answer: &'static str, event: Event) -> (Result<(), Error>, serde_json::Value) {
+fn with_agent(answer: &'static str, event: Event<'_>) -> (Result<(), Error>, serde_json::Value) {
     let dir = tempfile::tempdir().expect("directory");
     let socket = dir.path().join("agent.sock");
     let listener = UnixListener::bind(&socket).expect("bind");
@@ -27,21 +29,23 @@ fn with_agent(answer: &'static str, event: Event) -> (Result<(), Error>, serde_j
 
 #[test]
 fn the_agent_is_told_and_its_consent_awaited() {
-    let (told, asked) = with_agent("{\"version\":1,\"ok\":true}\n", Event::Add);
+    let (told, asked) = with_agent("{\"version\":1,\"ok\":true}\n", ADD);
     told.expect("consent");
     assert_eq!(asked["request"], "endpoint-add");
     assert_eq!(asked["version"], 1);
     assert_eq!(asked["containerId"], "c1");
     assert_eq!(asked["interface"], "eth0");
+    assert_eq!(asked["record"], "slu0,10.0.0.2.json");
     let (told, asked) = with_agent("{\"version\":1,\"ok\":true}", Event::Del);
     told.expect("an answer may end with the connection");
     assert_eq!(asked["request"], "endpoint-del");
+    assert_eq!(asked.get("record"), None);
 }
 
 #[test]
 fn a_refusal_is_passed_on_with_its_hint() {
     let answer = "{\"version\":1,\"ok\":false,\"error\":\"map full\",\"hint\":\"raise it\"}\n";
-    let error = with_agent(answer, Event::Add).0.expect_err("refused");
+    let error = with_agent(answer, ADD).0.expect_err("refused");
     assert_eq!(error.code(), 11);
     assert!(error.to_string().contains("map full"), "{error}");
     assert_eq!(error.hint().as_deref(), Some("raise it"));
@@ -50,7 +54,7 @@ fn a_refusal_is_passed_on_with_its_hint() {
 #[test]
 fn an_answer_that_is_none_is_an_error() {
     for answer in ["", "\n", "hello\n", "{\"version\":1}\n"] {
-        let error = with_agent(answer, Event::Add).0.expect_err(answer);
+        let error = with_agent(answer, ADD).0.expect_err(answer);
         assert_eq!(error.code(), 11, "{answer}");
     }
 }

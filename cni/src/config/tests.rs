@@ -50,6 +50,9 @@ fn wrong_fields_are_named_with_their_code() {
         ("nodeFile", json!("run/node.json"), 7, "nodeFile"),
         ("stateDir", json!(false), 7, "stateDir"),
         ("agentSocket", json!("agent.sock"), 7, "agentSocket"),
+        ("hook", json!("xdp"), 7, "hook"),
+        ("hook", json!(1), 7, "hook"),
+        ("runtimeConfig", json!({"bandwidth": 1}), 7, "runtimeConfig.bandwidth"),
         ("dns", json!([]), 7, "dns"),
         ("dns", json!({"nameservers": "10.96.0.10"}), 7, "dns.nameservers"),
         ("dns", json!({"nameservers": ["resolver"]}), 7, "dns.nameservers"),
@@ -126,4 +129,19 @@ fn an_unusable_node_file_asks_to_try_again() {
         let error = parse(&value).expect("valid").node_settings().expect_err(content);
         assert_eq!(error.code(), 11, "{content}: {error}");
     }
+}
+
+/// C10: where the bandwidth plugin has something to do, the way to attach leaves room for it.
+#[test]
+fn a_pod_with_limits_is_attached_by_tcx() {
+    let hook = |hook: Value, limits: Value| {
+        let mut value = minimal();
+        value["hook"] = hook;
+        value["runtimeConfig"] = json!({"bandwidth": limits});
+        parse(&value).expect("valid").hook
+    };
+    assert_eq!(hook(json!(null), json!(null)), Hook::Tcx);
+    assert_eq!(hook(json!("clsact"), json!(null)), Hook::Clsact);
+    assert_eq!(hook(json!("clsact"), json!({})), Hook::Clsact);
+    assert_eq!(hook(json!("clsact"), json!({"egressRate": 1_000_000})), Hook::Tcx);
 }

@@ -1,4 +1,8 @@
 //! The pods of this node: from the plugin's records to programs on their interfaces.
+//!
+//! A request of the plugin, a record that changed and an interface that went cost work for one pod.
+//! [`Endpoints::sync`] looks at all of them: at the start, now and then, and whenever it is not known
+//! what changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -11,9 +15,10 @@ use rustix::net::{AddressFamily, SocketType, netdevice};
 use sluice_abi::{Addr, Endpoint};
 
 use super::leaks;
-use super::records::{self, Record};
+use super::links::Links;
+use super::records::{self, Record, RecordedHook, Stamp};
 use crate::control::EndpointRef;
-use crate::dataplane::{Dataplane, DataplaneError};
+use crate::dataplane::{Dataplane, DataplaneError, TcHook};
 use crate::view::EndpointNote;
 
 /// The pods that the agent serves.
@@ -22,24 +27,78 @@ pub struct Endpoints {
     directory: PathBuf,
     /// Whether pods get programs at all.
     on: bool,
-    /// What is attached and how, by container and interface.
-    attached: BTreeMap<EndpointRef, Attached>,
-    /// Records of pods with ports of the node, of those that are there: with programs or without.
-    with_ports: Vec<Record>,
+    /// What was read of the records, by the name of the file.
+    files: BTreeMap<String, Held>,
+    /// The pods that are there, by container and interface.
+    pods: BTreeMap<EndpointRef, Pod>,
     /// Pods that the plugin is taking away: their record is still there, but they are served no
     /// more.
     leaving: BTreeSet<EndpointRef>,
-    /// What is wrong, by record: each is logged once.
-    problems: BTreeMap<String, String>,
+    /// What the kernel's map holds, as it was read last and written since.
+    kernel: BTreeMap<Addr, Endpoint>,
+    /// The queueing disciplines of what interfaces receive, by index.
+    ingress: BTreeMap<u32, String>,
+    /// Pods with an address that the map had no room for.
+    starved: BTreeSet<EndpointRef>,
+    /// What is wrong with the directory itself.
+    trouble: Option<(String, String)>,
+    /// Writes that found the map full, ever.
+    failures: u64,
     next_number: u32,
+    work: Work,
+}
+
+/// What was done for pods, ever.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Work {
+    /// Records that were read from disk.
+    pub records_read: u64,
+    /// Interfaces that the kernel was asked about.
+    pub interfaces_read: u64,
+    /// Interfaces that programs were attached to.
+    pub attached: u64,
+    /// Times that the kernel's map of pods was read as a whole.
+    pub map_dumps: u64,
+    /// Entries of it that were written or deleted.
+    pub map_writes: u64,
+}
+
+/// A record's file, as it was read last.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Held {
+    Record(Stamp, Box<Record>),
+    /// What is wrong with it.
+    Bad(String),
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
-struct Attached {
+struct Pod {
+    /// The name of its record's file.
+    file: String,
     record: Record,
     ifindex: u32,
     number: u32,
-    how: String,
+    how: How,
+    /// Something on its interface is meant to see its packets.
+    shaped: bool,
+    /// What is wrong, subject and message.
+    problems: Vec<(String, String)>,
+}
+
+/// How a pod is attached.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum How {
+    /// Not at all: pods get no programs.
+    Off,
+    /// Its programs could not be attached.
+    Failed,
+    By(TcHook),
+}
+
+impl Pod {
+    fn is_served(&self) -> bool {
+        matches!(self.how, How::By(_))
+    }
 }
 
 impl Endpoints {
@@ -49,125 +108,451 @@ impl Endpoints {
         Self {
             directory,
             on,
-            attached: BTreeMap::new(),
-            with_ports: Vec::new(),
+            files: BTreeMap::new(),
+            pods: BTreeMap::new(),
             leaving: BTreeSet::new(),
-            problems: BTreeMap::new(),
+            kernel: BTreeMap::new(),
+            ingress: BTreeMap::new(),
+            starved: BTreeSet::new(),
+            trouble: None,
+            failures: 0,
             next_number: 1,
+            work: Work::default(),
         }
     }
 
     /// Brings the kernel to what the records say: attaches programs to new pods, forgets those that
-    /// went. Work in proportion to the node's pods; called when a record or an interface changed.
+    /// went. Looks at every pod, but reads only the records that changed.
     ///
     /// # Errors
     ///
     /// Only where the maps cannot be read or written. A pod whose programs cannot be attached is a
     /// problem of its own, which [`Endpoints::problems`] tells.
     pub fn sync(&mut self, dataplane: &mut Dataplane) -> Result<(), DataplaneError> {
-        let (records, errors) = records::read_all(&self.directory);
-        let mut problems = BTreeMap::new();
-        for error in errors {
-            problems.insert(error.to_string(), "the pod it belongs to is not served".to_owned());
-        }
-        self.leaving.retain(|key| records.contains_key(key));
-
-        let in_kernel: BTreeMap<Addr, Endpoint> = dataplane.endpoints()?.into_iter().collect();
-        let highest = in_kernel.values().map(|e| e.id).max().unwrap_or(0);
+        self.read_directory();
+        self.kernel = dataplane.endpoints()?.into_iter().collect();
+        self.work.map_dumps += 1;
+        let highest = self.kernel.values().map(|e| e.id).max().unwrap_or(0);
         self.next_number = self.next_number.max(highest + 1);
 
-        let mut wanted = BTreeMap::new();
-        let mut attached = BTreeMap::new();
-        let mut with_ports = Vec::new();
-        for (key, record) in records {
-            if self.leaving.contains(&key) {
-                continue;
-            }
-            // No interface: the plugin is at work on it, or the pod's namespace is gone.
-            let Some(ifindex) = interface_index(&record.host_interface) else { continue };
-            if !record.host_ports.is_empty() {
-                with_ports.push(record.clone());
-            }
-            if !self.on {
-                continue;
-            }
-            let before = self.attached.get(&key).filter(|a| a.ifindex == ifindex);
-            let how = match before {
-                Some(before) if before.how != FAILED => before.how.clone(),
-                _ => match dataplane.attach_pod(&record.host_interface) {
-                    Ok(attachment) => attachment.hook.to_string(),
-                    Err(error) => {
-                        problems.insert(record.label(), error.to_string());
-                        FAILED.to_owned()
-                    }
-                },
-            };
-            let (Some(mac), Some(host_mac)) =
-                (records::parse_mac(&record.mac), records::parse_mac(&record.host_mac))
-            else {
-                problems.insert(
-                    record.label(),
-                    format!("hardware address {:?} or {:?} is none", record.mac, record.host_mac),
-                );
-                continue;
-            };
-            let known = record.addresses.iter().find_map(|addr| in_kernel.get(&Addr::from(*addr)));
-            let number = match (before, known.filter(|e| e.ifindex == ifindex)) {
-                (Some(before), _) => before.number,
-                (None, Some(known)) => known.id,
-                (None, None) => {
-                    self.next_number += 1;
-                    self.next_number - 1
-                }
-            };
-            // A pod without its programs is reached through the stack, where nothing is skipped.
-            if how != FAILED {
-                for addr in &record.addresses {
-                    let endpoint = Endpoint { ifindex, id: number, mac, host_mac, flags: 0 };
-                    wanted.insert(Addr::from(*addr), endpoint);
-                }
-            }
-            attached.insert(key, Attached { record, ifindex, number, how });
-        }
-
-        for addr in in_kernel.keys().filter(|addr| !wanted.contains_key(addr)) {
-            dataplane.delete_endpoint(*addr)?;
-        }
-        for (addr, endpoint) in &wanted {
-            if in_kernel.get(addr) != Some(endpoint) {
-                match dataplane.put_endpoint(*addr, *endpoint) {
-                    // The pods that have a place keep it; this one is reached through the stack.
-                    Err(error @ DataplaneError::Full { .. }) => {
-                        problems.insert(format!("pod address {}", addr.to_ip()), error.to_string());
-                    }
-                    result => result?,
-                }
+        // Of two records of one attachment the last one counts.
+        let mut there: BTreeMap<EndpointRef, (String, Record)> = BTreeMap::new();
+        for (file, held) in &self.files {
+            if let Held::Record(_, record) = held {
+                there.insert(record.key.clone(), (file.clone(), (**record).clone()));
             }
         }
+        self.leaving.retain(|key| there.contains_key(key));
+        let lost = |key: &EndpointRef, pod: &Pod| {
+            let stands = there.contains_key(key) && !self.leaving.contains(key);
+            // A damaged record takes nothing from a pod that runs.
+            !stands && !matches!(self.files.get(&pod.file), Some(Held::Bad(_)))
+        };
+        let gone: Vec<EndpointRef> = self
+            .pods
+            .iter()
+            .filter(|(key, pod)| lost(key, pod))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in &gone {
+            self.forget(dataplane, key)?;
+        }
+        let damaged = self.pods.iter().filter(|(key, _)| !there.contains_key(*key));
+        let damaged: Vec<_> =
+            damaged.map(|(_, pod)| (pod.file.clone(), pod.record.clone())).collect();
+        let mut links = None;
+        self.read_ingress(&mut links);
+        for (file, record) in there.into_values().chain(damaged) {
+            if !self.leaving.contains(&record.key) {
+                self.serve(dataplane, &mut links, &file, record)?;
+            }
+        }
+        let served = self.pods.values().filter(|pod| pod.is_served());
+        let wanted: BTreeSet<Addr> = served
+            .flat_map(|pod| pod.record.addresses.iter().map(|addr| Addr::from(*addr)))
+            .collect();
+        let stale: Vec<Addr> =
+            self.kernel.keys().filter(|addr| !wanted.contains(addr)).copied().collect();
+        for addr in stale {
+            self.delete(dataplane, addr)?;
+        }
+        self.feed(dataplane)?;
         dataplane.detach_gone()?;
+        Ok(())
+    }
 
-        for key in attached.keys().filter(|key| !self.attached.contains_key(key)) {
-            let pod = &attached[key];
+    /// The plugin has made a pod's record and interface. With the name of the record's file the work
+    /// is that for one pod.
+    ///
+    /// # Errors
+    ///
+    /// As [`Endpoints::sync`].
+    pub fn add(
+        &mut self,
+        dataplane: &mut Dataplane,
+        key: &EndpointRef,
+        file: Option<&str>,
+    ) -> Result<(), DataplaneError> {
+        // The same attachment may have been taken away before.
+        self.leaving.remove(key);
+        if let Some(file) = file.filter(|file| records::is_record(file)) {
+            self.read(file);
+            if let Some(Held::Record(_, record)) = self.files.get(file)
+                && record.key == *key
+            {
+                let record = (**record).clone();
+                return self.serve(dataplane, &mut None, file, record);
+            }
+        }
+        self.sync(dataplane)
+    }
+
+    /// The plugin is about to take a pod away: it is forgotten though its record still stands.
+    ///
+    /// # Errors
+    ///
+    /// As [`Endpoints::sync`].
+    pub fn remove(
+        &mut self,
+        dataplane: &mut Dataplane,
+        key: &EndpointRef,
+    ) -> Result<(), DataplaneError> {
+        self.leaving.insert(key.clone());
+        self.forget(dataplane, key)?;
+        self.feed(dataplane)
+    }
+
+    /// A file in the directory of records was written or removed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Endpoints::sync`].
+    pub fn touched(&mut self, dataplane: &mut Dataplane, file: &str) -> Result<(), DataplaneError> {
+        if !records::is_record(file) {
+            return Ok(());
+        }
+        let before = self.files.get(file).cloned();
+        self.read(file);
+        match self.files.get(file) {
+            Some(Held::Record(_, record)) => {
+                if self.leaving.contains(&record.key) {
+                    return Ok(());
+                }
+                let record = (**record).clone();
+                self.serve(dataplane, &mut None, file, record)
+            }
+            Some(Held::Bad(_)) => Ok(()),
+            None => {
+                let key = match before {
+                    Some(Held::Record(_, record)) => Some(record.key.clone()),
+                    _ => self.pods.iter().find(|(_, p)| p.file == file).map(|(key, _)| key.clone()),
+                };
+                let Some(key) = key else { return Ok(()) };
+                self.leaving.remove(&key);
+                // It may have another record by now.
+                if self.pods.get(&key).is_some_and(|pod| pod.file == file) {
+                    self.forget(dataplane, &key)?;
+                    self.feed(dataplane)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// An interface went, or its queueing disciplines changed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Endpoints::sync`].
+    pub fn interface_changed(
+        &mut self,
+        dataplane: &mut Dataplane,
+        ifindex: u32,
+        gone: bool,
+    ) -> Result<(), DataplaneError> {
+        let mut links = None;
+        if gone {
+            self.ingress.remove(&ifindex);
+            dataplane.unpin_pod(ifindex)?;
+        }
+        let Some(pod) = self.pods.values().find(|pod| pod.ifindex == ifindex) else {
+            return Ok(());
+        };
+        let (file, record) = (pod.file.clone(), pod.record.clone());
+        if !gone {
+            self.read_ingress(&mut links);
+        }
+        self.serve(dataplane, &mut links, &file, record)?;
+        if gone { self.feed(dataplane) } else { Ok(()) }
+    }
+
+    /// Reads what changed in the directory.
+    fn read_directory(&mut self) {
+        let listed = match records::list(&self.directory) {
+            Ok(listed) => listed,
+            // The pods are as they were, as far as anybody knows.
+            Err(error) => {
+                let trouble =
+                    (error.to_string(), "pods that come or go are not noticed".to_owned());
+                if self.trouble.as_ref() != Some(&trouble) {
+                    tracing::warn!("{}: {}", trouble.0, trouble.1);
+                }
+                self.trouble = Some(trouble);
+                return;
+            }
+        };
+        self.trouble = None;
+        self.files.retain(|file, _| listed.contains_key(file));
+        for (file, stamp) in listed {
+            let known = self.files.get(&file);
+            if !known.is_some_and(|held| matches!(held, Held::Record(s, _) if *s == stamp)) {
+                self.read(&file);
+            }
+        }
+    }
+
+    /// Reads one file.
+    fn read(&mut self, file: &str) {
+        self.work.records_read += 1;
+        let held = match records::read(&self.directory.join(file)) {
+            Ok(None) => {
+                self.work.records_read -= 1;
+                self.files.remove(file);
+                return;
+            }
+            Ok(Some((stamp, record))) => Held::Record(stamp, Box::new(record)),
+            Err(error) => {
+                let error = error.to_string();
+                if self.files.get(file) != Some(&Held::Bad(error.clone())) {
+                    tracing::warn!("{error}: {}", self.verdict(file));
+                }
+                Held::Bad(error)
+            }
+        };
+        self.files.insert(file.to_owned(), held);
+    }
+
+    /// What becomes of the pod of a record that cannot be read.
+    fn verdict(&self, file: &str) -> &'static str {
+        if self.pods.values().any(|pod| pod.file == file) {
+            "the pod it belongs to is served by what the record said before"
+        } else {
+            "the pod it belongs to is not served"
+        }
+    }
+
+    /// Brings the kernel to what one record says. `links` is opened when it is needed.
+    fn serve(
+        &mut self,
+        dataplane: &mut Dataplane,
+        links: &mut Option<Links>,
+        file: &str,
+        record: Record,
+    ) -> Result<(), DataplaneError> {
+        let key = record.key.clone();
+        let before = self.pods.get(&key).cloned();
+        self.work.interfaces_read += 1;
+        let link = match opened(links).and_then(|links| links.get(&record.host_interface)) {
+            Ok(Some(link)) => link,
+            // The plugin is at work on it, or the pod's namespace is gone.
+            Ok(None) => return self.forget(dataplane, &key),
+            Err(error) => {
+                let message = format!("interface {}: {error}", record.host_interface);
+                tracing::warn!("{}: {message}", record.label());
+                if let Some(pod) = self.pods.get_mut(&key) {
+                    pod.problems = vec![(record.label(), message)];
+                }
+                return Ok(());
+            }
+        };
+        let ifindex = link.index;
+        let same = before.as_ref().filter(|pod| pod.ifindex == ifindex);
+        let mut problems = Vec::new();
+        let how = match same.map(|pod| pod.how.clone()) {
+            _ if !self.on => How::Off,
+            Some(how @ How::By(_)) => how,
+            _ => self.attach(dataplane, &record, &mut problems),
+        };
+        let known = record.addresses.iter().find_map(|addr| self.kernel.get(&Addr::from(*addr)));
+        let number = match (same, known.filter(|e| e.ifindex == ifindex)) {
+            (Some(pod), _) => pod.number,
+            (None, Some(known)) => known.id,
+            (None, None) => {
+                self.next_number += 1;
+                self.next_number - 1
+            }
+        };
+        let macs = (records::parse_mac(&record.mac), records::parse_mac(&record.host_mac));
+        if self.on && (macs.0.is_none() || macs.1.is_none()) {
+            problems.push((
+                record.label(),
+                format!("hardware address {:?} or {:?} is none", record.mac, record.host_mac),
+            ));
+        }
+        let addrs: BTreeSet<Addr> = record.addresses.iter().map(|addr| Addr::from(*addr)).collect();
+        if let Some(before) = &before {
+            // What it had and has no more.
+            for addr in before.record.addresses.iter().map(|addr| Addr::from(*addr)) {
+                if !addrs.contains(&addr) && self.is_of(addr, before.ifindex) {
+                    self.delete(dataplane, addr)?;
+                }
+            }
+        }
+        self.starved.remove(&key);
+        let ingress = self.ingress.get(&ifindex).map(String::as_str);
+        let shaped = link.is_shaped(ingress, how == How::By(TcHook::Clsact));
+        let flags = if shaped { Endpoint::NO_FAST_PATH } else { 0 };
+        // A pod without its programs is reached through the stack, where nothing is skipped.
+        if let (How::By(_), (Some(mac), Some(host_mac))) = (&how, macs) {
+            for addr in addrs {
+                let endpoint = Endpoint { ifindex, id: number, mac, host_mac, flags };
+                if let Some(error) = self.put(dataplane, addr, endpoint)? {
+                    problems.push((format!("pod address {}", addr.to_ip()), error));
+                    self.starved.insert(key.clone());
+                }
+            }
+        }
+        let pod = Pod { file: file.to_owned(), record, ifindex, number, how, shaped, problems };
+        self.tell(before.as_ref(), &pod);
+        self.pods.insert(key, pod);
+        Ok(())
+    }
+
+    /// Reads which interfaces have a queueing discipline for what they receive; what is known stays
+    /// where the kernel does not answer.
+    fn read_ingress(&mut self, links: &mut Option<Links>) {
+        let read = match opened(links) {
+            Ok(links) => links.ingress(),
+            Err(error) => Err(error),
+        };
+        match read {
+            Ok(found) => self.ingress = found,
+            Err(error) => tracing::warn!("listing queueing disciplines: {error}"),
+        }
+    }
+
+    fn attach(
+        &mut self,
+        dataplane: &mut Dataplane,
+        record: &Record,
+        problems: &mut Vec<(String, String)>,
+    ) -> How {
+        self.work.attached += 1;
+        let interface = &record.host_interface;
+        let attached = match record.hook {
+            RecordedHook::Tcx => dataplane.attach_pod(interface),
+            RecordedHook::Clsact => dataplane.attach_pod_by(interface, TcHook::Clsact),
+        };
+        match attached {
+            Ok(attachment) => How::By(attachment.hook),
+            Err(error) => {
+                problems.push((record.label(), error.to_string()));
+                How::Failed
+            }
+        }
+    }
+
+    /// Logs what is new about a pod.
+    fn tell(&self, before: Option<&Pod>, pod: &Pod) {
+        if pod.how != How::Off && before.is_none() {
             tracing::info!(
                 pod = pod.record.label(),
                 interface = pod.record.host_interface,
                 addresses = ?pod.record.addresses,
-                programs = pod.how,
+                programs = %pod.how,
                 "serving pod"
             );
         }
-        for key in self.attached.keys().filter(|key| !attached.contains_key(key)) {
-            tracing::info!(pod = self.attached[key].record.label(), "pod is gone");
-        }
-        for (subject, message) in &problems {
-            if self.problems.get(subject) != Some(message) {
-                tracing::warn!("{subject}: {message}");
+        for problem in &pod.problems {
+            if before.is_none_or(|before| !before.problems.contains(problem)) {
+                tracing::warn!("{}: {}", problem.0, problem.1);
             }
         }
-        self.attached = attached;
-        self.with_ports = with_ports;
-        self.problems = problems;
+    }
+
+    /// Takes one pod out of the kernel's map. Its programs go with its interface.
+    fn forget(
+        &mut self,
+        dataplane: &mut Dataplane,
+        key: &EndpointRef,
+    ) -> Result<(), DataplaneError> {
+        self.starved.remove(key);
+        let Some(pod) = self.pods.get(key) else { return Ok(()) };
+        let (ifindex, addrs) = (pod.ifindex, pod.record.addresses.clone());
+        for addr in addrs.into_iter().map(Addr::from) {
+            if self.is_of(addr, ifindex) {
+                self.delete(dataplane, addr)?;
+            }
+        }
+        if let Some(pod) = self.pods.remove(key)
+            && pod.how != How::Off
+        {
+            tracing::info!(pod = pod.record.label(), "pod is gone");
+        }
         Ok(())
+    }
+
+    /// Gives room that became free to those that found none.
+    fn feed(&mut self, dataplane: &mut Dataplane) -> Result<(), DataplaneError> {
+        let mut hungry = std::mem::take(&mut self.starved).into_iter();
+        while let Some(key) = hungry.next() {
+            let Some(pod) = self.pods.get(&key) else { continue };
+            let (file, record) = (pod.file.clone(), pod.record.clone());
+            self.serve(dataplane, &mut None, &file, record)?;
+            if self.starved.contains(&key) {
+                // No room left: the others wait on.
+                self.starved.extend(hungry);
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the kernel's map has the address at that interface.
+    fn is_of(&self, addr: Addr, ifindex: u32) -> bool {
+        self.kernel.get(&addr).is_some_and(|endpoint| endpoint.ifindex == ifindex)
+    }
+
+    /// Writes an entry unless it is there; what is wrong if there is no room.
+    fn put(
+        &mut self,
+        dataplane: &mut Dataplane,
+        addr: Addr,
+        endpoint: Endpoint,
+    ) -> Result<Option<String>, DataplaneError> {
+        if self.kernel.get(&addr) == Some(&endpoint) {
+            return Ok(None);
+        }
+        self.work.map_writes += 1;
+        match dataplane.put_endpoint(addr, endpoint) {
+            Ok(()) => {
+                self.kernel.insert(addr, endpoint);
+                Ok(None)
+            }
+            // The pods that have a place keep it; this one is reached through the stack.
+            Err(error @ DataplaneError::Full { .. }) => {
+                self.failures += 1;
+                Ok(Some(error.to_string()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn delete(&mut self, dataplane: &mut Dataplane, addr: Addr) -> Result<(), DataplaneError> {
+        self.work.map_writes += 1;
+        dataplane.delete_endpoint(addr)?;
+        self.kernel.remove(&addr);
+        Ok(())
+    }
+
+    /// What was done so far.
+    pub fn work(&self) -> Work {
+        self.work
+    }
+
+    /// Writes that found the map of pods full, ever.
+    pub fn failures(&self) -> u64 {
+        self.failures
     }
 
     /// Whether a pod is served, after [`Endpoints::sync`]; else why not.
@@ -179,11 +564,10 @@ impl Endpoints {
         if !self.on {
             return Ok(());
         }
-        match self.attached.get(key) {
-            Some(pod) if pod.how == FAILED => {
-                let label = pod.record.label();
-                let why = self.problems.get(&label).map_or("", String::as_str);
-                Err(format!("pod {label} cannot be served: {why}"))
+        match self.pods.get(key) {
+            Some(pod) if pod.how == How::Failed => {
+                let why = pod.problems.first().map_or("", |(_, message)| message.as_str());
+                Err(format!("pod {} cannot be served: {why}", pod.record.label()))
             }
             Some(_) => Ok(()),
             None => Err(format!(
@@ -195,20 +579,27 @@ impl Endpoints {
         }
     }
 
-    /// Marks a pod as going away; the next [`Endpoints::sync`] forgets it though its record may
-    /// still stand.
-    pub fn leave(&mut self, key: EndpointRef) {
-        self.leaving.insert(key);
-    }
-
-    /// The opposite of [`Endpoints::leave`]: the same attachment was made again.
-    pub fn enter(&mut self, key: &EndpointRef) {
-        self.leaving.remove(key);
-    }
-
-    /// The pods that ask for ports of the node, after [`Endpoints::sync`].
+    /// The pods that ask for ports of the node.
     pub(super) fn with_ports(&self) -> impl Iterator<Item = &Record> {
-        self.with_ports.iter()
+        self.pods.values().map(|pod| &pod.record).filter(|record| !record.host_ports.is_empty())
+    }
+
+    /// The pod at an interface.
+    pub(super) fn at(&self, ifindex: u32) -> Option<EndpointRef> {
+        self.pods.iter().find(|(_, pod)| pod.ifindex == ifindex).map(|(key, _)| key.clone())
+    }
+
+    /// The pod whose record a file is.
+    pub(super) fn key_of(&self, file: &str) -> Option<EndpointRef> {
+        match self.files.get(file)? {
+            Held::Record(_, record) => Some(record.key.clone()),
+            Held::Bad(_) => None,
+        }
+    }
+
+    /// The record of a pod that is there.
+    pub(super) fn record(&self, key: &EndpointRef) -> Option<&Record> {
+        self.pods.get(key).map(|pod| &pod.record)
     }
 
     /// Frees the addresses of pods that went without a DEL.
@@ -229,13 +620,15 @@ impl Endpoints {
 
     /// What is known of the pod with that address.
     pub fn note(&self, address: IpAddr) -> EndpointNote {
-        self.attached
-            .values()
-            .find(|pod| pod.record.addresses.contains(&address))
+        let mut pods = self.pods.values().filter(|pod| pod.how != How::Off);
+        pods.find(|pod| pod.record.addresses.contains(&address))
             .map(|pod| EndpointNote {
                 pod: pod.record.label(),
                 interface: pod.record.host_interface.clone(),
-                attached: pod.how.clone(),
+                attached: match pod.shaped {
+                    true => format!("{}, no fast path", pod.how),
+                    false => pod.how.to_string(),
+                },
                 host_ports: pod.record.host_ports.iter().map(ToString::to_string).collect(),
             })
             .unwrap_or_default()
@@ -247,7 +640,7 @@ impl Endpoints {
         &'a self,
         cidrs: &'a [IpNet],
     ) -> impl Iterator<Item = (String, IpAddr)> + 'a {
-        let pods = self.attached.values().map(|pod| &pod.record);
+        let pods = self.pods.values().filter(|pod| pod.how != How::Off).map(|pod| &pod.record);
         pods.flat_map(|record| record.addresses.iter().map(|addr| (record.label(), *addr)))
             .filter(|(_, addr)| !cidrs.iter().any(|cidr| cidr.contains(addr)))
     }
@@ -260,23 +653,41 @@ impl Endpoints {
 
     /// How many pods have their programs.
     pub fn served(&self) -> usize {
-        self.attached.values().filter(|pod| pod.how != FAILED).count()
+        self.pods.values().filter(|pod| pod.is_served()).count()
     }
 
-    /// How many addresses those have.
+    /// How many addresses the kernel's map holds.
     pub fn addresses(&self) -> usize {
-        let served = self.attached.values().filter(|pod| pod.how != FAILED);
-        served.map(|pod| pod.record.addresses.len()).sum()
+        self.kernel.len()
     }
 
     /// What is wrong, subject and message.
     pub fn problems(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.problems.iter().map(|(subject, message)| (subject.as_str(), message.as_str()))
+        let files = self.files.iter().filter_map(|(file, held)| match held {
+            Held::Bad(error) => Some((error.as_str(), self.verdict(file))),
+            Held::Record(..) => None,
+        });
+        let pods = self.pods.values().flat_map(|pod| &pod.problems).chain(&self.trouble);
+        files.chain(pods.map(|(subject, message)| (subject.as_str(), message.as_str())))
     }
 }
 
-/// How a pod is attached whose programs could not be.
-const FAILED: &str = "none";
+impl std::fmt::Display for How {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Off | Self::Failed => f.write_str("none"),
+            Self::By(hook) => hook.fmt(f),
+        }
+    }
+}
+
+/// A socket in this thread's network namespace, opened where it is not yet.
+fn opened(links: &mut Option<Links>) -> std::io::Result<&mut Links> {
+    match links {
+        Some(links) => Ok(links),
+        none => Ok(none.insert(Links::open()?)),
+    }
+}
 
 /// Whether there is certainly no interface of that name in this process's network namespace.
 fn interface_is_gone(name: &str) -> bool {
@@ -284,10 +695,4 @@ fn interface_is_gone(name: &str) -> bool {
         return false;
     };
     matches!(netdevice::name_to_index(&socket, name), Err(Errno::NODEV))
-}
-
-/// Index of an interface in this process's network namespace.
-fn interface_index(name: &str) -> Option<u32> {
-    let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None).ok()?;
-    netdevice::name_to_index(&socket, name).ok()
 }

@@ -75,6 +75,7 @@ impl Agent {
         for (map, failures) in self.reconciler.failures() {
             metrics.apply_failures(map, *failures);
         }
+        metrics.apply_failures(maps::ENDPOINTS, self.endpoints.failures());
         for (protocol, kind) in [("TCP", SocketKind::Stream), ("UDP", SocketKind::Datagram)] {
             metrics.sockets_destroyed(protocol, self.wakes.destroyed(kind));
         }

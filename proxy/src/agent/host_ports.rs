@@ -8,7 +8,9 @@ use nix::sys::socket::SockaddrStorage;
 use sluice_model::{Node, ObjectName};
 use sluice_plan::{HostPort, PodPorts};
 
+use super::pods::PortProblems;
 use super::records::{PortMapping, Record};
+use crate::control::EndpointRef;
 use crate::node_ports::{NodePortAddresses, node_port_addrs};
 
 /// Pods with ports of the node, each by the container and interface that it is.
@@ -41,14 +43,18 @@ fn ip(addr: &SockaddrStorage) -> Option<IpAddr> {
     v4.or_else(|| addr.as_sockaddr_in6().map(|addr| IpAddr::V6(addr.ip())))
 }
 
-/// What these pods want of a node with these addresses, and what of it cannot be: subject and
-/// message.
+/// The name that a pod goes by where its ports are planned.
+pub(super) fn id(key: &EndpointRef) -> String {
+    format!("{}/{}", key.container_id, key.interface)
+}
+
+/// What these pods want of a node with these addresses, and what of it cannot be.
 pub(super) fn wanted<'a>(
     records: impl Iterator<Item = &'a Record>,
     node: &BTreeSet<IpAddr>,
-) -> (Wanted, BTreeMap<String, String>) {
+) -> (Wanted, PortProblems) {
     let mut wanted = Wanted::new();
-    let mut problems = BTreeMap::new();
+    let mut problems = PortProblems::new();
     for record in records {
         let mut mappings: Vec<&PortMapping> = record.host_ports.iter().collect();
         // An address that is named has a port before all addresses together do.
@@ -64,7 +70,7 @@ pub(super) fn wanted<'a>(
                     _ => "this node has no address for it; the port is not served".to_owned(),
                 };
                 let subject = format!("Pod {} hostPort {}", record.label(), mapping.host_port);
-                problems.insert(subject, reason);
+                problems.entry(id(&record.key)).or_default().insert(subject, reason);
                 continue;
             }
             ports.push(HostPort {
@@ -75,7 +81,7 @@ pub(super) fn wanted<'a>(
             });
         }
         if !ports.is_empty() {
-            let id = format!("{}/{}", record.key.container_id, record.key.interface);
+            let id = id(&record.key);
             let pod = PodPorts {
                 pod: pod_name(record),
                 id: id.clone(),
@@ -184,7 +190,7 @@ mod tests {
             record(r#"[{"hostPort":53,"containerPort":53,"protocol":"udp","hostIP":"8.8.8.8"}]"#);
         let (wanted, problems) = wanted([&record].into_iter(), &node());
         assert!(wanted.is_empty());
-        let (subject, message) = problems.first_key_value().expect("a problem");
+        let (subject, message) = problems["c1/eth0"].first_key_value().expect("a problem");
         assert_eq!(subject, "Pod shop/web-0 hostPort 53");
         assert!(message.contains("8.8.8.8 is no address of this node"), "{message}");
     }

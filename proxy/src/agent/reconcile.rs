@@ -101,6 +101,29 @@ impl Reconciler {
         }
     }
 
+    /// States one pod of this node: the ports that it has, or none where it has gone. Says whether
+    /// anything changed.
+    pub(super) fn host_ports_of(
+        &mut self,
+        dataplane: &mut Dataplane,
+        id: &str,
+        pod: Option<PodPorts>,
+    ) -> bool {
+        if self.pods.get(id) == pod.as_ref() {
+            return false;
+        }
+        let before = match &pod {
+            Some(pod) => self.pods.insert(id.to_owned(), pod.clone()),
+            None => self.pods.remove(id),
+        };
+        let stated = pod.or_else(|| before.map(|gone| PodPorts { ports: Vec::new(), ..gone }));
+        if let Some(pod) = stated {
+            let plan = self.planner.host_ports(&pod);
+            self.apply(dataplane, &format_args!("Pod {}", pod.pod), plan);
+        }
+        true
+    }
+
     /// Deletes the ports of pods that are there no more. To be called once the pods of this node have
     /// been stated.
     pub(super) fn prune_host_ports(&mut self, dataplane: &mut Dataplane) {

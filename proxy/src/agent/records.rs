@@ -5,6 +5,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -45,6 +46,22 @@ pub struct Record {
     /// When the pod's network was made, in seconds since 1970.
     #[serde(default)]
     pub created: u64,
+    /// How the programs are to be attached.
+    #[serde(default)]
+    pub hook: RecordedHook,
+}
+
+/// How the programs are attached to the pod's interface, as the network's configuration asks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RecordedHook {
+    /// By TCX where the kernel has it, which leaves the queueing disciplines of the interface to
+    /// others.
+    #[default]
+    Tcx,
+    /// By filters of the clsact queueing discipline: attached and taken away without the grace
+    /// periods of the kernel that TCX waits for.
+    Clsact,
 }
 
 /// A port of the node that leads to a port of the pod.
@@ -131,6 +148,79 @@ pub enum RecordError {
 /// Directory of the records below the plugin's state directory.
 pub(super) fn directory(state_dir: &Path) -> PathBuf {
     state_dir.join("endpoints")
+}
+
+/// Reads one record, with its stamp. `None` where there is no such file.
+///
+/// # Errors
+///
+/// It cannot be read, or is no record.
+pub(super) fn read(path: &Path) -> Result<Option<(Stamp, Record)>, RecordError> {
+    let io_error = |source| RecordError::Io { path: path.to_owned(), source };
+    let mut file = match fs::File::open(path) {
+        Ok(file) => file,
+        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(io_error(source)),
+    };
+    let stamp = Stamp::of(&file.metadata().map_err(io_error)?);
+    let mut text = Vec::new();
+    io::Read::read_to_end(&mut file, &mut text).map_err(io_error)?;
+    let record = serde_json::from_slice(&text)
+        .map_err(|source| RecordError::Malformed { path: path.to_owned(), source })?;
+    Ok(Some((stamp, record)))
+}
+
+/// What tells, without reading it, that a file is as it was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Stamp {
+    inode: u64,
+    size: u64,
+    /// Seconds and nanoseconds.
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    /// From what the file system says of a file.
+    pub(super) fn of(metadata: &fs::Metadata) -> Self {
+        Self {
+            inode: metadata.ino(),
+            size: metadata.size(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
+/// The names of the records in `directory`, with what tells whether they changed. A directory that
+/// is not there has none.
+///
+/// # Errors
+///
+/// The directory cannot be read.
+pub(super) fn list(directory: &Path) -> Result<BTreeMap<String, Stamp>, RecordError> {
+    let io_error = |source| RecordError::Io { path: directory.to_owned(), source };
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(source) => return Err(io_error(source)),
+    };
+    let mut found = BTreeMap::new();
+    for entry in entries {
+        let entry = entry.map_err(io_error)?;
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        // One that cannot be looked at is gone since the directory was read: the pod went.
+        if is_record(&name)
+            && let Ok(metadata) = entry.metadata()
+        {
+            found.insert(name, Stamp::of(&metadata));
+        }
+    }
+    Ok(found)
+}
+
+/// Whether a file of that name in the directory of records is one. Temporary files of the plugin have
+/// another ending.
+pub(super) fn is_record(name: &str) -> bool {
+    name.ends_with(".json") && !name.contains('/') && !name.starts_with('.')
 }
 
 /// Reads all records in `directory`. A file that is not a record does not hide the others: it comes

@@ -1,6 +1,7 @@
 //! Start and loop.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -17,12 +18,13 @@ use super::flows::Flows;
 use super::lock::NodeLock;
 use super::node_file::NodeFile;
 use super::node_local::NodeLocal;
+use super::pods::{self, Noticed, PortProblems};
 use super::reconcile::Reconciler;
 use super::routes::Routes;
 use super::service_routes::ServiceRanges;
 use super::uplinks::UplinkPart;
 use super::wake::Wakes;
-use super::{StartError, health, host_ports, records, settings};
+use super::{StartError, health, host_ports, links, records, settings};
 use crate::cli::SluicedArgs;
 use crate::control;
 use crate::dataplane::{self, Dataplane};
@@ -41,8 +43,12 @@ pub(super) struct Agent {
     pub(super) cache: Cache,
     pub(super) reconciler: Reconciler,
     pub(super) endpoints: Endpoints,
-    /// Ports of the node that pods ask for and cannot get, subject and message.
-    pub(super) port_problems: BTreeMap<String, String>,
+    /// Ports of the node that pods ask for and cannot get.
+    pub(super) port_problems: PortProblems,
+    /// The node's addresses for such ports, as they were seen last.
+    pub(super) node_addrs: BTreeSet<IpAddr>,
+    /// What happened to pods and was not looked at yet.
+    pub(super) noticed: Noticed,
     pub(super) routes: Option<Routes>,
     pub(super) uplinks: UplinkPart,
     pub(super) wakes: Wakes,
@@ -99,12 +105,14 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
 
     let records = records::directory(&args.state_dir);
     let mut record_events = watch_records(&records)?;
-    let mut endpoints = Endpoints::new(records, args.pod_programs);
+    // Before the first look, so that nothing is missed in between.
+    let mut link_events = links::Watch::open()
+        .map_err(|error| StartError::new(format!("cannot watch interfaces: {error}"), ""))?;
+    let mut endpoints = Endpoints::new(records.clone(), args.pod_programs);
     endpoints.heal();
     endpoints.sync(&mut dataplane).map_err(start_error)?;
-    let mut addrs = host_ports::node_addrs(None);
-    addrs.extend(reconciler.restored_addrs());
-    let (wanted, port_problems) = host_ports::wanted(endpoints.with_ports(), &addrs);
+    let node_addrs = pods::first_addrs(reconciler.restored_addrs());
+    let (wanted, port_problems) = host_ports::wanted(endpoints.with_ports(), &node_addrs);
     reconciler.host_ports(&mut dataplane, wanted);
     reconciler.prune_host_ports(&mut dataplane);
 
@@ -143,6 +151,8 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
         reconciler,
         endpoints,
         port_problems,
+        node_addrs,
+        noticed: Noticed::default(),
         routes,
         uplinks,
         wakes,
@@ -165,6 +175,7 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
     loop {
         let retry_at = agent.reconciler.retry_at();
         let wake_at = agent.wakes.due();
+        let noticed_at = agent.noticed.due();
         tokio::select! {
             batch = stream.next_batch() => match batch {
                 Some(events) => agent.ingest(events).await,
@@ -176,7 +187,15 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
                 // A client that left wants no answer.
                 let _ = call.answer.send(answer);
             }
-            Some(_) = record_events.next() => agent.sync_endpoints(),
+            Some(event) = record_events.next() => match event {
+                Ok(event) => agent.noticed.record(&event, Instant::now()),
+                Err(error) => {
+                    tracing::warn!("watching {}: {error}", records.display());
+                    agent.noticed.lost(Instant::now());
+                }
+            },
+            events = link_events.next() => agent.links_changed(events),
+            () = sleep_until(noticed_at) => agent.look_at_noticed(),
             () = Routes::touched(&mut agent.routes) => agent.reconcile_routes().await,
             () = agent.uplinks.touched() => agent.reconcile_uplinks().await,
             () = agent.service_ranges.touched() => agent.service_ranges.reconcile().await,
@@ -190,7 +209,12 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
                 // A scrape that waited for too long wants no answer.
                 let _ = done.send(());
             }
-            _ = collect.tick() => agent.collect(),
+            _ = collect.tick() => {
+                if agent.noticed.take_unwatched() && !watch_again(&record_events, &records) {
+                    agent.noticed.still_unwatched();
+                }
+                agent.collect();
+            }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
@@ -280,32 +304,6 @@ impl Agent {
         }
     }
 
-    fn sync_endpoints(&mut self) {
-        if let Err(error) = self.endpoints.sync(&mut self.dataplane) {
-            tracing::error!("pods of this node: {error}");
-        }
-        self.sync_host_ports();
-        self.wakes.changed(Instant::now());
-    }
-
-    /// Brings the ports of the node that pods ask for to what their records and the node's addresses
-    /// say.
-    pub(super) fn sync_host_ports(&mut self) {
-        let node = self.cache.node(&self.node);
-        let mut addrs = host_ports::node_addrs(node);
-        if node.is_none() {
-            addrs.extend(self.reconciler.restored_addrs());
-        }
-        let (wanted, problems) = host_ports::wanted(self.endpoints.with_ports(), &addrs);
-        for (subject, message) in &problems {
-            if self.port_problems.get(subject) != Some(message) {
-                tracing::warn!("{subject}: {message}");
-            }
-        }
-        self.port_problems = problems;
-        self.reconciler.host_ports(&mut self.dataplane, wanted);
-    }
-
     async fn reconcile_routes(&mut self) {
         // Before the first list it is not known which routes are stale.
         if let Some(routes) = &mut self.routes
@@ -362,9 +360,21 @@ fn watch_records(
     };
     std::fs::create_dir_all(directory).map_err(|e| error("mkdir", e))?;
     let inotify = Inotify::init().map_err(|e| error("inotify_init", e))?;
-    let mask = WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::DELETE;
-    inotify.watches().add(directory, mask).map_err(|e| error("inotify_add_watch", e))?;
+    let watches = &mut inotify.watches();
+    watches.add(directory, RECORD_EVENTS).map_err(|e| error("inotify_add_watch", e))?;
     inotify.into_event_stream([0; 4096]).map_err(|e| error("inotify", e))
+}
+
+/// A record was written, by hand or by the plugin, or went.
+const RECORD_EVENTS: WatchMask = WatchMask::CLOSE_WRITE
+    .union(WatchMask::MOVED_TO)
+    .union(WatchMask::MOVED_FROM)
+    .union(WatchMask::DELETE);
+
+/// Watches a directory that was made anew; whether that worked.
+fn watch_again(events: &inotify::EventStream<[u8; 4096]>, directory: &std::path::Path) -> bool {
+    let made = std::fs::create_dir_all(directory);
+    made.and_then(|()| events.watches().add(directory, RECORD_EVENTS)).is_ok()
 }
 
 fn signal_error(error: std::io::Error) -> StartError {

@@ -36,26 +36,8 @@ impl Agent {
                 let rows = self.routes.as_ref().map(Routes::rows).unwrap_or_default();
                 Ok(Reply::Routes(rows.to_vec()))
             }
-            Request::EndpointAdd(key) => {
-                self.endpoints.enter(&key);
-                if let Err(error) = self.endpoints.sync(&mut self.dataplane) {
-                    return Answer::error(error.to_string(), "see sluiced's log");
-                }
-                self.sync_host_ports();
-                return match self.endpoints.check(&key) {
-                    Ok(()) => Answer::done(),
-                    Err(error) => Answer::error(error, "see sluiced's log"),
-                };
-            }
-            Request::EndpointDel(key) => {
-                self.endpoints.leave(key);
-                let synced = self.endpoints.sync(&mut self.dataplane);
-                self.sync_host_ports();
-                return match synced {
-                    Ok(()) => Answer::done(),
-                    Err(error) => Answer::error(error.to_string(), "see sluiced's log"),
-                };
-            }
+            Request::EndpointAdd(add) => return self.add_pod(&add.key, add.record.as_deref()),
+            Request::EndpointDel(key) => return self.remove_pod(&key),
         };
         match reply {
             Ok(reply) => Answer::data(reply),
@@ -133,7 +115,7 @@ impl Agent {
         rows.extend(self.endpoints.problems().map(|(s, m)| row(s, m)));
         rows.extend(self.outside_of_the_node());
         rows.extend(self.too_large_for_the_tunnel());
-        rows.extend(self.port_problems.iter().map(|(s, m)| row(s, m)));
+        rows.extend(self.port_problems.values().flatten().map(|(s, m)| row(s, m)));
         rows.extend(self.routes.iter().flat_map(Routes::problems).map(|(s, m)| row(s, m)));
         rows.extend(self.uplinks.problems().map(|(s, m)| row(s, m)));
         rows.extend(self.service_ranges.problems().map(|(s, m)| row(s, m)));

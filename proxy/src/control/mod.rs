@@ -9,5 +9,5 @@ mod protocol;
 mod server;
 
 pub use client::{ClientError, request};
-pub use protocol::{Answer, EndpointRef, Envelope, PROTOCOL_VERSION, Reply, Request};
+pub use protocol::{Answer, EndpointAdd, EndpointRef, Envelope, PROTOCOL_VERSION, Reply, Request};
 pub use server::{Call, ServeError, serve};

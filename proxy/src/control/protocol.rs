@@ -38,9 +38,20 @@ pub enum Request {
     /// Routes to other nodes' pods.
     RouteList,
     /// From `sluice-cni`: a pod's record and interface are there; answer once it is served.
-    EndpointAdd(EndpointRef),
+    EndpointAdd(EndpointAdd),
     /// From `sluice-cni`: a pod is about to go.
     EndpointDel(EndpointRef),
+}
+
+/// A pod whose record and interface are there.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct EndpointAdd {
+    /// Which attachment it is.
+    #[serde(flatten)]
+    pub key: EndpointRef,
+    /// The name of the record's file, which spares the agent a look through all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub record: Option<String>,
 }
 
 /// An attachment of a container to the network.
@@ -126,12 +137,16 @@ mod tests {
         let envelope: Envelope = serde_json::from_str(line).expect("a documented request");
         assert_eq!(
             envelope.request,
-            Request::EndpointAdd(EndpointRef {
-                container_id: "c1".to_owned(),
-                interface: "eth0".to_owned(),
+            Request::EndpointAdd(EndpointAdd {
+                key: EndpointRef { container_id: "c1".to_owned(), interface: "eth0".to_owned() },
+                record: None,
             })
         );
         assert_eq!(serde_json::to_string(&envelope).expect("plain data"), line);
+        let named = line.replace('}', r#","record":"slu0,10.0.0.2.json"}"#);
+        let envelope: Envelope = serde_json::from_str(&named).expect("a documented request");
+        let Request::EndpointAdd(add) = envelope.request else { panic!("another request") };
+        assert_eq!(add.record.as_deref(), Some("slu0,10.0.0.2.json"));
     }
 
     #[test]

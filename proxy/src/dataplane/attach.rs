@@ -306,6 +306,24 @@ impl Dataplane {
         Ok(Attachment { interface: interface.to_owned(), ifindex, hook, replaced })
     }
 
+    /// Removes the pins of one pod's interface, which is gone. What is not pinned is no error.
+    ///
+    /// # Errors
+    ///
+    /// A pin cannot be removed.
+    pub fn unpin_pod(&mut self, ifindex: u32) -> Result<(), DataplaneError> {
+        for (name, _) in Role::Pod.programs() {
+            let path = self.dirs.links.join(Role::Pod.pin_name(ifindex, name));
+            match fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(DataplaneError::File { action: "unpin", path, source });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Removes the pins of links whose interface is gone, and says which interfaces those were.
     pub fn detach_gone(&mut self) -> Result<Vec<u32>, DataplaneError> {
         let mut gone = Vec::new();

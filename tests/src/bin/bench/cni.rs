@@ -1,8 +1,9 @@
 //! Bench `cni`: how long ADD and DEL take a runtime, beside the reference plugins `ptp` and `host-local`.
 //!
 //! Every call is a process of its own, started in the node's namespace as a runtime does it, and timed from its start to
-//! its end. All variants give a pod one IPv4 address and a default route; `sluice` waits for the agent, too, which has
-//! attached its programs by then, and `sluice-alone` has none to wait for.
+//! its end. All variants give a pod one IPv4 address and a default route; `sluice` and `sluice-tcx` wait for the agent,
+//! too, which has attached its programs by then, and `sluice-alone` has none to wait for. `sluice` is the configuration
+//! that the README recommends (`"hook": "clsact"`), `sluice-tcx` the one that leaves room for the bandwidth plugin.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -81,7 +82,10 @@ fn variants(plan: &Plan, with_agent: &Value, state: PathBuf) -> Result<Vec<Varia
         conf["podCIDRs"] = json!(["10.244.1.0/24"]);
         conf
     };
-    let mut alone = ours(with_agent);
+    let tcx = ours(with_agent);
+    let mut clsact = tcx.clone();
+    clsact["hook"] = json!("clsact");
+    let mut alone = tcx.clone();
     alone.as_object_mut().context("an object")?.remove("agentSocket");
     // Another range, so that the two never meet in a route.
     alone["podCIDRs"] = json!(["10.244.2.0/24"]);
@@ -100,14 +104,17 @@ fn variants(plan: &Plan, with_agent: &Value, state: PathBuf) -> Result<Vec<Varia
         },
     });
     let all = [
-        ("sluice", bin("sluice-cni")?, ours(with_agent)),
+        ("sluice", bin("sluice-cni")?, clsact),
+        ("sluice-tcx", bin("sluice-cni")?, tcx),
         ("sluice-alone", bin("sluice-cni")?, alone),
         ("ptp", reference, ptp),
     ];
     let wanted = |name: &str| plan.only.is_empty() || plan.only.iter().any(|it| it == name);
     let all = all.into_iter().filter(|(name, ..)| wanted(name));
-    debug_assert!(["sluice", "sluice-alone", "ptp"].iter().all(|name| VARIANTS.contains(name)));
-    Ok(all.map(|(name, program, conf)| Variant { name, program, conf }).collect())
+    let all: Vec<Variant> =
+        all.map(|(name, program, conf)| Variant { name, program, conf }).collect();
+    debug_assert!(all.iter().all(|variant| VARIANTS.contains(&variant.name)));
+    Ok(all)
 }
 
 /// One call for each of these pods, all at once; how many milliseconds each took.

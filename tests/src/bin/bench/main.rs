@@ -61,13 +61,14 @@ struct Plan {
 
 const BENCHES: [&str; 5] = ["service", "nodeport", "cni", "dns", "podnet"];
 
-const VARIANTS: [&str; 9] = [
+const VARIANTS: [&str; 10] = [
     "sluice",
     "direct",
     "nftables",
     "iptables",
     "loopback",
     "sluice-alone",
+    "sluice-tcx",
     "ptp",
     "knot",
     "unbound",

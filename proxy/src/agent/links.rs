@@ -1,0 +1,317 @@
+//! The pods' interfaces, as the kernel tells of them: what one is at this moment, and when one goes
+//! or somebody shapes its traffic.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, Socket, SocketAddr, TokioSocket};
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+
+/// `RTMGRP_*` of `linux/rtnetlink.h`.
+const GROUPS: u32 = LINK | TC | IPV4_ADDRESS | IPV6_ADDRESS;
+const LINK: u32 = 0x1;
+const TC: u32 = 0x8;
+const IPV4_ADDRESS: u32 = 0x10;
+const IPV6_ADDRESS: u32 = 0x100;
+
+/// Room for a burst of a few thousand events.
+const RECEIVE_BUFFER: usize = 1 << 20;
+/// Length of `struct nlmsghdr`.
+const HEADER_LEN: usize = 16;
+/// An answer about one link is some 1,500 bytes long.
+const ANSWER_LEN: usize = 32 * 1024;
+
+/// Queueing disciplines that an interface has without anybody asking for one; they shape nothing.
+const PLAIN: [&str; 4] = ["noqueue", "noop", "pfifo_fast", "mq"];
+
+/// An interface.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Link {
+    /// Its index.
+    pub(super) index: u32,
+    /// The queueing discipline of what it sends.
+    root: String,
+}
+
+impl Link {
+    /// Whether a queueing discipline is meant to see what passes: somebody has put it there. `ingress`
+    /// is that of what it receives, of which a clsact is the agent's own if that is how its programs
+    /// are attached.
+    pub(super) fn is_shaped(&self, ingress: Option<&str>, clsact_is_ours: bool) -> bool {
+        let ingress = ingress.filter(|kind| !(clsact_is_ours && *kind == CLSACT));
+        ingress.is_some() || !PLAIN.contains(&self.root.as_str())
+    }
+}
+
+/// The kind of queueing discipline that holds filters and nothing else.
+const CLSACT: &str = "clsact";
+
+/// Asks about single interfaces of this thread's network namespace.
+pub(super) struct Links {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl Links {
+    /// Opens it.
+    pub(super) fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// The interface of that name, or `None` where there is none.
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not answer.
+    pub(super) fn get(&mut self, name: &str) -> io::Result<Option<Link>> {
+        let mut ask = LinkMessage::default();
+        ask.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        let link = match self.ask(RouteNetlinkMessage::GetLink(ask)) {
+            Ok(Some(RouteNetlinkMessage::NewLink(link))) => link,
+            Ok(_) => return Ok(None),
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let index = link.header.index;
+        let root = link.attributes.into_iter().find_map(|attribute| match attribute {
+            LinkAttribute::Qdisc(kind) => Some(kind),
+            _ => None,
+        });
+        Ok(Some(Link { index, root: root.unwrap_or_else(|| PLAIN[0].to_owned()) }))
+    }
+
+    /// The queueing disciplines that see what interfaces receive, by the index of those that have one.
+    /// The kernel lists them all: a question for one would be told to everybody who watches.
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not answer.
+    pub(super) fn ingress(&mut self) -> io::Result<BTreeMap<u32, String>> {
+        let ask = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
+        let sequence = self.send(ask, NLM_F_REQUEST | NLM_F_DUMP)?;
+        let mut found = BTreeMap::new();
+        loop {
+            for answer in self.receive()? {
+                if answer.header.sequence_number != sequence {
+                    continue;
+                }
+                match answer.payload {
+                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewQueueDiscipline(it)) => {
+                        if it.header.parent == TcHandle::INGRESS
+                            && let Ok(index) = u32::try_from(it.header.index)
+                            && let Some(kind) = kind(&it)
+                        {
+                            found.insert(index, kind.to_owned());
+                        }
+                    }
+                    NetlinkPayload::Error(error) => {
+                        return match error.code {
+                            Some(code) => Err(io::Error::from_raw_os_error(-code.get())),
+                            None => Ok(found),
+                        };
+                    }
+                    NetlinkPayload::Done(_) => return Ok(found),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Sends one question; its number.
+    fn send(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<u32> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut header = NetlinkHeader::default();
+        header.flags = flags;
+        header.sequence_number = self.sequence;
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        self.socket.send(&bytes, 0)?;
+        Ok(self.sequence)
+    }
+
+    /// The next answers.
+    fn receive(&mut self) -> io::Result<Vec<NetlinkMessage<RouteNetlinkMessage>>> {
+        let mut buffer = Vec::with_capacity(ANSWER_LEN);
+        loop {
+            match self.socket.recv(&mut buffer, 0) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => break other.map(drop)?,
+            }
+        }
+        let mut answers = Vec::new();
+        let mut rest = buffer.as_slice();
+        while rest.len() >= HEADER_LEN {
+            let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+            let length = (answer.header.length as usize).max(HEADER_LEN).next_multiple_of(4);
+            rest = rest.get(length..).unwrap_or_default();
+            answers.push(answer);
+        }
+        Ok(answers)
+    }
+
+    /// One question, one object; an error is the kernel's.
+    fn ask(&mut self, message: RouteNetlinkMessage) -> io::Result<Option<RouteNetlinkMessage>> {
+        // With an acknowledgement there is an answer in any case. One that comes after the object is
+        // passed over by the next question.
+        let sequence = self.send(message, NLM_F_REQUEST | NLM_F_ACK)?;
+        loop {
+            for answer in self.receive()? {
+                if answer.header.sequence_number != sequence {
+                    continue;
+                }
+                match answer.payload {
+                    NetlinkPayload::InnerMessage(object) => return Ok(Some(object)),
+                    NetlinkPayload::Error(error) => {
+                        return match error.code {
+                            Some(code) => Err(io::Error::from_raw_os_error(-code.get())),
+                            None => Ok(None),
+                        };
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+fn kind(qdisc: &TcMessage) -> Option<&str> {
+    qdisc.attributes.iter().find_map(|attribute| match attribute {
+        TcAttribute::Kind(kind) => Some(kind.as_str()),
+        _ => None,
+    })
+}
+
+/// What happened to an interface.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Event {
+    /// The interface of that index is gone.
+    Gone(u32),
+    /// A queueing discipline of it came or went.
+    Qdisc(u32),
+    /// An address of the node came or went.
+    Address,
+    /// Events were lost: anything may have changed.
+    Lost,
+}
+
+/// The event socket.
+pub(super) struct Watch {
+    socket: TokioSocket,
+}
+
+impl Watch {
+    /// Opens it in the calling thread's network namespace, inside a runtime.
+    pub(super) fn open() -> io::Result<Self> {
+        let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
+        // A smaller buffer only means that events are lost sooner, which is handled.
+        let _ = socket.socket_ref().set_rx_buf_sz(RECEIVE_BUFFER);
+        socket.socket_mut().bind(&SocketAddr::new(0, GROUPS))?;
+        Ok(Self { socket })
+    }
+
+    /// Waits for the next events that matter. Cancel-safe: a datagram is either handed out or still
+    /// queued.
+    pub(super) async fn next(&mut self) -> Vec<Event> {
+        loop {
+            let events = match self.socket.recv_from_full().await {
+                Ok((bytes, _)) => events(&bytes),
+                Err(error) => {
+                    if error.raw_os_error() != Some(libc::ENOBUFS) {
+                        tracing::warn!("watching interfaces: {error}");
+                        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                    }
+                    vec![Event::Lost]
+                }
+            };
+            if !events.is_empty() {
+                return events;
+            }
+        }
+    }
+}
+
+/// The events of one datagram.
+fn events(mut bytes: &[u8]) -> Vec<Event> {
+    let mut events = Vec::new();
+    while bytes.len() >= HEADER_LEN {
+        let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) else {
+            events.push(Event::Lost);
+            break;
+        };
+        let length = (message.header.length as usize).max(HEADER_LEN).next_multiple_of(4);
+        bytes = bytes.get(length..).unwrap_or_default();
+        let NetlinkPayload::InnerMessage(inner) = message.payload else { continue };
+        events.extend(match inner {
+            // A port that leaves a bridge is told of in the bridge's family.
+            RouteNetlinkMessage::DelLink(link) => {
+                let whole = link.header.interface_family == AddressFamily::Unspec;
+                whole.then_some(Event::Gone(link.header.index))
+            }
+            RouteNetlinkMessage::NewQueueDiscipline(qdisc)
+            | RouteNetlinkMessage::DelQueueDiscipline(qdisc) => {
+                // Every pod that is attached so gets one, from the agent; another's is seen at the
+                // next look at everything.
+                let ours = kind(&qdisc) == Some(CLSACT);
+                u32::try_from(qdisc.header.index).ok().filter(|_| !ours).map(Event::Qdisc)
+            }
+            RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => {
+                Some(Event::Address)
+            }
+            _ => None,
+        });
+    }
+    events
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_shaped(root: &str, ingress: Option<&str>, clsact_is_ours: bool) -> bool {
+        Link { index: 7, root: root.to_owned() }.is_shaped(ingress, clsact_is_ours)
+    }
+
+    /// C10: what the bandwidth plugin puts on an interface, towards the pod and from it, counts; what
+    /// every interface has does not.
+    #[test]
+    fn a_queueing_discipline_that_somebody_put_there_shapes() {
+        for plain in PLAIN {
+            assert!(!is_shaped(plain, None, false), "{plain}");
+        }
+        for root in ["tbf", "htb", "netem", "fq_codel"] {
+            assert!(is_shaped(root, None, true), "{root}");
+        }
+        assert!(is_shaped("noqueue", Some("ingress"), false));
+        assert!(is_shaped("noqueue", Some("clsact"), false), "somebody's filters");
+        assert!(!is_shaped("noqueue", Some("clsact"), true), "our own");
+    }
+
+    #[test]
+    fn an_unreadable_event_is_a_lost_one() {
+        let mut bytes = vec![0xff; 32];
+        bytes[..4].copy_from_slice(&32_u32.to_ne_bytes());
+        bytes[4..6].copy_from_slice(&16_u16.to_ne_bytes());
+        assert_eq!(events(&bytes[..20]), [Event::Lost]);
+        assert_eq!(events(&[]), []);
+    }
+
+    #[test]
+    fn the_loopback_is_found_and_plain() {
+        let mut links = Links::open().expect("netlink");
+        let lo = links.get("lo").expect("an answer").expect("a loopback");
+        assert_eq!((lo.index, lo.is_shaped(None, false)), (1, false));
+        assert_eq!(links.get("no-such-link").expect("an answer"), None);
+    }
+}
