@@ -18,6 +18,7 @@ mod ct;
 mod endpoint;
 mod filter;
 mod fragment;
+mod policy;
 mod prefix;
 mod service;
 mod sock;
@@ -29,6 +30,7 @@ pub use ct::{CtEntry, CtFlags, CtKey};
 pub use endpoint::{Endpoint, NodeAddrs, NodePortKey, NodeState};
 pub use filter::{VIP_FILTER_BITS, VIP_FILTER_WORDS, vip_filter_bit};
 pub use fragment::{FragmentKey, FragmentPorts};
+pub use policy::{PolicyKey, PolicySets};
 pub use prefix::{CidrKey, SourceRange, SourceRangeKey};
 pub use service::{
     Backend, BackendFlags, Frontend, FrontendFlags, FrontendKey, SLOTS_PER_CHUNK, Scope,

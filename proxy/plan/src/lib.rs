@@ -31,6 +31,8 @@
 //! Service owns it: it is there while any Service has the address.
 //!
 //! [`trace`] tells from [`Tables`] alone what a connection would meet.
+//!
+//! Network policies have a planner and tables of their own: [`PolicyPlanner`], [`PolicyTables`].
 
 mod admissions;
 mod backends;
@@ -47,6 +49,7 @@ mod node;
 mod node_local;
 mod ops;
 mod planner;
+mod policy;
 mod ranges;
 mod refs;
 mod restore;
@@ -60,5 +63,6 @@ pub use host_ports::{HostPort, PodPorts};
 pub use node::NodeContext;
 pub use ops::{MapOp, Tables};
 pub use planner::{Plan, Planner};
+pub use policy::{Explanation, Judgement, LocalPod, Party, PolicyOp, PolicyPlanner, PolicyTables};
 pub use trace::{Breakage, Client, Destination, DropReason, Here, Place, Source, Verdict, trace};
 pub use warning::{Problem, Warning};

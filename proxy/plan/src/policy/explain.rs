@@ -1,0 +1,172 @@
+//! What policies say of a connection, and which rule says so, from the objects alone.
+
+use std::net::IpAddr;
+
+use sluice_model::{ObjectName, PolicyPortRange, PolicyRule, Protocol};
+
+use super::net::Net;
+use super::peers::Who;
+use super::planner::PolicyPlanner;
+use super::selector::matches;
+
+/// One end of a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Party {
+    /// Whoever has the address: a pod, another node, somebody outside.
+    Addr(IpAddr),
+    /// The node that the other end's pod is on, whose connections to its own pods no policy denies.
+    OwnNode(IpAddr),
+}
+
+impl Party {
+    /// The address.
+    pub fn addr(self) -> IpAddr {
+        match self {
+            Self::Addr(addr) | Self::OwnNode(addr) => addr,
+        }
+    }
+}
+
+/// What the policies of one end say.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Judgement {
+    /// It is no pod with a network of its own.
+    NoSubject,
+    /// No policy selects it for this direction.
+    NotIsolated,
+    /// A rule of a policy allows it; the first of all that do.
+    Allowed {
+        /// The policy.
+        policy: ObjectName,
+        /// Index of its rule.
+        rule: usize,
+    },
+    /// It is the node's own connection.
+    AllowedToNode,
+    /// Policies isolate it, and no rule of theirs allows it.
+    Denied {
+        /// These policies.
+        policies: Vec<ObjectName>,
+    },
+}
+
+impl Judgement {
+    /// Whether the connection passes.
+    pub fn allows(&self) -> bool {
+        !matches!(self, Self::Denied { .. })
+    }
+}
+
+/// What policies say of a connection.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Explanation {
+    /// The pods at both ends, where there are any.
+    pub pods: (Option<ObjectName>, Option<ObjectName>),
+    /// What the policies of the sender say.
+    pub egress: Judgement,
+    /// What the policies of the receiver say.
+    pub ingress: Judgement,
+}
+
+impl Explanation {
+    /// Whether both ends allow it.
+    pub fn allows(&self) -> bool {
+        self.egress.allows() && self.ingress.allows()
+    }
+}
+
+impl PolicyPlanner {
+    /// What the policies say of a connection; `port` is that of the destination, after every
+    /// translation. Without `protocol` it is of one that no policy names, such as ICMP. Pods of other
+    /// nodes are judged like those of this one.
+    pub fn explain(
+        &self,
+        from: Party,
+        to: IpAddr,
+        protocol: Option<Protocol>,
+        port: u16,
+    ) -> Explanation {
+        let (source, destination) = (Net::host(from.addr()), Net::host(to));
+        let name = |net| Some(self.pods.described(self.pods.owner(net)?)?.0.clone());
+        let ask = |subject, peer, ingress| {
+            self.judge(subject, peer, ingress, protocol.map(|protocol| (protocol, port)))
+        };
+        let ingress = match from {
+            Party::OwnNode(_) => Judgement::AllowedToNode,
+            Party::Addr(_) => ask(destination, source, true),
+        };
+        Explanation {
+            pods: (name(source), name(destination)),
+            egress: ask(source, destination, false),
+            ingress,
+        }
+    }
+
+    /// What the policies of the pod at `subject` say of `peer`.
+    fn judge(
+        &self,
+        subject: Net,
+        peer: Net,
+        ingress: bool,
+        port: Option<(Protocol, u16)>,
+    ) -> Judgement {
+        let own = self.pods.owner(subject).filter(|number| self.pods.has_own_network(*number));
+        let Some((number, (name, labels))) =
+            own.and_then(|number| Some((number, self.pods.described(number)?)))
+        else {
+            return Judgement::NoSubject;
+        };
+        let destination = if ingress { Some(number) } else { self.pods.owner(peer) };
+        let there = self.policies.range(ObjectName::new(name.namespace.clone(), "")..);
+        let there = there.take_while(|(policy, _)| policy.namespace == name.namespace);
+        let mut policies = Vec::new();
+        for (policy, entry) in there.filter(|(_, entry)| matches(&entry.policy.pods, labels)) {
+            let rules = if ingress { &entry.policy.ingress } else { &entry.policy.egress };
+            let Some(rules) = rules else { continue };
+            let allows = |rule: &PolicyRule| {
+                self.names(rule, peer, &policy.namespace) && self.opens(rule, destination, port)
+            };
+            if let Some(rule) = rules.iter().position(allows) {
+                return Judgement::Allowed { policy: policy.clone(), rule };
+            }
+            policies.push(policy.clone());
+        }
+        if policies.is_empty() { Judgement::NotIsolated } else { Judgement::Denied { policies } }
+    }
+
+    /// Whether a rule is for that peer.
+    fn names(&self, rule: &PolicyRule, peer: Net, namespace: &str) -> bool {
+        let owner = self.pods.owner(peer);
+        rule.peers.is_empty()
+            || rule.peers.iter().any(|entry| match Who::new(entry, namespace) {
+                Who::Block { cidr, except } => {
+                    cidr.contains(peer) && !except.iter().any(|hole| hole.contains(peer))
+                }
+                who @ Who::Pods { .. } => {
+                    owner.is_some_and(|number| self.pods.is(number, peer, &who))
+                }
+            })
+    }
+
+    /// Whether a rule is for that port of the destination.
+    fn opens(
+        &self,
+        rule: &PolicyRule,
+        destination: Option<u32>,
+        port: Option<(Protocol, u16)>,
+    ) -> bool {
+        if rule.ports.is_empty() {
+            return true;
+        }
+        let Some((protocol, port)) = port else { return false };
+        rule.ports.iter().filter(|entry| entry.protocol == protocol).any(|entry| {
+            match &entry.ports {
+                PolicyPortRange::All => true,
+                PolicyPortRange::Numbers(first, last) => (*first..=*last).contains(&port),
+                PolicyPortRange::Name(name) => destination.is_some_and(|number| {
+                    self.pods.ports_named(number, protocol, name).any(|named| named == port)
+                }),
+            }
+        })
+    }
+}

@@ -1,0 +1,558 @@
+//! The planner: from changes of objects to operations.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sluice_abi::{PolicyKey, PolicySets};
+use sluice_model::{
+    Namespace, NetworkPolicy, ObjectName, Pod, PolicyPort, PolicyPortRange, PolicyRule, Protocol,
+};
+
+use super::classes::{Class, Classes, Element};
+use super::net::Net;
+use super::peers::{Peer, Peers, Who};
+use super::pods::{LocalPod, Pods, Subject};
+use super::ports::Ports;
+use super::selector::matches;
+use super::sets::{Content, Sets, canonical};
+use super::tables::{PolicyOp, PolicyTables};
+
+/// Keeps the kernel's policy tables in step with policies, pods and namespaces, incrementally: a
+/// change of one object costs work in proportion to the addresses and pods that it concerns.
+///
+/// Objects are stated one by one; [`PolicyPlanner::plan`] then says what that asks of the kernel. It
+/// is not to be called before every source has been heard to its end: a policy that is not known yet
+/// isolates nobody. Until then [`PolicyPlanner::protect`] keeps new pods safe.
+///
+/// The planner assumes that its operations succeed. Where one fails, make a new planner from what the
+/// kernel really holds ([`PolicyPlanner::restore`]) and state everything again: it keeps every number
+/// and only repairs what differs.
+#[derive(Clone, Debug, Default)]
+pub struct PolicyPlanner {
+    pub(super) pods: Pods,
+    pub(super) policies: BTreeMap<ObjectName, Entry>,
+    pub(super) peers: Peers,
+    pub(super) classes: Classes,
+    pub(super) sets: Sets,
+    /// The pods of this node, by name.
+    pub(super) subjects: BTreeMap<ObjectName, SubjectState>,
+    pub(super) tables: PolicyTables,
+    /// What the kernel held at the start, until the first plan.
+    pub(super) held: Option<PolicyTables>,
+    dirty: Dirty,
+    /// Peers that are referred to no more once the pods have their new sets.
+    retired: Vec<u32>,
+}
+
+/// What has changed since the last plan.
+#[derive(Clone, Debug, Default)]
+struct Dirty {
+    nets: BTreeSet<Net>,
+    subjects: BTreeSet<ObjectName>,
+    /// Namespaces in which a policy changed.
+    namespaces: BTreeSet<String>,
+    /// Policies that changed, or that may select other pods now.
+    policies: BTreeSet<ObjectName>,
+}
+
+/// What is known of a policy.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) policy: NetworkPolicy,
+    /// The pods of this node that it selects.
+    subjects: BTreeSet<ObjectName>,
+    /// Its rules, while it selects any.
+    compiled: Option<Compiled>,
+}
+
+/// A port of a rule.
+#[derive(Clone, Debug)]
+enum Port {
+    Resolved(Ports),
+    /// The port that the pod itself has by that name.
+    Own(Protocol, String),
+}
+
+/// The rules of one direction: a peer's number ([`PolicyKey::ANYBODY`] for all) and a port.
+type Rules = Vec<(u32, Port)>;
+
+#[derive(Clone, Debug, Default)]
+struct Compiled {
+    ingress: Option<Rules>,
+    egress: Option<Rules>,
+    /// The peers that these refer to, as often as they do.
+    peers: Vec<u32>,
+}
+
+/// A pod of this node.
+#[derive(Clone, Debug, Default)]
+pub(super) struct SubjectState {
+    ifindex: u32,
+    pub(super) sets: PolicySets,
+    /// The policies that select it.
+    selected: BTreeSet<ObjectName>,
+}
+
+impl PolicyPlanner {
+    /// A planner for a kernel whose tables are empty.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A planner for a kernel that holds `tables`: after a restart of the agent, or after an operation
+    /// failed.
+    ///
+    /// All is to be stated anew. The first plan then keeps the numbers of all that still means what it
+    /// meant, and writes only what differs. A pod that is not stated by then is forgotten.
+    pub fn restore(tables: PolicyTables) -> Self {
+        Self { held: Some(tables), ..Self::default() }
+    }
+
+    /// States what a policy is now; `None`: it is gone.
+    pub fn set_policy(&mut self, name: &ObjectName, policy: Option<&NetworkPolicy>) {
+        let old = match policy {
+            Some(policy) if self.policies.get(name).is_some_and(|old| old.policy == *policy) => {
+                return;
+            }
+            Some(policy) => {
+                let policy = policy.clone();
+                let subjects = BTreeSet::new();
+                self.policies.insert(name.clone(), Entry { policy, subjects, compiled: None })
+            }
+            None => self.policies.remove(name),
+        };
+        if let Some(old) = old {
+            self.retired.extend(old.compiled.into_iter().flat_map(|compiled| compiled.peers));
+            for subject in old.subjects {
+                if let Some(state) = self.subjects.get_mut(&subject) {
+                    state.selected.remove(name);
+                }
+                // One that the new form does not select any more is no less concerned.
+                self.dirty.subjects.insert(subject);
+            }
+        }
+        self.dirty.namespaces.insert(name.namespace.clone());
+        self.dirty.policies.insert(name.clone());
+    }
+
+    /// States what a pod is now, wherever it runs; `None`: it is gone.
+    pub fn set_pod(&mut self, name: &ObjectName, pod: Option<&Pod>) {
+        let nets = self.pods.set_known(name, pod);
+        self.dirty.nets.extend(nets);
+        if self.pods.subject(name).is_some() {
+            self.dirty.subjects.insert(name.clone());
+        }
+    }
+
+    /// States what a namespace is now; `None`: there is no such object (any more). It is there all the
+    /// same while there are pods in it.
+    pub fn set_namespace(&mut self, name: &str, namespace: Option<&Namespace>) {
+        let nets = self.pods.set_namespace(name, namespace);
+        self.dirty.nets.extend(nets);
+    }
+
+    /// States that a pod is on this node, and where; `None`: no more.
+    pub fn set_local(&mut self, name: &ObjectName, local: Option<LocalPod>) {
+        let nets = self.pods.set_local(name, local);
+        self.dirty.nets.extend(nets);
+        self.dirty.subjects.insert(name.clone());
+    }
+
+    /// What keeps a new pod safe until the first plan: nothing may reach it, and it may reach nothing.
+    /// `None` if it has sets from before.
+    pub fn protect(&self, ifindex: u32) -> Option<PolicyOp> {
+        let tables = self.held.as_ref().unwrap_or(&self.tables);
+        let known = tables.sets.contains_key(&ifindex);
+        (!known).then_some(PolicyOp::PutSets(ifindex, PolicySets::SHUT))
+    }
+
+    /// What the kernel holds after all operations returned so far.
+    pub fn tables(&self) -> &PolicyTables {
+        self.held.as_ref().unwrap_or(&self.tables)
+    }
+
+    /// The policies that select a pod of this node.
+    pub fn in_force(&self) -> impl Iterator<Item = &NetworkPolicy> {
+        self.policies.values().filter(|entry| entry.compiled.is_some()).map(|entry| &entry.policy)
+    }
+
+    /// What everything stated since the last plan asks of the kernel, in the order in which it must be
+    /// done.
+    pub fn plan(&mut self) -> Vec<PolicyOp> {
+        match self.held.take() {
+            Some(held) => self.resume(held),
+            None => self.settle(),
+        }
+    }
+
+    pub(super) fn settle(&mut self) -> Vec<PolicyOp> {
+        let mut ops = Vec::new();
+        let dirty = std::mem::take(&mut self.dirty);
+        let mut subjects = dirty.subjects;
+        for namespace in &dirty.namespaces {
+            subjects.extend(self.pods.local(Some(namespace)).cloned());
+        }
+        let mut policies = dirty.policies;
+        for subject in &subjects {
+            self.select(subject, &mut policies);
+        }
+        // All identities are told apart that old or new rules tell apart, ...
+        let mut nets = dirty.nets;
+        for policy in &policies {
+            self.enforce(policy, &mut nets);
+        }
+        self.classify(nets, &mut ops);
+        // ... then the pods get their new rules, ...
+        self.switch(&subjects, &mut ops);
+        // ... then what only old rules told apart becomes one.
+        let mut nets = BTreeSet::new();
+        for peer in std::mem::take(&mut self.retired) {
+            let before: Vec<Net> = self.classes.nets_of_peer(peer).collect();
+            if let Some(gone) = self.peers.release(peer) {
+                nets.extend(before);
+                if let Some((cidr, except)) = gone.block() {
+                    nets.extend(self.classes.remove_block(peer, cidr, except));
+                }
+            }
+        }
+        self.classify(nets, &mut ops);
+        ops
+    }
+
+    fn emit(&mut self, op: PolicyOp, ops: &mut Vec<PolicyOp>) {
+        self.tables.apply(&op);
+        ops.push(op);
+    }
+
+    fn put_rules(&mut self, keys: Vec<PolicyKey>, ops: &mut Vec<PolicyOp>) {
+        for key in keys {
+            self.emit(PolicyOp::PutRule(key), ops);
+        }
+    }
+
+    fn delete_rules(
+        &mut self,
+        set: u32,
+        identities: std::ops::RangeInclusive<u32>,
+        ops: &mut Vec<PolicyOp>,
+    ) {
+        let keys: Vec<PolicyKey> = self.tables.of(set, identities).collect();
+        for key in keys {
+            self.emit(PolicyOp::DeleteRule(key), ops);
+        }
+    }
+
+    /// Finds out which policies select a pod of this node; adds those that begin or cease to.
+    fn select(&mut self, name: &ObjectName, policies: &mut BTreeSet<ObjectName>) {
+        let mut selected = BTreeSet::new();
+        let known = matches!(self.pods.subject(name), Some((_, Subject::Known)));
+        if let Some(labels) = self.pods.labels(name).filter(|_| known) {
+            let there = self.policies.range(ObjectName::new(name.namespace.clone(), "")..);
+            let there = there.take_while(|(policy, _)| policy.namespace == name.namespace);
+            let wanted = there.filter(|(_, entry)| matches(&entry.policy.pods, labels));
+            selected.extend(wanted.map(|(policy, _)| policy.clone()));
+        }
+        let state = self.subjects.entry(name.clone()).or_default();
+        let before = std::mem::take(&mut state.selected);
+        for policy in selected.symmetric_difference(&before) {
+            if let Some(entry) = self.policies.get_mut(policy) {
+                if selected.contains(policy) {
+                    entry.subjects.insert(name.clone());
+                } else {
+                    entry.subjects.remove(name);
+                }
+                policies.insert(policy.clone());
+            }
+        }
+        state.selected = selected;
+    }
+
+    /// Brings a policy's rules into force or out of it; adds the prefixes that its peers concern.
+    fn enforce(&mut self, name: &ObjectName, nets: &mut BTreeSet<Net>) {
+        let Some(entry) = self.policies.get_mut(name) else { return };
+        if entry.subjects.is_empty() {
+            let old = entry.compiled.take();
+            self.retired.extend(old.into_iter().flat_map(|compiled| compiled.peers));
+            return;
+        }
+        if entry.compiled.is_some() {
+            return;
+        }
+        let mut compiled = Compiled::default();
+        let mut compiler = Compiler {
+            namespace: &name.namespace,
+            peers: &mut self.peers,
+            used: &mut compiled.peers,
+            new: Vec::new(),
+        };
+        compiled.ingress = entry.policy.ingress.as_ref().map(|rules| compiler.ingress(rules));
+        compiled.egress = entry.policy.egress.as_ref().map(|rules| compiler.egress(rules));
+        let new = compiler.new;
+        entry.compiled = Some(compiled);
+        for number in new {
+            let Some(peer) = self.peers.get(number) else { continue };
+            match peer.block() {
+                Some((cidr, except)) => nets.extend(self.classes.add_block(number, cidr, except)),
+                None => nets.extend(self.pods.candidates(peer)),
+            }
+        }
+    }
+
+    /// All that the rules in force say of a prefix; `None`: it needs no identity of its own.
+    fn class(&self, net: Net) -> Option<Class> {
+        let mut elements: Vec<Element> = Vec::new();
+        if net.is_host() {
+            self.peers.elements(&self.pods, net, &mut elements);
+        }
+        if elements.is_empty() && !self.classes.is_bound(net) {
+            return None;
+        }
+        self.classes.blocks(net, &mut elements);
+        elements.sort_unstable();
+        elements.dedup();
+        Some(elements.into())
+    }
+
+    /// Gives prefixes the identities that they should have.
+    fn classify(&mut self, nets: BTreeSet<Net>, ops: &mut Vec<PolicyOp>) {
+        let mut changed = Vec::new();
+        for net in nets {
+            let identity = match self.class(net) {
+                None => None,
+                Some(class) => {
+                    let (number, new) = self.classes.intern(class);
+                    if new {
+                        let class: Class = self.classes.class(number).into();
+                        for set in self.sets.naming(&class) {
+                            let keys = self.sets.keys(set, number, &class);
+                            self.put_rules(keys, ops);
+                        }
+                    }
+                    Some(number)
+                }
+            };
+            if identity != self.classes.identity(net) {
+                changed.push((net, identity));
+            } else if identity.is_none() {
+                // It may have been a bound.
+                self.classes.assign(net, None);
+            }
+        }
+        // An identity that some lose and others get is never without any.
+        for (net, identity) in &changed {
+            self.classes.join(*net, *identity);
+        }
+        // The longest first that come, the shortest first that go: no address passes through what a
+        // prefix around its own one is.
+        let (mut there, mut gone): (Vec<_>, Vec<_>) =
+            changed.into_iter().partition(|(_, identity)| identity.is_some());
+        there.sort_unstable_by_key(|(net, _)| std::cmp::Reverse(net.len()));
+        gone.sort_unstable_by_key(|(net, _)| net.len());
+        let mut unused = Vec::new();
+        for (net, identity) in there.into_iter().chain(gone) {
+            let op = match identity {
+                Some(identity) => PolicyOp::PutIdentity(net.key(), identity),
+                None => PolicyOp::DeleteIdentity(net.key()),
+            };
+            self.emit(op, ops);
+            unused.extend(self.classes.assign(net, identity));
+        }
+        for (identity, class) in unused {
+            for set in self.sets.naming(&class) {
+                self.delete_rules(set, identity..=identity, ops);
+            }
+        }
+    }
+
+    /// Gives pods the sets that they should have.
+    fn switch(&mut self, subjects: &BTreeSet<ObjectName>, ops: &mut Vec<PolicyOp>) {
+        let mut wanted = Vec::new();
+        for name in subjects {
+            let Some(found) = self.pods.subject(name) else {
+                wanted.push((name, None));
+                continue;
+            };
+            let (ifindex, subject) = found;
+            let sets = match subject {
+                Subject::HostNetwork => PolicySets::default(),
+                // Without a policy in its namespace, none can select it.
+                Subject::Unknown if self.has_policies(&name.namespace) => PolicySets::SHUT,
+                Subject::Unknown => PolicySets::default(),
+                Subject::Known => PolicySets {
+                    ingress: self.set(name, |compiled| compiled.ingress.as_ref(), ops),
+                    egress: self.set(name, |compiled| compiled.egress.as_ref(), ops),
+                },
+            };
+            wanted.push((name, Some((ifindex, sets))));
+        }
+        let mut released = Vec::new();
+        let (mut gone, mut there) = (BTreeSet::new(), BTreeSet::new());
+        for (name, wanted) in wanted {
+            let Some(state) = self.subjects.get_mut(name) else { continue };
+            let old = (state.ifindex, state.sets);
+            released.extend([state.sets.ingress, state.sets.egress]);
+            match wanted {
+                Some((ifindex, sets)) => {
+                    (state.ifindex, state.sets) = (ifindex, sets);
+                    if old.0 != ifindex {
+                        gone.insert(old.0);
+                    }
+                    there.insert(ifindex);
+                    if self.tables.sets.get(&ifindex) != Some(&sets) {
+                        self.emit(PolicyOp::PutSets(ifindex, sets), ops);
+                    }
+                }
+                None => {
+                    self.subjects.remove(name);
+                    gone.insert(old.0);
+                }
+            }
+        }
+        // An interface index may be another pod's by now.
+        for ifindex in gone.difference(&there) {
+            if self.tables.sets.contains_key(ifindex) {
+                self.emit(PolicyOp::DeleteSets(*ifindex), ops);
+            }
+        }
+        for set in released {
+            if self.sets.release(set) {
+                self.delete_rules(set, 0..=u32::MAX, ops);
+            }
+        }
+    }
+
+    fn has_policies(&self, namespace: &str) -> bool {
+        let mut there = self.policies.range(ObjectName::new(namespace, "")..);
+        there.next().is_some_and(|(policy, _)| policy.namespace == namespace)
+    }
+
+    /// The set of a pod in one direction, written where it is new.
+    fn set(
+        &mut self,
+        name: &ObjectName,
+        direction: impl Fn(&Compiled) -> Option<&Rules>,
+        ops: &mut Vec<PolicyOp>,
+    ) -> u32 {
+        let Some(content) = self.content(name, direction) else { return PolicySets::OPEN };
+        let (number, new) = self.sets.retain(content);
+        if new {
+            let mut identities = BTreeSet::from([PolicyKey::ANYBODY]);
+            for peer in self.sets.peers(number) {
+                identities.extend(self.classes.of_peer(peer));
+            }
+            for identity in identities {
+                let keys = self.sets.keys(number, identity, self.classes.class(identity));
+                self.put_rules(keys, ops);
+            }
+        }
+        number
+    }
+
+    /// What a pod's policies allow together; `None` where none isolates it.
+    fn content(
+        &self,
+        name: &ObjectName,
+        direction: impl Fn(&Compiled) -> Option<&Rules>,
+    ) -> Option<Content> {
+        let pod = self.pods.number(name)?;
+        let mut rules: Option<Vec<(u32, Ports)>> = None;
+        for policy in &self.subjects.get(name)?.selected {
+            let compiled = self.policies.get(policy).and_then(|entry| entry.compiled.as_ref());
+            let Some(more) = compiled.and_then(&direction) else { continue };
+            let rules = rules.get_or_insert_default();
+            for (peer, port) in more {
+                match port {
+                    Port::Resolved(ports) => rules.push((*peer, *ports)),
+                    Port::Own(protocol, name) => {
+                        let ports = self.pods.ports_named(pod, *protocol, name);
+                        let proto = protocol.number();
+                        rules.extend(ports.map(|port| (*peer, Ports::Range(proto, port, port))));
+                    }
+                }
+            }
+        }
+        rules.map(canonical)
+    }
+}
+
+/// Turns rules into numbers of peers and ports.
+struct Compiler<'a> {
+    namespace: &'a str,
+    peers: &'a mut Peers,
+    used: &'a mut Vec<u32>,
+    /// The peers that nobody referred to before.
+    new: Vec<u32>,
+}
+
+impl Compiler<'_> {
+    fn peer(&mut self, who: Who, port: Option<(Protocol, String)>) -> u32 {
+        let (number, new) = self.peers.retain(Peer { who, port });
+        self.used.push(number);
+        if new {
+            self.new.push(number);
+        }
+        number
+    }
+
+    /// The peers of a rule by number, each once.
+    fn peers(&mut self, rule: &PolicyRule, port: Option<&(Protocol, String)>) -> Vec<u32> {
+        if rule.peers.is_empty() {
+            return match port {
+                None => vec![PolicyKey::ANYBODY],
+                // Only pods have names for ports.
+                Some(port) => vec![self.peer(Who::any_pod(), Some(port.clone()))],
+            };
+        }
+        let whos = rule.peers.iter().map(|peer| Who::new(peer, self.namespace));
+        let whos: BTreeSet<Who> = whos.collect();
+        whos.into_iter().map(|who| self.peer(who, port.cloned())).collect()
+    }
+
+    fn ingress(&mut self, rules: &[PolicyRule]) -> Rules {
+        let mut compiled = Vec::new();
+        for rule in rules {
+            let peers = self.peers(rule, None);
+            let ports = ports(rule).into_iter().map(|port| match port {
+                Ok(ports) => Port::Resolved(ports),
+                Err((protocol, name)) => Port::Own(protocol, name),
+            });
+            for port in ports {
+                compiled.extend(peers.iter().map(|peer| (*peer, port.clone())));
+            }
+        }
+        compiled
+    }
+
+    fn egress(&mut self, rules: &[PolicyRule]) -> Rules {
+        let mut compiled = Vec::new();
+        for rule in rules {
+            let mut plain: Option<Vec<u32>> = None;
+            for port in ports(rule) {
+                match port {
+                    Ok(ports) => {
+                        let peers = plain.get_or_insert_with(|| self.peers(rule, None)).iter();
+                        compiled.extend(peers.map(|peer| (*peer, Port::Resolved(ports))));
+                    }
+                    Err(named) => {
+                        let ports = Port::Resolved(Ports::Peers(named.0.number()));
+                        let peers = self.peers(rule, Some(&named)).into_iter();
+                        compiled.extend(peers.map(|peer| (peer, ports.clone())));
+                    }
+                }
+            }
+        }
+        compiled
+    }
+}
+
+/// The ports of a rule; those by name apart.
+fn ports(rule: &PolicyRule) -> Vec<Result<Ports, (Protocol, String)>> {
+    if rule.ports.is_empty() {
+        return vec![Ok(Ports::All)];
+    }
+    let port = |PolicyPort { protocol, ports }: &PolicyPort| match ports {
+        PolicyPortRange::All => Ok(Ports::Protocol(protocol.number())),
+        PolicyPortRange::Numbers(first, last) => Ok(Ports::Range(protocol.number(), *first, *last)),
+        PolicyPortRange::Name(name) => Err((*protocol, name.clone())),
+    };
+    rule.ports.iter().map(port).collect()
+}

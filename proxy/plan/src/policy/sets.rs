@@ -1,0 +1,133 @@
+//! Sets of rules, each for all pods that have the same.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use sluice_abi::{PolicyKey, PolicySets};
+
+use super::classes::Element;
+use super::ports::{Ports, keys};
+use crate::ids::Ids;
+
+/// What is allowed, sorted: a peer's number ([`PolicyKey::ANYBODY`] for all) and its ports.
+pub(super) type Content = Box<[(u32, Ports)]>;
+
+/// Brings rules into the one form that they have whatever their order.
+pub(super) fn canonical(mut rules: Vec<(u32, Ports)>) -> Content {
+    if rules.contains(&(PolicyKey::ANYBODY, Ports::All)) {
+        return Box::new([(PolicyKey::ANYBODY, Ports::All)]);
+    }
+    rules.sort_unstable();
+    rules.dedup();
+    rules.into()
+}
+
+#[derive(Clone, Debug)]
+struct Set {
+    content: Content,
+    uses: u32,
+}
+
+impl Set {
+    fn ports(&self, peer: u32) -> impl Iterator<Item = Ports> + use<'_> {
+        let from = self.content.partition_point(|(other, _)| *other < peer);
+        let rules = self.content[from..].iter();
+        rules.take_while(move |(other, _)| *other == peer).map(|(_, ports)| *ports)
+    }
+}
+
+/// The sets of the pods of this node.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Sets {
+    ids: Ids,
+    by_content: HashMap<Content, u32>,
+    sets: BTreeMap<u32, Set>,
+    by_peer: HashMap<u32, BTreeSet<u32>>,
+    /// Numbers to prefer, from before a restart.
+    hints: HashMap<Content, u32>,
+}
+
+impl Sets {
+    /// Begins with numbers above those in use, but prefers the given ones.
+    pub(super) fn prefer(&mut self, used: impl Iterator<Item = u32>, hints: HashMap<Content, u32>) {
+        self.ids = Ids::after(used.filter(|number| *number != PolicySets::CLOSED));
+        self.hints = hints;
+    }
+
+    /// Counts one more pod that has the set; its number, and whether it is new.
+    pub(super) fn retain(&mut self, content: Content) -> (u32, bool) {
+        if content.is_empty() {
+            return (PolicySets::CLOSED, false);
+        }
+        if let Some(number) = self.by_content.get(&content).copied() {
+            if let Some(set) = self.sets.get_mut(&number) {
+                set.uses += 1;
+            }
+            return (number, false);
+        }
+        let sets = &self.sets;
+        let taken = |n| n == PolicySets::CLOSED || sets.contains_key(&n);
+        let number = match self.hints.remove(&content) {
+            Some(number) => number,
+            None => self.ids.allocate(taken),
+        };
+        for (peer, _) in &content {
+            self.by_peer.entry(*peer).or_default().insert(number);
+        }
+        self.by_content.insert(content.clone(), number);
+        self.sets.insert(number, Set { content, uses: 1 });
+        (number, true)
+    }
+
+    /// Counts one less; whether that was the last.
+    pub(super) fn release(&mut self, number: u32) -> bool {
+        let Some(set) = self.sets.get_mut(&number) else { return false };
+        set.uses -= 1;
+        if set.uses > 0 {
+            return false;
+        }
+        if let Some(Set { content, .. }) = self.sets.remove(&number) {
+            self.by_content.remove(&content);
+            for (peer, _) in &content {
+                if let Some(numbers) = self.by_peer.get_mut(peer) {
+                    numbers.remove(&number);
+                    if numbers.is_empty() {
+                        self.by_peer.remove(peer);
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    /// The peers that a set names, without anybody.
+    pub(super) fn peers(&self, number: u32) -> BTreeSet<u32> {
+        let rules = self.sets.get(&number).into_iter().flat_map(|set| &set.content);
+        rules.map(|(peer, _)| *peer).filter(|peer| *peer != PolicyKey::ANYBODY).collect()
+    }
+
+    /// The sets that name one of these peers.
+    pub(super) fn naming(&self, class: &[Element]) -> BTreeSet<u32> {
+        let found = class.iter().filter_map(|element| self.by_peer.get(&element.peer));
+        found.flatten().copied().collect()
+    }
+
+    /// What a set says of an identity.
+    pub(super) fn keys(&self, number: u32, identity: u32, class: &[Element]) -> Vec<PolicyKey> {
+        let Some(set) = self.sets.get(&number) else { return Vec::new() };
+        if identity == PolicyKey::ANYBODY {
+            return keys(number, identity, set.ports(PolicyKey::ANYBODY));
+        }
+        let ports = class.iter().flat_map(|element| {
+            set.ports(element.peer).map(|ports| match ports {
+                Ports::Peers(proto) => Ports::Range(proto, element.port, element.port),
+                other => other,
+            })
+        });
+        keys(number, identity, ports)
+    }
+
+    /// Every set: number and content.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &Content)> {
+        self.sets.iter().map(|(number, set)| (*number, &set.content))
+    }
+}
