@@ -645,11 +645,12 @@ fn mend(walk: &mut Walk) -> Result<()> {
     for foreign in std::mem::take(&mut walk.foreign) {
         walk.world.nodes[foreign.node].netns().ip(&foreign.command("del"))?;
     }
+    let six_first = walk.members[0].six_first;
     for index in 0..walk.members.len() {
         let member = &mut walk.members[index];
         member.known = true;
         member.pods = 10 + u8::try_from(index)?;
-        member.six_first = walk.members[0].six_first;
+        member.six_first = six_first;
         walk.world.place(index, &walk.members[index])?;
     }
     walk.revive(true)?;
