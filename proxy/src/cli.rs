@@ -136,7 +136,7 @@ pub struct SluicedArgs {
     pub uplinks: Uplinks,
 
     /// Ports of the node's address that stand for the ports of clients where their address must not
-    /// be seen. Keep clear of NodePorts.
+    /// be seen. A port that is a NodePort in use is never taken.
     #[arg(long, default_value = "32768-65535", value_name = "FIRST-LAST")]
     pub snat_port_range: PortRange,
 

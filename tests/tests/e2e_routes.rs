@@ -91,6 +91,11 @@ impl Member {
     }
 }
 
+/// One `ip` command, which may begin with a family.
+fn ip(netns: &NetNs, command: &str) -> Result<()> {
+    netns.ip_output(&command.split_whitespace().collect::<Vec<_>>()).map(drop)
+}
+
 fn subnet_of(address: &IpAddr) -> u8 {
     match address {
         IpAddr::V4(ip) => ip.octets()[2],
@@ -112,10 +117,10 @@ impl World {
         router.sysctls(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")])?;
         // As a cloud does with addresses that it did not give away itself.
         for rule in ["from 10.244.0.0/16", "to 10.244.0.0/16"] {
-            router.ip(&format!("rule add {rule} blackhole"))?;
+            ip(&router, &format!("rule add {rule} blackhole"))?;
         }
         for rule in ["from fd00:244::/32", "to fd00:244::/32"] {
-            router.ip(&format!("-6 rule add {rule} blackhole"))?;
+            ip(&router, &format!("-6 rule add {rule} blackhole"))?;
         }
         let mut this = Self { nodes: Vec::new(), router, dir };
         fs::create_dir(this.manifests())?;
@@ -154,14 +159,16 @@ impl World {
             || netns.ip_output(&["route", "show", "default"])?.is_empty()
         {
             self.router.ip(&format!("link set port-{index} master lan{subnet}"))?;
-            netns.ip(&format!(
-                "-4 addr flush dev eth0\n\
-                 -6 addr flush dev eth0 scope global\n\
-                 addr add {v4}/24 dev eth0\n\
-                 addr add {v6}/64 dev eth0 nodad\n\
-                 route replace default via 172.31.{subnet}.1\n\
-                 -6 route replace default via fd00:172:31:{subnet}::1"
-            ))?;
+            for command in [
+                "-4 addr flush dev eth0",
+                "-6 addr flush dev eth0 scope global",
+                &format!("addr add {v4}/24 dev eth0"),
+                &format!("addr add {v6}/64 dev eth0 nodad"),
+                &format!("route replace default via 172.31.{subnet}.1"),
+                &format!("-6 route replace default via fd00:172:31:{subnet}::1"),
+            ] {
+                ip(netns, command)?;
+            }
         }
         let path = self.manifests().join(format!("{}.yaml", member.name));
         if member.known {
@@ -501,7 +508,7 @@ impl Walk {
                         return Ok(());
                     }
                 };
-                netns.ip(&command)?;
+                ip(netns, &command)?;
                 if words[0] == "device" {
                     // The kernel takes them along.
                     self.foreign
@@ -516,7 +523,7 @@ impl Walk {
                 }
                 let chosen = self.random.below(self.foreign.len());
                 let foreign = self.foreign.swap_remove(chosen);
-                self.world.nodes[foreign.node].netns().ip(&foreign.command("del"))?;
+                ip(self.world.nodes[foreign.node].netns(), &foreign.command("del"))?;
                 self.note(format!("somebody removes {foreign:?}"));
             }
         }
@@ -556,7 +563,7 @@ impl Walk {
         if self.foreign.iter().any(same) {
             return Ok(());
         }
-        netns.ip(&foreign.command("add"))?;
+        ip(netns, &foreign.command("add"))?;
         self.note(format!("somebody adds {foreign:?}"));
         self.foreign.push(foreign);
         Ok(())
@@ -679,13 +686,14 @@ fn kernels_follow_the_model_through_random_changes() -> Result<()> {
 /// foreign routes in the way.
 fn mend(walk: &mut Walk) -> Result<()> {
     for foreign in std::mem::take(&mut walk.foreign) {
-        walk.world.nodes[foreign.node].netns().ip(&foreign.command("del"))?;
+        ip(walk.world.nodes[foreign.node].netns(), &foreign.command("del"))?;
     }
+    let six_first = walk.members[0].six_first;
     for index in 0..walk.members.len() {
         let member = &mut walk.members[index];
         member.known = true;
         member.pods = 10 + u8::try_from(index)?;
-        member.six_first = walk.members[0].six_first;
+        member.six_first = six_first;
         walk.world.place(index, &walk.members[index])?;
     }
     walk.revive(true)?;

@@ -287,7 +287,9 @@ impl Entries {
     }
 
     fn take(&mut self, entry: &NeighbourMessage, device: u32) {
-        if entry.header.ifindex != device || entry.header.state != NeighbourState::Permanent {
+        // Bits: others set `NUD_NOARP` beside.
+        let permanent = u16::from(NeighbourState::Permanent);
+        if entry.header.ifindex != device || u16::from(entry.header.state) & permanent == 0 {
             return;
         }
         let mut mac: Option<Mac> = None;
