@@ -19,8 +19,10 @@ const SMALL: [&str; 2] = ["10.244.1.0/28", "fd00:244:1::/64"];
 
 /// Starts a call that stops itself before it becomes the plugin.
 fn start_stopped(node: &Node, command: &str, id: &str, pod: &Ns) -> Child {
-    let mut shell = Command::new("nsenter");
+    // It goes with this test: nobody would ever let it go on.
+    let mut shell = Command::new("setpriv");
     shell
+        .args(["--pdeathsig", "KILL", "nsenter"])
         .arg(format!("--net={}", node.ns.path().display()))
         .args(["sh", "-c", "kill -STOP $$; exec \"$0\"", env!("CARGO_BIN_EXE_sluice-cni")])
         .env_clear()

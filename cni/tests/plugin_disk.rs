@@ -21,7 +21,6 @@ impl Disk {
     fn new(path: PathBuf) -> Self {
         common::require_root();
         fs::create_dir_all(&path).expect("directory");
-        // Of a run that was killed here; tempdir names are not used again, so as a rule nothing is.
         mount(Some("none"), &path, Some("tmpfs"), MsFlags::empty(), Some("size=64k,mode=755"))
             .expect("mount a tmpfs");
         Self { path }

@@ -227,6 +227,11 @@ state = "{dir}/containerd-state"
         Ok(cri)
     }
 
+    /// Its file system, seen from outside of its mount namespace.
+    pub fn root(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root", self.process.pid()))
+    }
+
     /// What it printed.
     pub fn log(&self) -> String {
         self.process.log()

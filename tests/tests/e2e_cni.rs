@@ -6,9 +6,11 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, ensure};
+use serde_json::{Value, json};
 use sluice_tests::cluster::{Cluster, node_manifest};
 use sluice_tests::node::Node;
 use sluice_tests::pod::Pod;
+use sluice_tests::runtime::PLUGINS;
 use sluice_tests::wait::wait_ok;
 use sluice_tests::{Result, wait_for};
 
@@ -99,4 +101,168 @@ fn a_changed_pod_cidr_is_for_new_pods_and_the_others_are_named() -> Result<()> {
     let status = cluster.node(0).proxyctl(&["status"])?;
     ensure!(!status.contains("is not in the node's pod CIDRs"), "{status}");
     Ok(())
+}
+
+/// The row of `proxyctl endpoint list` that a pod's IPv4 address has.
+fn row(rows: &Value, pod: &Pod) -> Option<Value> {
+    let address = pod.ipv4().ok()?.to_string();
+    rows.as_array()?.iter().find(|row| row["address"] == address).cloned()
+}
+
+/// How a pod is attached, once that is what `expected` says.
+fn wait_attached(node: &Node, pod: &Pod, expected: &str) -> Result<()> {
+    let there = |rows: &Value| row(rows, pod).is_some_and(|row| row["attached"] == expected);
+    node.wait_for_view(&["endpoint", "list"], LIMIT, there).map(drop)
+}
+
+/// C9: a network that asks for clsact gets it, also from an agent that starts anew, which replaces the
+/// programs in place.
+#[test]
+fn a_network_that_asks_for_clsact_is_served_by_it() -> Result<()> {
+    let mut cluster = Cluster::new(1)?;
+    cluster.start_agents()?;
+    let node = cluster.node(0);
+    let mut config = node.cni_config();
+    config["hook"] = json!("clsact");
+    let (a, b) =
+        (node.add_pod_with("default", "a", &config)?, node.add_pod_with("default", "b", &config)?);
+    let server = b.serve(8080)?;
+    let target = format!("{}:8080", b.ipv4()?);
+    assert_eq!(a.get(&target)?.pod, "b");
+    wait_attached(node, &a, "clsact")?;
+    let source = cluster.source();
+    cluster.node_mut(0).kill_agent()?;
+    assert_eq!(a.get(&target)?.pod, "b", "without an agent");
+    cluster.node_mut(0).start_agent(&source)?;
+    let node = cluster.node(0);
+    wait_attached(node, &a, "clsact")?;
+    assert_eq!(a.get(&target)?.pod, "b");
+    let rows = serde_json::from_str(&node.proxyctl(&["endpoint", "list", "-o", "json"])?)?;
+    let interface = row(&rows, &a).context("a row")?["interface"].as_str().unwrap_or("").to_owned();
+    for direction in ["ingress", "egress"] {
+        let filters =
+            node.launch("tc").args(["filter", "show", "dev", &interface, direction]).run()?;
+        assert_eq!(filters.matches("direct-action").count(), 1, "{filters}");
+    }
+    drop(server);
+    node.del_pod(a)?;
+    node.del_pod(b)
+}
+
+/// C10: the bandwidth plugin after ours, with limits in both directions: both are there, the pod is
+/// kept on the stack where they see its packets, and its DEL leaves nothing.
+#[test]
+fn a_pod_that_bandwidth_limits_keeps_off_the_fast_path() -> Result<()> {
+    let mut cluster = Cluster::new(1)?;
+    cluster.start_agents()?;
+    let node = cluster.node(0);
+    let (limited, free) = (node.add_pod("default", "limited")?, node.add_pod("default", "free")?);
+    let hook = {
+        let rows = serde_json::from_str(&node.proxyctl(&["endpoint", "list", "-o", "json"])?)?;
+        row(&rows, &free).context("a row")?["attached"].as_str().unwrap_or("").to_owned()
+    };
+    wait_attached(node, &limited, &hook)?;
+    let file = record(node, &limited)?;
+    let held: Value = serde_json::from_slice(&fs::read(&file)?)?;
+    let interface = held["hostInterface"].as_str().context("a name")?.to_owned();
+    let plugin = PLUGINS.iter().map(|dir| PathBuf::from(dir).join("bandwidth"));
+    let plugin = plugin.into_iter().find(|path| path.is_file());
+    let plugin = plugin.context("no bandwidth: apt-get install containernetworking-plugins")?;
+    let netns = limited.netns().path();
+    let conf = json!({
+        "cniVersion": "1.0.0", "name": "sluice", "type": "bandwidth",
+        "ingressRate": 80_000_000, "ingressBurst": 80_000_000,
+        "egressRate": 80_000_000, "egressBurst": 80_000_000,
+        "prevResult": {
+            "cniVersion": "1.0.0",
+            "interfaces": [
+                {"name": interface, "mac": held["hostMac"]},
+                {"name": "eth0", "mac": held["mac"], "sandbox": netns},
+            ],
+            "ips": [{"address": format!("{}/32", limited.ipv4()?), "interface": 1}],
+        },
+    });
+    let bandwidth = |command: &str| -> Result<()> {
+        let launch = node
+            .launch(&plugin)
+            .env("CNI_COMMAND", command)
+            .env("CNI_CONTAINERID", limited.container_id())
+            .env("CNI_NETNS", &netns)
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_PATH", plugin.parent().context("a directory")?);
+        let output = launch.output_with_input(conf.to_string().as_bytes())?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        Ok(())
+    };
+    bandwidth("ADD")?;
+    wait_attached(node, &limited, &format!("{hook}, no fast path"))?;
+    wait_attached(node, &free, &hook)?;
+    // Both ways, by both families' stack.
+    let servers = [limited.serve(8080)?, free.serve(8080)?];
+    assert_eq!(free.get(&format!("{}:8080", limited.ipv4()?))?.pod, "limited");
+    assert_eq!(limited.get(&format!("{}:8080", free.ipv4()?))?.pod, "free");
+    drop(servers);
+    bandwidth("DEL")?;
+    node.del_pod(limited)?;
+    let links = node.netns().ip_output(&["-o", "link"])?;
+    ensure!(!links.contains(&interface) && !links.contains("bwp"), "{links}");
+    node.del_pod(free)
+}
+
+/// S33: a full map of pods is a metric, a problem in `proxyctl status` and a line of the log, and pods
+/// without a place in it are reached all the same.
+#[test]
+fn a_full_map_of_pods_is_told_like_other_full_maps() -> Result<()> {
+    let mut cluster = Cluster::new(1)?;
+    let source = cluster.source();
+    cluster.node_mut(0).start_agent_with(&source, &["--map-size-endpoints", "2"])?;
+    let node = cluster.node(0);
+    let (a, b) = (node.add_pod("default", "a")?, node.add_pod("default", "b")?);
+    let status = node.proxyctl(&["status"])?;
+    let address = b.ipv4()?.to_string();
+    ensure!(status.contains("--map-size-endpoints") && status.contains(&address), "{status}");
+    let metrics = node
+        .launch("curl")
+        .args(["--silent", "--show-error", "http://127.0.0.1:10249/metrics"])
+        .run()?;
+    let prefix = "sluice_apply_failures_total{map=\"ENDPOINTS\"} ";
+    let failures = metrics.lines().find_map(|line| line.strip_prefix(prefix)?.parse::<u64>().ok());
+    ensure!(failures.is_some_and(|failures| failures >= 2), "{metrics}");
+    let server = b.serve(8080)?;
+    assert_eq!(a.get(&format!("{address}:8080"))?.pod, "b");
+    drop(server);
+    node.del_pod(a)?;
+    let status = node.proxyctl(&["status"])?;
+    ensure!(!status.contains("--map-size-endpoints"), "there is room: {status}");
+    let rows = node.proxyctl(&["endpoint", "list"])?;
+    ensure!(rows.contains(&address), "{rows}");
+    let log = cluster.node_mut(0).agent()?.log();
+    ensure!(log.contains("map ENDPOINTS is full at 2"), "{log}");
+    cluster.node(0).del_pod(b)
+}
+
+/// C6: what is done by hand while the agent runs is followed: an interface that is deleted, a record
+/// that is removed, a directory of records that is made anew.
+#[test]
+fn the_agent_follows_what_is_done_by_hand() -> Result<()> {
+    let mut cluster = Cluster::new(1)?;
+    cluster.start_agents()?;
+    let node = cluster.node(0);
+    let (a, b) = (node.add_pod("default", "a")?, node.add_pod("default", "b")?);
+    let gone = |pod: &Pod| {
+        node.wait_for_view(&["endpoint", "list"], LIMIT, |rows| row(rows, pod).is_none()).map(drop)
+    };
+    a.netns().ip("link del eth0")?;
+    gone(&a)?;
+    fs::remove_file(record(node, &b)?)?;
+    gone(&b)?;
+
+    let directory = node.state_dir().join("endpoints");
+    fs::remove_dir_all(&directory)?;
+    let c = node.add_pod("default", "c")?;
+    let server = c.serve(8080)?;
+    assert_eq!(node.get(&format!("{}:8080", c.ipv4()?))?.pod, "c");
+    drop(server);
+    node.wait_for_view(&["endpoint", "list"], LIMIT, |rows| row(rows, &c).is_some())?;
+    node.del_pod(c)
 }

@@ -1,6 +1,7 @@
 //! Container runtimes that are not ours call the plugin: containerd by `ctr` and by its CRI, podman.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use anyhow::ensure;
@@ -135,4 +136,70 @@ fn a_container_of_podman_reaches_services_and_is_reached() -> Result<()> {
     let output = podman.in_one(&script).run()?;
     assert_eq!(output.trim(), PAGE);
     clean(node, &before)
+}
+
+/// C11, C3: of several configurations the first in lexical order counts, as libcni has it; what ADD
+/// gave is in its cache and comes back with DEL; without the cache DEL does as well.
+#[test]
+fn the_first_configuration_counts_and_the_result_cache_may_be_lost() -> Result<()> {
+    let shop = Shop::open()?;
+    let node = shop.cluster.node(0);
+    let home = Home::new(node, shop.cluster.dir())?;
+    let networks = home.path().join("net.d");
+    let text = fs::read_to_string(networks.join("10-sluice.conflist"))?;
+    let mut list: Value = serde_json::from_str(&text)?;
+    // One that tells what it was given, before ours.
+    let told = home.path().join("told");
+    fs::create_dir(&told)?;
+    let spy = home.path().join("bin/spy");
+    let script = format!(
+        "#!/bin/sh\ncat > {dir}/$CNI_COMMAND-$CNI_CONTAINERID\n\
+         [ $CNI_COMMAND != ADD ] || echo '{{\"cniVersion\":\"1.0.0\"}}'\n",
+        dir = told.display()
+    );
+    fs::write(&spy, script)?;
+    fs::set_permissions(&spy, fs::Permissions::from_mode(0o755))?;
+    list["name"] = "first".into();
+    let plugins = list["plugins"].as_array_mut().expect("a list");
+    plugins.insert(0, serde_json::json!({"type": "spy"}));
+    fs::write(networks.join("05-first.conflist"), list.to_string())?;
+    let broken = r#"{"cniVersion":"1.0.0","name":"last","plugins":[{"type":"no-such-plugin"}]}"#;
+    fs::write(networks.join("90-last.conflist"), broken)?;
+
+    let containerd = Containerd::start(node, &home)?;
+    let before = records(node)?;
+    let cri = containerd.cri()?;
+    let cache = containerd.root().join("var/lib/cni/results");
+    for (name, cached) in [("kept", true), ("lost", false)] {
+        let sandbox = Sandbox {
+            metadata: Some(Metadata {
+                name: name.to_owned(),
+                uid: name.to_owned(),
+                namespace: "shop".to_owned(),
+                attempt: 0,
+            }),
+            hostname: name.to_owned(),
+            log_directory: home.path().display().to_string(),
+            linux: Some(Linux { cgroup_parent: home.cgroup().to_owned() }),
+            ..Sandbox::default()
+        };
+        let id = cri.run(sandbox)?;
+        let record = records(node)?.into_iter().find(|record| record["podName"] == name);
+        let record = record.expect("a record of the pod");
+        assert_eq!(record["network"], "first");
+        let file = cache.join(format!("first-{id}-eth0"));
+        let held: Value = serde_json::from_slice(&fs::read(&file)?)?;
+        let address = record["addresses"][0].as_str().expect("an address");
+        ensure!(held["result"]["ips"].to_string().contains(address), "{held}");
+        if !cached {
+            fs::remove_file(&file)?;
+        }
+        cri.stop(&id)?;
+        let del: Value = serde_json::from_slice(&fs::read(told.join(format!("DEL-{id}")))?)?;
+        assert_eq!(del["prevResult"].to_string().contains(address), cached, "{del}");
+        clean(node, &before)?;
+        ensure!(!file.exists(), "libcni forgets what is deleted");
+        cri.remove(&id)?;
+    }
+    Ok(())
 }

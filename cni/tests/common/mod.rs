@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -14,6 +15,34 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
+static SWEPT: Once = Once::new();
+
+/// First part of every name outside this process; the process's number follows.
+const PREFIX: &str = "slc-";
+
+/// Removes the namespaces and directories, with what is mounted in them, of runs that were killed.
+fn sweep() {
+    let is_dead = |name: &str| {
+        let number = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
+        let pid = number.and_then(|number| number.parse::<u32>().ok());
+        pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
+    };
+    let dead = |dir: &Path| {
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        names.filter(|name| is_dead(name)).collect::<Vec<String>>()
+    };
+    for name in dead(Path::new("/run/netns")) {
+        // Another test process may be at it as well.
+        let _ = Command::new("ip").args(["netns", "del", &name]).stderr(Stdio::null()).status();
+    }
+    let temp = std::env::temp_dir();
+    for name in dead(&temp) {
+        let state = temp.join(&name).join("state");
+        let _ = nix::mount::umount2(&state, nix::mount::MntFlags::MNT_DETACH);
+        let _ = std::fs::remove_dir_all(temp.join(&name));
+    }
+}
 
 /// Fails the test where it cannot work, instead of letting it pass.
 pub(crate) fn require_root() {
@@ -31,8 +60,9 @@ pub(crate) struct Ns {
 impl Ns {
     pub(crate) fn new(label: &str) -> Self {
         require_root();
+        SWEPT.call_once(sweep);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("slc-{}-{number}-{label}", std::process::id());
+        let name = format!("{PREFIX}{}-{number}-{label}", std::process::id());
         must(Command::new("ip").args(["netns", "add", &name]));
         Self { name }
     }
@@ -147,7 +177,8 @@ impl Node {
     pub(crate) fn new(pod_cidrs: &[&str]) -> Self {
         let ns = Ns::new("node");
         ns.ip("link set lo up");
-        let dir = tempfile::tempdir().expect("directory");
+        let prefix = format!("{PREFIX}{}-", std::process::id());
+        let dir = tempfile::Builder::new().prefix(&prefix).tempdir().expect("directory");
         let conf = json!({
             "cniVersion": "1.1.0",
             "name": "pods",
