@@ -43,6 +43,8 @@ pub enum Judgement {
     },
     /// It is the node's own connection.
     AllowedToNode,
+    /// Its object is not known yet, and there are policies that may select it: nothing passes.
+    NotKnown,
     /// Policies isolate it, and no rule of theirs allows it.
     Denied {
         /// These policies.
@@ -53,7 +55,7 @@ pub enum Judgement {
 impl Judgement {
     /// Whether the connection passes.
     pub fn allows(&self) -> bool {
-        !matches!(self, Self::Denied { .. })
+        !matches!(self, Self::Denied { .. } | Self::NotKnown)
     }
 }
 
@@ -79,6 +81,9 @@ impl PolicyPlanner {
     /// What the policies say of a connection; `port` is that of the destination, after every
     /// translation. Without `protocol` it is of one that no policy names, such as ICMP. Pods of other
     /// nodes are judged like those of this one.
+    ///
+    /// A connection of a pod to itself is judged as one that came by a Service; to its own address it
+    /// never leaves the pod, and is judged nowhere.
     pub fn explain(
         &self,
         from: Party,
@@ -87,7 +92,7 @@ impl PolicyPlanner {
         port: u16,
     ) -> Explanation {
         let (source, destination) = (Net::host(from.addr()), Net::host(to));
-        let name = |net| Some(self.pods.described(self.pods.owner(net)?)?.0.clone());
+        let name = |net| self.pods.name(self.pods.owner(net)?).cloned();
         let ask = |subject, peer, ingress| {
             self.judge(subject, peer, ingress, protocol.map(|protocol| (protocol, port)))
         };
@@ -110,11 +115,11 @@ impl PolicyPlanner {
         ingress: bool,
         port: Option<(Protocol, u16)>,
     ) -> Judgement {
-        let own = self.pods.owner(subject).filter(|number| self.pods.has_own_network(*number));
-        let Some((number, (name, labels))) =
-            own.and_then(|number| Some((number, self.pods.described(number)?)))
-        else {
-            return Judgement::NoSubject;
+        let Some(number) = self.pods.owner(subject) else { return Judgement::NoSubject };
+        let Some((name, labels)) = self.pods.described(number) else {
+            let name = self.pods.name(number);
+            let open = name.is_none_or(|name| !self.has_policies(&name.namespace));
+            return if open { Judgement::NotIsolated } else { Judgement::NotKnown };
         };
         let destination = if ingress { Some(number) } else { self.pods.owner(peer) };
         let there = self.policies.range(ObjectName::new(name.namespace.clone(), "")..);

@@ -167,6 +167,12 @@ impl Peers {
             }
             None => set(&mut index.rest),
         }
+        if index.rest.is_empty()
+            && index.by_label.is_empty()
+            && let Some(namespace) = namespace
+        {
+            self.own.remove(namespace);
+        }
     }
 
     fn candidates(&self, namespace: &str, labels: &Labels) -> BTreeSet<u32> {

@@ -420,7 +420,8 @@ impl PolicyPlanner {
         }
     }
 
-    fn has_policies(&self, namespace: &str) -> bool {
+    /// Whether any pod of the namespace may be isolated.
+    pub(super) fn has_policies(&self, namespace: &str) -> bool {
         let mut there = self.policies.range(ObjectName::new(namespace, "")..);
         there.next().is_some_and(|(policy, _)| policy.namespace == namespace)
     }

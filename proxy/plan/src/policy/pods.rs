@@ -210,6 +210,11 @@ impl Pods {
         Some((&state.name, &state.known.as_ref()?.labels))
     }
 
+    /// The name of a pod.
+    pub(super) fn name(&self, number: u32) -> Option<&ObjectName> {
+        Some(&self.states.get(&number)?.name)
+    }
+
     /// The labels of a pod whose object is known.
     pub(super) fn labels(&self, name: &ObjectName) -> Option<&Labels> {
         Some(self.described(*self.by_name.get(name)?)?.1)

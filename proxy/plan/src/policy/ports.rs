@@ -61,7 +61,7 @@ pub(super) fn keys(set: u32, identity: u32, ports: impl Iterator<Item = Ports>) 
         for (first, last) in ranges {
             match merged.last_mut() {
                 Some(open) if u32::from(first) <= u32::from(open.1) + 1 => {
-                    open.1 = open.1.max(last)
+                    open.1 = open.1.max(last);
                 }
                 _ => merged.push((first, last)),
             }

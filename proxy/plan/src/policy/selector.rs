@@ -59,6 +59,10 @@ impl ByLabel {
         }
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(super) fn get(&self, key: &str, value: &str) -> impl Iterator<Item = u32> + use<'_> {
         self.0.get(key).and_then(|values| values.get(value)).into_iter().flatten().copied()
     }
