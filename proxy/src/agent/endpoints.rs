@@ -647,7 +647,7 @@ impl Endpoints {
 
     /// Pods whose packets may be larger than so many bytes, with the MTU that they have.
     pub(super) fn with_larger_mtu(&self, mtu: u32) -> impl Iterator<Item = (String, u32)> + '_ {
-        let pods = self.attached.values().map(|pod| &pod.record);
+        let pods = self.pods.values().filter(|pod| pod.how != How::Off).map(|pod| &pod.record);
         pods.filter(move |record| record.mtu > mtu).map(|record| (record.label(), record.mtu))
     }
 
