@@ -738,7 +738,7 @@ fn pods_and_node_ports_are_served_across_a_router() -> Result<()> {
         let answer = wait_ok("the host", LIMIT, || web[0].get(&target.to_string()))?;
         let peer: SocketAddr = answer.peer.parse()?;
         assert!(web[0].addresses().contains(&peer.ip().to_canonical()), "{answer:?}");
-        web[0].udp(target)?;
+        wait_ok("the host, UDP", LIMIT, || web[0].udp(target))?;
     }
     for address in web[1].addresses() {
         let target = SocketAddr::new(*address, 8080);
