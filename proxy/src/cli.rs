@@ -97,8 +97,13 @@ pub struct SluicedArgs {
     /// Packets for which nodes' pods are encapsulated (vxlan): "never" (nodes that do not share a link
     /// with this one are skipped, which is reported), "cross-subnet" (those nodes' only), or "always".
     /// All nodes of the cluster need the same, and the UDP port open between them. Takes --routes.
-    #[arg(long, default_value = "never", value_enum, value_name = "never|cross-subnet|always",
-          hide_possible_values = true)]
+    #[arg(
+        long,
+        default_value = "never",
+        value_enum,
+        value_name = "never|cross-subnet|always",
+        hide_possible_values = true
+    )]
     pub encapsulation: Encapsulation,
 
     /// The VXLAN network identifier, the same on all nodes.

@@ -10,9 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use sluice_proxy::routes::{
-    PodRoute, RouteManager, RouteReport, SkipReason, prepare_forwarding,
-};
+use sluice_proxy::routes::{PodRoute, RouteManager, RouteReport, SkipReason, prepare_forwarding};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 /// How long anything may take; never reached when all is well.

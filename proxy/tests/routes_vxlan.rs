@@ -106,11 +106,8 @@ fn node(name: &str, cidrs: &[&str], addrs: &[&str]) -> Node {
 
 /// The tunnel from 192.0.2.1, or from 2001:db8::1, to a node with addresses of that family alone.
 fn wanted(v4: bool) -> Desired {
-    let (own, other) = if v4 {
-        (["192.0.2.1"], ["198.51.100.2"])
-    } else {
-        (["2001:db8::1"], ["2001:db8:51::2"])
-    };
+    let (own, other) =
+        if v4 { (["192.0.2.1"], ["198.51.100.2"]) } else { (["2001:db8::1"], ["2001:db8:51::2"]) };
     let nodes = [
         node("a", &["10.244.1.0/24", "fd00:1::/64"], &own),
         node("b", &["10.244.2.0/24", "fd00:2::/64"], &other),
@@ -144,7 +141,8 @@ fn both_families_go_over_either() {
         let family = if v4 { "" } else { "-6 " };
         ns.ip("link add pod type veth peer name pod-peer");
         ns.ip("link set pod up");
-        let (pod, reach) = if v4 { ("10.244.1.5", "10.244.1.0/24") } else { ("fd00:1::5", "fd00:1::/64") };
+        let (pod, reach) =
+            if v4 { ("10.244.1.5", "10.244.1.0/24") } else { ("fd00:1::5", "fd00:1::/64") };
         ns.ip(&format!("{family}route add {reach} dev pod"));
         let way = ns.ip(&format!("{family}route get {peer} from {pod} iif pod"));
         assert!(way.contains("dev sluice-vxlan"), "{way}");
@@ -173,7 +171,8 @@ fn what_is_stale_goes_and_what_is_broken_comes_back() {
         ns.bridge(&format!("fdb add {mac} dev sluice-vxlan dst 198.51.100.7"));
         ns.ip(&format!("neigh add 198.51.100.7 lladdr {mac} dev sluice-vxlan nud permanent"));
         reconcile(&mut manager, &wanted(true)).await;
-        let entries = ns.bridge("fdb show dev sluice-vxlan") + &ns.ip("neigh show dev sluice-vxlan");
+        let entries =
+            ns.bridge("fdb show dev sluice-vxlan") + &ns.ip("neigh show dev sluice-vxlan");
         assert!(!entries.contains(mac) && entries.contains("198.51.100.2"), "{entries}");
         let rules = ns.ip("rule");
         assert!(!rules.contains("from 10.9.0.0/16 lookup 92"), "{rules}");
@@ -247,7 +246,8 @@ fn somebody_elses_link_is_left_alone() {
         let error = report.tunnel_error.expect("no tunnel").to_string();
         assert!(error.contains("another kind"), "{error}");
         assert_eq!(report.skipped.len(), 2);
-        let no_tunnel = |s: &sluice_proxy::routes::Skipped| matches!(s.reason, SkipReason::NoTunnel(_));
+        let no_tunnel =
+            |s: &sluice_proxy::routes::Skipped| matches!(s.reason, SkipReason::NoTunnel(_));
         assert!(report.skipped.iter().all(no_tunnel), "{:?}", report.skipped);
         assert!(!manager.reconcile(&[]).await.expect("the kernel answers").tunnel_removed);
     });

@@ -152,14 +152,16 @@ impl Routes {
             problems.add(TUNNEL_DEVICE, error);
         }
         if self.encapsulation != Encapsulation::Never && wanted.tunnel.is_none() {
-            let message = "no tunnel: the Node object of this node has no InternalIP, or is not there";
+            let message =
+                "no tunnel: the Node object of this node has no InternalIP, or is not there";
             problems.add(TUNNEL_DEVICE, message);
         }
         if let (Some(tunnel), Some(mtu)) = (report.tunnel, self.mtu)
             && mtu > tunnel.mtu
         {
             let fits = tunnel.mtu;
-            problems.add("--mtu", format!("encapsulated packets of {mtu} bytes do not fit: {fits} do"));
+            problems
+                .add("--mtu", format!("encapsulated packets of {mtu} bytes do not fit: {fits} do"));
         }
         self.tunnel = report.tunnel;
         self.refused = !report.failed.is_empty() || report.tunnel_error.is_some();

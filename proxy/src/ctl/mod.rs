@@ -98,10 +98,8 @@ pub fn run(args: &ProxyctlArgs) -> Result<Printed, CtlError> {
         }
         Err(agent @ ClientError::Absent { .. }) => {
             if request == Request::RouteList {
-                let rows = from_kernel().map_err(|routes| CtlError::NoRoutes {
-                    agent: agent.to_string(),
-                    routes,
-                })?;
+                let rows = from_kernel()
+                    .map_err(|routes| CtlError::NoRoutes { agent: agent.to_string(), routes })?;
                 let note = format!("{agent}: read from the kernel's routing table");
                 return Ok(Printed { text: render(&rows, args.output)?, note: Some(note) });
             }
@@ -203,8 +201,8 @@ fn from_pins(root: &std::path::Path, request: &Request) -> Result<Reply, Datapla
 /// The routes of this network namespace that are ours.
 fn from_kernel() -> Result<Vec<RouteRow>, RouteError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime
-        .map_err(|source| RouteError { call: "start a runtime".to_owned(), source })?;
+    let runtime =
+        runtime.map_err(|source| RouteError { call: "start a runtime".to_owned(), source })?;
     runtime.block_on(async {
         let manager = RouteManager::open()?;
         let device = manager.tunnel_device().await?;

@@ -213,9 +213,8 @@ pub fn desired<'a>(
     let by_name: BTreeMap<&str, &Node> =
         nodes.into_iter().map(|n| (n.meta.name.name.as_str(), n)).collect();
     let this = by_name.get(own).copied();
-    let mut taken: Vec<(IpNet, &str)> = this
-        .map(|n| n.pod_cidrs.iter().map(|c| (c.trunc(), own)).collect())
-        .unwrap_or_default();
+    let mut taken: Vec<(IpNet, &str)> =
+        this.map(|n| n.pod_cidrs.iter().map(|c| (c.trunc(), own)).collect()).unwrap_or_default();
     let mut out = Desired::default();
     let may_encapsulate = encapsulation != Encapsulation::Never;
     let mut tunnel = this.filter(|_| may_encapsulate).and_then(Tunnel::from_node);

@@ -314,11 +314,7 @@ impl RouteManager {
         match made {
             Ok(made) => {
                 let pods = settled.pods.len();
-                report.tunnel = Some(TunnelState {
-                    device: made.device,
-                    mtu: spec.mtu,
-                    pods,
-                });
+                report.tunnel = Some(TunnelState { device: made.device, mtu: spec.mtu, pods });
                 Ok(Some(Made { sources, ..made }))
             }
             Err(error) => {

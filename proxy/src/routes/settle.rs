@@ -38,8 +38,7 @@ impl Desired {
     pub fn hops(&self) -> impl Iterator<Item = IpAddr> + '_ {
         let tunnel = self.tunnel.iter();
         let ends = tunnel.clone().flat_map(|tunnel| tunnel.pods.iter().map(|pods| pods.peer));
-        let nodes =
-            tunnel.flat_map(|tunnel| tunnel.nodes.iter().map(|node| node.cidr.addr()));
+        let nodes = tunnel.flat_map(|tunnel| tunnel.nodes.iter().map(|node| node.cidr.addr()));
         self.routes.iter().map(|route| route.via).chain(ends).chain(nodes)
     }
 }

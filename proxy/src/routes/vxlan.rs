@@ -139,10 +139,7 @@ async fn delete_link(handle: &Handle, index: u32) -> Result<(), RouteError> {
 
 /// The device; a link of another kind that has its name is an error if one is `wanted`, and none of
 /// ours otherwise.
-async fn find(
-    handle: &Handle,
-    wanted: Option<&DeviceSpec>,
-) -> Result<Option<Device>, RouteError> {
+async fn find(handle: &Handle, wanted: Option<&DeviceSpec>) -> Result<Option<Device>, RouteError> {
     let mut links = handle.link().get().match_name(TUNNEL_DEVICE).execute();
     let link = match links.try_next().await {
         Ok(link) => link,
@@ -215,9 +212,7 @@ fn fits(settings: &[InfoVxlan], spec: &DeviceSpec) -> bool {
             _ => {}
         }
     }
-    !others
-        && (id, port) == (Some(spec.config.id), Some(spec.config.port))
-        && local == spec.local
+    !others && (id, port) == (Some(spec.config.id), Some(spec.config.port)) && local == spec.local
 }
 
 /// Where outer packets leave this node.
@@ -301,7 +296,9 @@ impl Entries {
         let mut to = None;
         for attribute in &entry.attributes {
             match attribute {
-                NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok(),
+                NeighbourAttribute::LinkLayerAddress(bytes) => {
+                    mac = bytes.as_slice().try_into().ok()
+                }
                 NeighbourAttribute::Destination(address) => to = address_of(address),
                 _ => {}
             }
@@ -327,15 +324,15 @@ impl Entries {
         for (mac, to) in self.forwarding.difference(&held.forwarding) {
             let add = handle.neighbours().add_bridge(device, mac).destination(*to);
             let done = add.flags(NeighbourFlags::Own).replace().execute().await;
-            result = result.and(done.map_err(|e| {
-                RouteError::netlink(format!("set forwarding entry to {to}"), e)
-            }));
+            result = result.and(
+                done.map_err(|e| RouteError::netlink(format!("set forwarding entry to {to}"), e)),
+            );
         }
         for (ip, mac) in self.neighbours.difference(&held.neighbours) {
             let add = handle.neighbours().add(device, *ip).link_layer_address(mac);
             let done = add.replace().execute().await;
-            result = result
-                .and(done.map_err(|e| RouteError::netlink(format!("set neighbour {ip}"), e)));
+            result =
+                result.and(done.map_err(|e| RouteError::netlink(format!("set neighbour {ip}"), e)));
         }
         result
     }
@@ -416,8 +413,7 @@ pub(super) async fn set_rules(
     for (version, call) in [(IpVersion::V4, "list IPv4 rules"), (IpVersion::V6, "list IPv6 rules")]
     {
         let rules = handle.rule().get(version).execute();
-        let rules: Vec<_> =
-            rules.try_collect().await.map_err(|e| RouteError::netlink(call, e))?;
+        let rules: Vec<_> = rules.try_collect().await.map_err(|e| RouteError::netlink(call, e))?;
         held.extend(rules.into_iter().filter(is_ours));
     }
     let mut right = BTreeSet::new();

@@ -13,7 +13,5 @@ mod table;
 pub use affinity::AffinityRow;
 pub use routes::{RouteHow, RouteRow};
 pub use rows::{BackendRow, ConntrackRow, EndpointNote, EndpointRow, ServiceRow};
-pub use status::{
-    AgentStatus, CounterRow, MapUse, PartStatus, ProblemRow, SourceView, Status,
-};
+pub use status::{AgentStatus, CounterRow, MapUse, PartStatus, ProblemRow, SourceView, Status};
 pub use table::{Row, render};

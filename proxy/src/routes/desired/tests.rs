@@ -49,7 +49,10 @@ fn every_other_node_gets_a_route_a_family() {
     assert_eq!(skipped, [""; 0]);
     let mut turned = nodes.clone();
     turned.reverse();
-    assert_eq!(desired("a", &turned, Encapsulation::Never), desired("a", &nodes, Encapsulation::Never));
+    assert_eq!(
+        desired("a", &turned, Encapsulation::Never),
+        desired("a", &nodes, Encapsulation::Never)
+    );
 }
 
 #[test]
@@ -98,5 +101,8 @@ fn overlapping_cidrs_have_a_winner_that_does_not_depend_on_order() {
     );
     let mut turned = nodes.clone();
     turned.reverse();
-    assert_eq!(desired("z-own", &turned, Encapsulation::Never), desired("z-own", &nodes, Encapsulation::Never));
+    assert_eq!(
+        desired("z-own", &turned, Encapsulation::Never),
+        desired("z-own", &nodes, Encapsulation::Never)
+    );
 }

@@ -51,12 +51,8 @@ fn wanted(i: u8, v6: bool, to: u8) -> PodRoute {
 }
 
 fn desired_routes() -> impl Strategy<Value = Vec<PodRoute>> {
-    prop::collection::btree_map((0u8..6, any::<bool>()), 1u8..4, 0..10).prop_map(|routes| {
-        routes
-            .into_iter()
-            .map(|((i, v6), to)| wanted(i, v6, to))
-            .collect()
-    })
+    prop::collection::btree_map((0u8..6, any::<bool>()), 1u8..4, 0..10)
+        .prop_map(|routes| routes.into_iter().map(|((i, v6), to)| wanted(i, v6, to)).collect())
 }
 
 /// One route a CIDR and metric, as the kernel's tables have it.

@@ -89,7 +89,10 @@ fn what_is_behind_a_router_goes_through_the_tunnel() {
     let out = run(&cluster(), Encapsulation::CrossSubnet);
     assert_eq!(out.direct.len(), 2);
     assert_eq!(out.pods, ["10.244.3.0/24 to 198.51.100.3", "fd00:3::/64 to 198.51.100.3"]);
-    assert_eq!(out.nodes, ["198.51.100.3/32 to 198.51.100.3", "2001:db8:51::3/128 to 198.51.100.3"]);
+    assert_eq!(
+        out.nodes,
+        ["198.51.100.3/32 to 198.51.100.3", "2001:db8:51::3/128 to 198.51.100.3"]
+    );
     assert_eq!(out.skipped, [""; 0]);
 }
 
