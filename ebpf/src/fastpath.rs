@@ -6,7 +6,9 @@ use aya_ebpf::{
         BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
         TC_ACT_REDIRECT, bpf_fib_lookup as bpf_fib_lookup_params, bpf_redir_neigh,
     },
-    helpers::{bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer},
+    helpers::{
+        bpf_csum_update, bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
+    },
 };
 use sluice_abi::{Addr, Counter, Endpoint, proto};
 
@@ -76,9 +78,13 @@ pub fn sender(packet: Skb, ip: &Ip) -> Sender {
 
 /// Takes a hop, as a router does.
 #[inline(always)]
-fn take_hop<const V6: bool>(head: Head) {
+fn take_hop<const V6: bool>(packet: Skb, head: Head) {
     if V6 {
         head.set_u8::<21>(head.u8::<21>().wrapping_sub(1));
+        // No checksum in the header makes up for it in a sum that the kernel has of the whole packet
+        // (CHECKSUM_COMPLETE): the word with the hop limit is 1 less.
+        // SAFETY: the helper has no conditions.
+        let _ = unsafe { bpf_csum_update(packet.0, !u32::from(1u16.to_be())) };
     } else {
         head.set_u8::<22>(head.u8::<22>().wrapping_sub(1));
         // RFC 1624 for a word that loses 0x0100: the checksum gains as much, the carry goes around.
@@ -100,7 +106,7 @@ pub fn deliver<const V6: bool>(packet: Skb, to: &Endpoint) -> Option<i32> {
     head.set_u16::<6>(u16::from_ne_bytes([a, b]));
     head.set_u16::<8>(u16::from_ne_bytes([c, d]));
     head.set_u16::<10>(u16::from_ne_bytes([e, f]));
-    take_hop::<V6>(head);
+    take_hop::<V6>(packet, head);
     // SAFETY: the helpers have no conditions. They only take down where to; a device that is gone by
     // then drops the packet.
     let verdict = if to.flags & Endpoint::NO_FAST_PATH != 0 {
@@ -330,7 +336,7 @@ pub fn route<const V6: bool>(
 /// Sends the packet out by an uplink, one hop older. `None` if that cannot be.
 #[inline(always)]
 pub fn leave<const V6: bool>(packet: Skb, way: &mut Way) -> Option<i32> {
-    take_hop::<V6>(packet.head(parse::fixed_len(V6))?);
+    take_hop::<V6>(packet, packet.head(parse::fixed_len(V6))?);
     count(Counter::FastPathUplink);
     // SAFETY: the parameters are as long as said; the helper copies them.
     let verdict = unsafe {

@@ -34,6 +34,8 @@ pub(super) struct Routes {
     rows: Vec<RouteRow>,
     /// The kernel refused something that it may accept later.
     refused: bool,
+    /// Something happened that nobody has looked at yet; how long that waits.
+    due: Option<Duration>,
     problems: Problems,
 }
 
@@ -68,6 +70,7 @@ impl Routes {
             tunnel: None,
             rows: Vec::new(),
             refused: false,
+            due: None,
             problems: Problems::default(),
         })
     }
@@ -75,16 +78,23 @@ impl Routes {
     /// Resolves when the routes should be looked at again; never where the part is off.
     pub(super) async fn touched(routes: &mut Option<Self>) {
         let Some(routes) = routes else { return std::future::pending().await };
-        let limit = if routes.refused { RETRY_REFUSED } else { Duration::MAX };
-        match tokio::time::timeout(limit, routes.manager.changed()).await {
-            Ok(Ok(())) => tokio::time::sleep(SETTLE).await,
-            Ok(Err(error)) => {
-                tracing::warn!("{error}; looking at the routes again in {RETRY:?}");
-                tokio::time::sleep(RETRY).await;
+        let delay = match routes.due {
+            Some(delay) => delay,
+            None => {
+                let limit = if routes.refused { RETRY_REFUSED } else { Duration::MAX };
+                match tokio::time::timeout(limit, routes.manager.changed()).await {
+                    Ok(Err(error)) => {
+                        tracing::warn!("{error}; looking at the routes again in {RETRY:?}");
+                        RETRY
+                    }
+                    // Something happened, or it is time to try again.
+                    Ok(Ok(())) | Err(_) => SETTLE,
+                }
             }
-            // Time to try again.
-            Err(_) => {}
-        }
+        };
+        // The loop may drop this while it waits: what happened is not told a second time.
+        routes.due = Some(delay);
+        tokio::time::sleep(delay).await;
     }
 
     /// Brings the kernel's routes to what the nodes ask for.
@@ -93,6 +103,7 @@ impl Routes {
         own: &str,
         nodes: impl IntoIterator<Item = &'a Node>,
     ) {
+        self.due = None;
         let wanted = desired(own, nodes, self.encapsulation);
         let mut problems = Problems::default();
         if let Some(fallback) = self.fallback {

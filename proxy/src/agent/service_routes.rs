@@ -18,6 +18,8 @@ pub(super) struct ServiceRanges {
     routes: ServiceRoutes,
     ranges: Vec<IpNet>,
     failed: bool,
+    /// Something happened that nobody has looked at yet; how long that waits.
+    due: Option<Duration>,
     problems: Problems,
 }
 
@@ -25,25 +27,33 @@ impl ServiceRanges {
     /// Opens netlink in this process's network namespace; changes nothing yet.
     pub(super) fn open(ranges: Vec<IpNet>) -> Result<Self, RouteError> {
         let routes = ServiceRoutes::open()?;
-        Ok(Self { routes, ranges, failed: false, problems: Problems::default() })
+        Ok(Self { routes, ranges, failed: false, due: None, problems: Problems::default() })
     }
 
     /// Resolves when the routes should be looked at again.
     pub(super) async fn touched(&mut self) {
-        let limit = if self.failed { RETRY } else { Duration::MAX };
-        match tokio::time::timeout(limit, self.routes.changed()).await {
-            Ok(Ok(())) => tokio::time::sleep(SETTLE).await,
-            Ok(Err(error)) => {
-                tracing::warn!("{error}; looking at the routes again in {RETRY:?}");
-                tokio::time::sleep(RETRY).await;
+        let delay = match self.due {
+            Some(delay) => delay,
+            None => {
+                let limit = if self.failed { RETRY } else { Duration::MAX };
+                match tokio::time::timeout(limit, self.routes.changed()).await {
+                    Ok(Err(error)) => {
+                        tracing::warn!("{error}; looking at the routes again in {RETRY:?}");
+                        RETRY
+                    }
+                    // Something happened, or it is time to try again.
+                    Ok(Ok(())) | Err(_) => SETTLE,
+                }
             }
-            // Time to try again.
-            Err(_) => {}
-        }
+        };
+        // The loop may drop this while it waits: what happened is not told a second time.
+        self.due = Some(delay);
+        tokio::time::sleep(delay).await;
     }
 
     /// Brings the kernel's routes to what was asked for.
     pub(super) async fn reconcile(&mut self) {
+        self.due = None;
         let mut problems = Problems::default();
         match self.routes.reconcile(self.ranges.iter().copied()).await {
             Ok(report) => {

@@ -30,6 +30,8 @@ pub(super) struct UplinkPart {
     ports: String,
     /// Something failed that may succeed later.
     unsettled: bool,
+    /// Something happened that nobody has looked at yet.
+    due: bool,
     problems: Problems,
 }
 
@@ -43,6 +45,7 @@ impl UplinkPart {
             own: [None, None],
             ports: args.snat_port_range.to_string(),
             unsettled: false,
+            due: false,
             problems: Problems::default(),
         })
     }
@@ -52,9 +55,13 @@ impl UplinkPart {
         if !self.on {
             return std::future::pending().await;
         }
-        let limit = if self.unsettled { RETRY } else { Duration::MAX };
-        // Time to try again ends the wait as an event does.
-        let _ = tokio::time::timeout(limit, self.event()).await;
+        if !self.due {
+            let limit = if self.unsettled { RETRY } else { Duration::MAX };
+            // Time to try again ends the wait as an event does.
+            let _ = tokio::time::timeout(limit, self.event()).await;
+        }
+        // The loop may drop this while it waits: what happened is not told a second time.
+        self.due = true;
         tokio::time::sleep(SETTLE).await;
     }
 
@@ -90,6 +97,7 @@ impl UplinkPart {
         nodes: Option<&[&Node]>,
         tunnel: Option<&str>,
     ) {
+        self.due = false;
         let mut problems = Problems::default();
         let interfaces = match Interfaces::read(&self.netlink.handle).await {
             Ok(interfaces) => interfaces,
