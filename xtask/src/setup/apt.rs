@@ -88,9 +88,10 @@ const NO_DAEMONS: &str =
 
 impl PolicyFile {
     fn create(path: &Path) -> Result<Self> {
-        let ours = Self { path: Some(path.to_owned()) };
+        // It removes the file when it goes, so it is made only once the file is ours.
+        let ours = || Self { path: Some(path.to_owned()) };
         match fs::read_to_string(path) {
-            Ok(text) if text == NO_DAEMONS => return Ok(ours),
+            Ok(text) if text == NO_DAEMONS => return Ok(ours()),
             Ok(_) => return Ok(Self { path: None }),
             Err(_) => {}
         }
@@ -100,6 +101,7 @@ impl PolicyFile {
             .mode(0o755)
             .open(path)
             .with_context(|| format!("create {}", path.display()))?;
+        let ours = ours();
         std::io::Write::write_all(&mut file, NO_DAEMONS.as_bytes())
             .with_context(|| format!("write {}", path.display()))?;
         Ok(ours)
