@@ -136,6 +136,16 @@ fn empty_and_remove(path: &Path, me: u32) -> Result<()> {
     }
 }
 
+/// Removes a cgroup and those below it, in which no process is; whether it is gone.
+pub(crate) fn remove_empty(dir: &Path) -> bool {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_empty(&entry.path());
+        }
+    }
+    fs::remove_dir(dir).is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

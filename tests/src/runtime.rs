@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use crate::bins::bin;
+use crate::cgroup;
 use crate::cri::Cri;
 use crate::netns::run;
 use crate::node::Node;
@@ -146,19 +147,10 @@ impl Drop for Home {
         for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
             let path = hierarchy.path().join(top);
             if path.is_dir() && !path.join("cgroup.controllers").exists() {
-                remove_empty(&path);
+                cgroup::remove_empty(&path);
             }
         }
     }
-}
-
-fn remove_empty(dir: &Path) {
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_empty(&entry.path());
-        }
-    }
-    let _ = fs::remove_dir(dir);
 }
 
 /// containerd with its CRI plugin.

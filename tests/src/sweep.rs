@@ -8,6 +8,9 @@ use std::sync::Once;
 use crate::spawn::spawn;
 use crate::{bpffs, cgroup, names, netns};
 
+/// Where the hierarchies of cgroups are mounted.
+const CGROUPS: &str = "/sys/fs/cgroup";
+
 static ONCE: Once = Once::new();
 
 /// Sweeps leftovers of dead processes, once in the life of this process. Every fixture calls it.
@@ -36,6 +39,15 @@ fn sweep(wanted: &dyn Fn(u32) -> bool) -> usize {
     if let Ok(root) = cgroup::mount_point() {
         for name in entries(&root).filter(|name| mine(name)) {
             removed += usize::from(cgroup::remove_tree(&root.join(name)).is_ok());
+        }
+    }
+    // A container runtime makes its cgroups in the hierarchies of version 1 as well, where there are some.
+    for hierarchy in entries(Path::new(CGROUPS)).map(|name| Path::new(CGROUPS).join(name)) {
+        for name in entries(&hierarchy).filter(|name| mine(name)) {
+            let path = hierarchy.join(name);
+            if !path.join("cgroup.controllers").exists() {
+                removed += usize::from(cgroup::remove_empty(&path));
+            }
         }
     }
     for name in entries(Path::new(netns::DIR)).filter(|name| mine(name)) {

@@ -117,7 +117,7 @@ impl Pods {
     }
 
     fn sync(&mut self) -> Result<Work> {
-        let (done, work) = self.work(|endpoints, dataplane| endpoints.sync(dataplane))?;
+        let (done, work) = self.work(Endpoints::sync)?;
         done?;
         Ok(work)
     }

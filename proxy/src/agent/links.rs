@@ -300,7 +300,7 @@ mod tests {
 
     #[test]
     fn an_unreadable_event_is_a_lost_one() {
-        let mut bytes = vec![0xff; 32];
+        let mut bytes = [0xff; 32];
         bytes[..4].copy_from_slice(&32_u32.to_ne_bytes());
         bytes[4..6].copy_from_slice(&16_u16.to_ne_bytes());
         assert_eq!(events(&bytes[..20]), [Event::Lost]);
