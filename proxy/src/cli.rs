@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
+use sluice_model::ObjectName;
 use sluice_store::{EtcdArgs, SourceUrl, parse_source};
 
 use crate::config::seconds;
@@ -144,6 +145,17 @@ pub struct SluicedArgs {
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
     pub allow_service_external_ips: bool,
 
+    /// The Service of the cluster's DNS, NAMESPACE/NAME: clients of this node get the endpoint on this
+    /// node while it is ready, and all ready ones of the cluster while it is not. Empty: no Service is
+    /// treated so.
+    #[arg(long, default_value = "kube-system/kube-dns", value_parser = service_name, value_name = "NAMESPACE/NAME")]
+    pub node_local_dns: OptionalService,
+
+    /// Port of those endpoints at which /ready says whether they are (sluice-dns and CoreDNS have it
+    /// at 8181); where there is none, they are ready if they accept connections.
+    #[arg(long, default_value_t = 8181, value_parser = clap::value_parser!(u16).range(1..), value_name = "PORT")]
+    pub node_local_dns_ready_port: u16,
+
     /// MTU of pods; that of the interface with the default route where it is not given.
     #[arg(long, value_name = "BYTES")]
     pub mtu: Option<u32>,
@@ -189,6 +201,24 @@ pub struct SluicedArgs {
     /// What to log: error, warn, info, debug, trace, or a filter such as "info,sluice_store=debug".
     #[arg(long, default_value = "info", env = "RUST_LOG", value_name = "FILTER")]
     pub log_level: String,
+}
+
+/// A Service, or none.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct OptionalService(pub Option<ObjectName>);
+
+fn service_name(text: &str) -> Result<OptionalService, String> {
+    if text.is_empty() {
+        return Ok(OptionalService(None));
+    }
+    match text.split_once('/') {
+        Some((namespace, name))
+            if !namespace.is_empty() && !name.is_empty() && !name.contains('/') =>
+        {
+            Ok(OptionalService(Some(ObjectName::new(namespace, name))))
+        }
+        _ => Err("expected NAMESPACE/NAME such as kube-system/kube-dns, or nothing".to_owned()),
+    }
 }
 
 /// A range of ClusterIPs.

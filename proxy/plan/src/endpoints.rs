@@ -81,6 +81,11 @@ impl<'a> Pool<'a> {
         if ready.is_empty() { self.backends(stands_in) } else { ready }
     }
 
+    /// The backends of the endpoints that are not ready: sorted, each once.
+    pub(crate) fn not_ready(&self) -> Arc<[Backend]> {
+        self.backends(|endpoint| !endpoint.conditions.ready)
+    }
+
     /// The backends under the traffic policy `Local`: those of this node, which may be terminating
     /// ones though other nodes have ready ones. Hints do not count.
     pub(crate) fn local(&self) -> Arc<[Backend]> {

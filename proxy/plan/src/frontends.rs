@@ -12,6 +12,7 @@ use sluice_model::{
 use crate::NodeContext;
 use crate::endpoints::{Pool, family};
 use crate::node::Depends;
+use crate::node_local;
 use crate::ranges::{Range, Ranges};
 use crate::warning::{Problem, Warning};
 
@@ -92,6 +93,13 @@ pub(crate) fn wants(service: &Service, endpoints: &[Endpoint], node: &NodeContex
         return wants;
     }
     wants.depends = Depends::of(service, endpoints);
+    let hinted;
+    let mut endpoints = endpoints;
+    let every_node = node_local::is_local(service, node);
+    if every_node {
+        hinted = node_local::hinted(endpoints);
+        endpoints = &hinted;
+    }
     let own = service.cluster_ips.iter().filter(|ip| !node.addrs.contains(ip));
     wants.any_port = own.map(|ip| any_port(Addr::from(*ip))).collect();
     let ranges = Ranges::of(service);
@@ -129,6 +137,12 @@ pub(crate) fn wants(service: &Service, endpoints: &[Endpoint], node: &NodeContex
                 field: address.field,
             };
             let at = (address.addr, address.port);
+            if inside && every_node {
+                for (one, want) in node_local::stand_ins(&lists.pool(family), &want) {
+                    let at = (one.addr.to_ip(), one.port.get());
+                    wants.add(service, index, at, "targetPort", want);
+                }
+            }
             wants.add(service, index, at, address.port_field, want);
         }
     }

@@ -44,6 +44,7 @@ mod ids;
 mod lists;
 mod mirror;
 mod node;
+mod node_local;
 mod ops;
 mod planner;
 mod ranges;

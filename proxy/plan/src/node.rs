@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use sluice_abi::FrontendFlags;
-use sluice_model::{Endpoint, Service, TrafficPolicy};
+use sluice_model::{Endpoint, ObjectName, Service, TrafficPolicy};
 
 use crate::Tables;
 
@@ -26,6 +26,9 @@ pub struct NodeContext {
     ///
     /// [KEP-5707]: https://github.com/kubernetes/enhancements/tree/master/keps/sig-network/5707-deprecate-service.spec.externalips
     pub external_ips: bool,
+    /// The Service that every node serves by itself where it can, as a cluster's DNS: this node's
+    /// endpoints come before all others, whatever hints say. `None` where there is none.
+    pub node_local: Option<ObjectName>,
 }
 
 impl Default for NodeContext {
@@ -37,6 +40,7 @@ impl Default for NodeContext {
             node_port_addrs: BTreeSet::new(),
             addrs: BTreeSet::new(),
             external_ips: true,
+            node_local: None,
         }
     }
 }
@@ -49,6 +53,7 @@ pub(crate) struct Depends {
     pub(crate) node_port_addrs: bool,
     pub(crate) addrs: bool,
     pub(crate) external_ips: bool,
+    pub(crate) node_local: bool,
 }
 
 impl Depends {
@@ -62,6 +67,7 @@ impl Depends {
             node_port_addrs: service.ports.iter().any(|port| port.node_port.is_some()),
             addrs: !service.cluster_ips.is_empty(),
             external_ips: !service.external_ips.is_empty(),
+            node_local: true,
         }
     }
 
@@ -73,6 +79,7 @@ impl Depends {
             node_port_addrs: one.node_port_addrs != other.node_port_addrs,
             addrs: one.addrs != other.addrs,
             external_ips: one.external_ips != other.external_ips,
+            node_local: one.node_local != other.node_local,
         }
     }
 
@@ -83,6 +90,7 @@ impl Depends {
             || (self.node_port_addrs && other.node_port_addrs)
             || (self.addrs && other.addrs)
             || (self.external_ips && other.external_ips)
+            || (self.node_local && other.node_local)
     }
 }
 

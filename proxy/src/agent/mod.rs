@@ -3,6 +3,7 @@
 //! ```text
 //! source ── Stream ─> Cache ─┬─> Reconciler ─> Planner ─> Dataplane   (services)
 //!                            └─> routes, node.json                     (nodes)
+//! /ready of the node's own DNS ──> NodeLocal ─> Reconciler             (services)
 //! a backend that is gone ───────> Waker                            (sockets)
 //! records and interfaces ────────> Endpoints ─> Dataplane              (pods)
 //! control socket ────────────────> answers from a dump of the kernel
@@ -19,6 +20,7 @@ mod host_ports;
 mod leaks;
 mod lock;
 mod node_file;
+mod node_local;
 mod reconcile;
 mod records;
 mod routes;
@@ -33,6 +35,7 @@ pub use cleanup::cleanup;
 pub use endpoints::Endpoints;
 pub use lock::{LockError, NodeLock};
 pub use node_file::NodeFile;
+pub use node_local::{Answers, NodeLocal};
 pub use reconcile::Reconciler;
 pub use records::{Record, RecordError};
 pub use run::run;

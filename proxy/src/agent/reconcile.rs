@@ -5,11 +5,12 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use sluice_model::ObjectName;
+use sluice_model::{Endpoint, ObjectName};
 use sluice_plan::{NodeContext, Plan, Planner, PodPorts, Tables};
 use sluice_store::Cache;
 
 use super::host_ports::Wanted;
+use super::node_local::NodeLocal;
 use crate::dataplane::{ApplyError, Dataplane, DataplaneError};
 
 /// First wait after a failed write, and the longest.
@@ -19,6 +20,7 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 #[derive(Debug)]
 pub struct Reconciler {
     planner: Planner,
+    node_local: NodeLocal,
     /// The pods that the planner was told of because of their ports of the node.
     pods: Wanted,
     /// Addresses that the kernel had such ports on when the agent began.
@@ -46,7 +48,11 @@ impl Reconciler {
     /// # Errors
     ///
     /// Where the maps cannot be read.
-    pub fn restore(dataplane: &Dataplane, mut node: NodeContext) -> Result<Self, DataplaneError> {
+    pub fn restore(
+        dataplane: &Dataplane,
+        mut node: NodeContext,
+        node_local: NodeLocal,
+    ) -> Result<Self, DataplaneError> {
         let tables = dataplane.tables()?;
         if !tables.frontends.is_empty() {
             tracing::info!(
@@ -61,6 +67,7 @@ impl Reconciler {
         planner.set_node(node);
         Ok(Self {
             planner,
+            node_local,
             pods: Wanted::new(),
             restored_addrs,
             failure: None,
@@ -126,11 +133,52 @@ impl Reconciler {
             names.into_iter().partition(|name| cache.service(name).is_some());
         for name in there.into_iter().chain(gone) {
             let plan = match cache.service(name) {
-                Some(service) => self.planner.upsert(service, &cache.endpoints(name)),
-                None => self.planner.remove(name),
+                Some(service) => {
+                    let endpoints = self.endpoints(cache, name);
+                    self.planner.upsert(service, &endpoints)
+                }
+                None => {
+                    self.node_local_is_gone(name);
+                    self.planner.remove(name)
+                }
             };
             self.apply(dataplane, &format_args!("Service {name}"), plan);
         }
+    }
+
+    /// The endpoints of a Service, with what this node knows better of its own.
+    fn endpoints(&mut self, cache: &Cache, name: &ObjectName) -> Vec<Endpoint> {
+        let endpoints = cache.endpoints(name);
+        if self.node_local.service() != Some(name) {
+            return endpoints;
+        }
+        self.node_local.follow(&endpoints);
+        self.node_local.for_clients(endpoints)
+    }
+
+    fn node_local_is_gone(&mut self, name: &ObjectName) {
+        if self.node_local.service() == Some(name) {
+            self.node_local.follow(&[]);
+        }
+    }
+
+    /// The endpoints of a Service for sockets that are connected to one of them.
+    pub fn endpoints_of_sockets(&self, cache: &Cache, name: &ObjectName) -> Vec<Endpoint> {
+        let endpoints = cache.endpoints(name);
+        if self.node_local.service() != Some(name) {
+            return endpoints;
+        }
+        self.node_local.for_sockets(endpoints)
+    }
+
+    /// The node-local Service.
+    pub fn node_local(&self) -> &NodeLocal {
+        &self.node_local
+    }
+
+    /// Waits for news of the node-local Service's endpoints, and names it. Cancel-safe.
+    pub async fn node_local_changed(&mut self) -> Option<ObjectName> {
+        self.node_local.changed().await
     }
 
     /// Deletes what the kernel holds and no source names. To be called only once the source has

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use inotify::{Inotify, WatchMask};
 use sluice_abi::maps;
+use sluice_model::ObjectName;
 use sluice_store::{Cache, Event, SourceStatus, Stream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -15,6 +16,7 @@ use super::endpoints::Endpoints;
 use super::flows::Flows;
 use super::lock::NodeLock;
 use super::node_file::NodeFile;
+use super::node_local::NodeLocal;
 use super::reconcile::Reconciler;
 use super::routes::Routes;
 use super::service_routes::ServiceRanges;
@@ -90,7 +92,13 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
     }
     let node = settings::node_name(&args);
     let context = settings::node_context(&args, &node, None);
-    let mut reconciler = Reconciler::restore(&dataplane, context).map_err(start_error)?;
+    let node_local = NodeLocal::new(
+        args.node_local_dns.0.clone(),
+        node.clone(),
+        args.node_local_dns_ready_port,
+    );
+    let mut reconciler =
+        Reconciler::restore(&dataplane, context, node_local).map_err(start_error)?;
 
     let records = records::directory(&args.state_dir);
     let mut record_events = watch_records(&records)?;
@@ -178,6 +186,7 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
             () = sleep_until(retry_at) => {
                 agent.retry();
             }
+            Some(service) = agent.reconciler.node_local_changed() => agent.node_local(&service),
             () = sleep_until(wake_at) => agent.wake(),
             Some(done) = refreshes.recv() => {
                 agent.refresh_figures();
@@ -229,6 +238,12 @@ impl Agent {
             self.reconcile_routes().await;
             self.reconcile_uplinks().await;
         }
+    }
+
+    /// An endpoint of the node-local Service on this node became ready, or is so no more.
+    fn node_local(&mut self, service: &ObjectName) {
+        self.reconciler.services(&mut self.dataplane, &self.cache, [service]);
+        self.wakes.changed(Instant::now());
     }
 
     fn write_node_file(&mut self) {

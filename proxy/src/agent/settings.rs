@@ -36,6 +36,7 @@ pub(super) fn node_context(args: &SluicedArgs, name: &str, node: Option<&Node>) 
         node_port_addrs: node_port_addrs(&args.nodeport_addresses, node),
         addrs: node.iter().flat_map(|node| &node.addrs).map(|address| address.addr).collect(),
         external_ips: args.allow_service_external_ips,
+        node_local: args.node_local_dns.0.clone(),
     }
 }
 

@@ -105,6 +105,11 @@ impl Agent {
             part("Uplinks", self.uplinks.on(), self.uplinks.note_text()),
             part("Masquerade", self.uplinks.on() && self.args.masquerade, String::new()),
             part("Service ranges", self.service_ranges.is_on(), self.service_ranges.text()),
+            part(
+                "Node-local DNS",
+                self.args.node_local_dns.0.is_some(),
+                self.reconciler.node_local().note(),
+            ),
             listener("Health checks", self.args.healthz_bind_address),
             listener("Metrics", self.args.metrics_bind_address),
         ]

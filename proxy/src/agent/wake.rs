@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use sluice_abi::maps;
+use sluice_abi::{FrontendKey, Scope, SockPeer, maps, proto};
 
 use super::records;
 use super::run::Agent;
@@ -150,21 +150,52 @@ impl Agent {
         }
         let mut found = Vec::new();
         for kind in self.wakes.kinds() {
-            let peers = match self.dataplane.view().sock_peers(*kind) {
+            let mut peers = match self.dataplane.view().sock_peers(*kind) {
                 Ok(peers) => peers,
                 Err(error) => {
                     tracing::warn!("sockets whose backend is gone are not looked for: {error}");
                     return;
                 }
             };
+            if *kind == SocketKind::Datagram {
+                self.spare_led_on(&mut peers);
+            }
             found.extend(doomed(*kind, &peers, self.reconciler.tables(), |name| {
-                self.cache.service(name).map(|_| self.cache.endpoints(name))
+                let service = self.cache.service(name);
+                service.map(|_| self.reconciler.endpoints_of_sockets(&self.cache, name))
             }));
         }
         if !found.is_empty() {
             self.wakes.waker.wake(found);
         }
         self.wakes.end(begun, Instant::now());
+    }
+}
+
+impl Agent {
+    /// Takes out the sockets whose packets are led to another backend on their way: those of pods, to
+    /// an endpoint of the node-local Service that is not ready. Destroying one would lose what it has
+    /// asked.
+    fn spare_led_on(&self, peers: &mut Vec<(u64, SockPeer)>) {
+        // Pods of another plugin have no program that would see their packets.
+        if self.reconciler.node_local().service().is_none() || self.endpoints.served() == 0 {
+            return;
+        }
+        let Ok(state) = self.dataplane.view().node_state() else { return };
+        let tables = self.reconciler.tables();
+        peers.retain(|(_, peer)| {
+            let key = FrontendKey {
+                addr: peer.backend_addr,
+                port: peer.backend_port,
+                proto: proto::UDP,
+                scope: Scope::Internal as u8,
+            };
+            let led_on = tables
+                .frontends
+                .get(&key)
+                .is_some_and(|frontend| frontend.service == peer.service && frontend.count > 0);
+            peer.netns == state.netns || !led_on
+        });
     }
 }
 

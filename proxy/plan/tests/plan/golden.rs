@@ -206,6 +206,7 @@ fn context(node: &Node) -> NodeContext {
         node_port_addrs: node.addrs.iter().map(|a| a.addr).chain(loopbacks).collect(),
         addrs: node.addrs.iter().map(|a| a.addr).collect(),
         external_ips: true,
+        node_local: None,
     }
 }
 

@@ -148,13 +148,15 @@ fn any_node() -> impl Strategy<Value = NodeContext> {
         prop_oneof![Just(None), Just(Some("z1")), Just(Some("z2"))],
         subsequence(&OUTER[..], 0..4),
         prop_oneof![4 => Just(true), 1 => Just(false)],
+        prop_oneof![Just(None), proptest::sample::select(&NAMES[..]).prop_map(Some)],
     )
-        .prop_map(|(name, zone, addrs, external_ips)| NodeContext {
+        .prop_map(|(name, zone, addrs, external_ips, node_local)| NodeContext {
             name: name.to_owned(),
             zone: zone.map(str::to_owned),
             node_port_addrs: addrs.iter().map(ip).collect(),
             addrs: addrs.iter().map(ip).collect(),
             external_ips,
+            node_local: node_local.map(|name| ObjectName::new("ns", name)),
         })
 }
 
