@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
 
 use crate::resolver::Resolver;
@@ -31,18 +31,27 @@ const BACKOFF: Duration = Duration::from_millis(100);
 pub struct Health {
     resolver: Arc<Resolver>,
     stopping: AtomicBool,
+    /// Tells those that hold a connection for a later request.
+    stops: Notify,
     broken: AtomicBool,
 }
 
 impl Health {
     /// The health of a server with this resolver.
     pub fn new(resolver: Arc<Resolver>) -> Self {
-        Self { resolver, stopping: AtomicBool::new(false), broken: AtomicBool::new(false) }
+        Self {
+            resolver,
+            stopping: AtomicBool::new(false),
+            stops: Notify::new(),
+            broken: AtomicBool::new(false),
+        }
     }
 
     /// From now on the server is not ready: it still answers, and clients should go elsewhere.
+    /// Connections without a request are closed: who holds one open to learn of a change asks again.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
+        self.stops.notify_waiters();
     }
 
     /// From now on the server is not healthy: something ended that should not, and a restart is
@@ -113,7 +122,10 @@ pub async fn serve(listener: TcpListener, health: Arc<Health>) {
 }
 
 async fn respond(mut stream: TcpStream, health: &Health) -> io::Result<()> {
-    let head = read_head(&mut stream).await?;
+    let head = tokio::select! {
+        head = read_head(&mut stream) => head?,
+        () = health.stops.notified() => return Ok(()),
+    };
     let mut words = head.lines().next().unwrap_or_default().split(' ');
     let (method, path, version) = (words.next(), words.next(), words.next());
     let (status, body) = match (method, path, version) {

@@ -29,6 +29,7 @@ pub mod cgroup;
 pub mod cluster;
 pub mod cri;
 pub mod demo;
+pub mod dns;
 pub mod frame;
 pub mod interrupt;
 pub mod kernel;

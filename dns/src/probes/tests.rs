@@ -67,3 +67,15 @@ async fn what_is_no_probe_is_told_so() {
     talk(addr, &[b'a'; 3 * MAX_HEAD]).await;
     assert_eq!(status(addr, "GET /health").await, "HTTP/1.1 200 OK");
 }
+
+/// D19: who holds a connection open for its next request learns of a stop at once.
+#[tokio::test]
+async fn a_stop_closes_connections_without_a_request() {
+    let (addr, _, health) = start().await;
+    let mut idle = TcpStream::connect(addr).await.expect("connected");
+    // Another one that came later was answered, so this one is being waited at.
+    status(addr, "GET /health").await;
+    health.stop();
+    let read = timeout(DEADLINE / 2, idle.read(&mut [0; 1])).await;
+    assert_eq!(read.expect("not only after the deadline").expect("an orderly end"), 0);
+}
