@@ -113,12 +113,31 @@ pub struct Domain {
     pods: PodRecords,
     /// The apex in wire form, in lower case.
     wire: Box<[u8]>,
+    /// The version of the specification that the records below keep to.
+    version: &'static str,
+    /// The domain of the cluster set, with the same TTL; `None` of itself.
+    clusterset: Option<Box<Domain>>,
 }
+
+/// The domain of ServiceImports, the same for all cluster sets ([KEP-1645]).
+///
+/// [KEP-1645]: https://github.com/kubernetes/enhancements/tree/master/keps/sig-multicluster/1645-multi-cluster-services-api
+const CLUSTERSET: &str = "clusterset.local";
 
 impl Domain {
     /// The domain of that name (`cluster.local`, the final dot is optional), whose records live for
     /// `ttl` seconds.
     pub fn new(name: &str, ttl: u32) -> Result<Self, DomainError> {
+        let mut domain = Self::plain(name, ttl)?;
+        let mut clusterset = Self::plain(CLUSTERSET, ttl)?;
+        if clusterset.apex != domain.apex {
+            clusterset.version = cluster::CLUSTERSET_SPECIFICATION;
+            domain.clusterset = Some(Box::new(clusterset));
+        }
+        Ok(domain)
+    }
+
+    fn plain(name: &str, ttl: u32) -> Result<Self, DomainError> {
         let error = |source| DomainError { text: name.to_owned(), source };
         let mut apex = Name::from_ascii(name).map_err(error)?.to_lowercase();
         if apex.iter().len() == 0 {
@@ -132,7 +151,9 @@ impl Domain {
         let name_server = below(&["ns", "dns"]).map_err(error)?;
         let mailbox = below(&["hostmaster"]).map_err(error)?;
         let wire = apex.to_bytes().map_err(error)?.into();
-        Ok(Self { apex, name_server, mailbox, ttl, pods: PodRecords::default(), wire })
+        let pods = PodRecords::default();
+        let version = cluster::SPECIFICATION;
+        Ok(Self { apex, name_server, mailbox, ttl, pods, wire, version, clusterset: None })
     }
 
     /// The same domain with these records of pods.
@@ -172,11 +193,45 @@ impl Domain {
         if matches!(kind, RecordType::AXFR | RecordType::IXFR) {
             return Outcome::Answer(Answer::code(ResponseCode::Refused));
         }
-        if self.apex.zone_of(name) {
+        let outcome = if self.apex.zone_of(name) {
             self.answer_cluster(snapshot, name, kind, local)
         } else {
             self.answer_reverse(snapshot, name, kind)
+        };
+        match &self.clusterset {
+            Some(domain) if outcome == Outcome::Forward => {
+                domain.answer_clusterset(snapshot, name, kind, local)
+            }
+            _ => outcome,
         }
+    }
+
+    /// Answers what the cluster's own domain leaves: names below the cluster set's, and addresses of
+    /// ServiceImports. Nothing is ours where nothing has been imported.
+    fn answer_clusterset(
+        &self,
+        snapshot: &Snapshot,
+        name: &Name,
+        kind: RecordType,
+        local: Option<IpAddr>,
+    ) -> Outcome {
+        match snapshot.clusterset() {
+            Some(imports) => self.answer(imports, name, kind, local),
+            // Something may have been imported; an upstream would deny it.
+            None if !snapshot.synced() && self.apex.zone_of(name) => {
+                Outcome::Answer(Answer::code(ResponseCode::ServFail))
+            }
+            None => Outcome::Forward,
+        }
+    }
+
+    /// Whether a name is one that [`Domain::answer`] answers for the cluster set.
+    pub(crate) fn has_in_clusterset(&self, snapshot: &Snapshot, query: &crate::fast::Query<'_>) -> bool {
+        let below = self.clusterset.as_ref().is_some_and(|domain| {
+            let (apex, labels) = domain.wire();
+            query.below(apex, labels).is_some()
+        });
+        below && (snapshot.clusterset().is_some() || !snapshot.synced())
     }
 
     fn answer_cluster(

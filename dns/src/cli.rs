@@ -151,8 +151,8 @@ impl Args {
     ///
     /// The file with etcd's password cannot be read.
     pub fn source_options(&self) -> Result<SourceOptions, PasswordError> {
-        use ResourceKind::{EndpointSlice, Namespace, Pod, Service};
-        self.etcd.options([Service, EndpointSlice, Pod, Namespace])
+        use ResourceKind::{EndpointSlice, Namespace, Pod, Service, ServiceImport};
+        self.etcd.options([Service, EndpointSlice, Pod, Namespace, ServiceImport])
     }
 }
 

@@ -25,7 +25,9 @@ pub async fn run(mut stream: Stream, resolver: Arc<Resolver>) {
         }
         update(&mut zone, &cache, &changes);
         let moved = pods.update(&mut zone, &cache, &changes);
-        let changed = moved || !changes.services.is_empty() || !changes.namespaces.is_empty();
+        let changed = moved || !changes.services.is_empty()
+            || !changes.namespaces.is_empty()
+            || !changes.imports.is_empty();
         if !cache.synced() || zone.synced() && !changed {
             continue;
         }
@@ -81,6 +83,12 @@ pub fn update(zone: &mut Snapshot, cache: &Cache, changes: &Changes) {
         match cache.service(name) {
             Some(service) => zone.set_service(service, &cache.endpoints(name)),
             None => zone.remove_service(name),
+        }
+    }
+    for name in &changes.imports {
+        match cache.import(name) {
+            Some(import) => zone.set_import(import, &cache.import_endpoints(name)),
+            None => zone.remove_import(name),
         }
     }
 }

@@ -305,6 +305,8 @@ impl Zone {
         let (apex, labels) = settings.domain.wire();
         let done = if query.below(apex, labels).is_some() {
             fast::answer(query, &settings.domain, zone, recursion, deny, out)?
+        } else if settings.domain.has_in_clusterset(zone, query) {
+            return None;
         } else if query.labels() == 0 || query.label(query.labels() - 1) == b"arpa" {
             // An address may be the cluster's.
             return None;

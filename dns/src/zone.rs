@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use hickory_proto::rr::Name;
-use sluice_model::{Endpoint, ObjectName, Protocol, Service, ServiceKind};
+use sluice_model::{Endpoint, ObjectName, Protocol, Service, ServiceImport, ServiceKind};
 
 use crate::shards::ShardMap;
 
@@ -31,7 +31,8 @@ pub struct PortRecord {
 pub struct EndpointRecord {
     /// The address.
     pub addr: IpAddr,
-    /// The hostname, or the address with dashes.
+    /// The hostname, or the address with dashes; below the cluster set's domain, a dot and the cluster
+    /// follow.
     pub label: Box<str>,
     /// The ports, target ports of the pod. Endpoints with the same ports share the list.
     pub ports: Arc<[PortRecord]>,
@@ -132,6 +133,10 @@ pub struct Snapshot {
     pods: ShardMap<IpAddr, Arc<[Arc<str>]>>,
     synced: bool,
     serial: u32,
+    /// Whether this is what is below the cluster set's domain: Services are ServiceImports then.
+    is_clusterset: bool,
+    /// What is below the cluster set's domain.
+    clusterset: Option<Arc<Snapshot>>,
 }
 
 impl Default for Snapshot {
@@ -148,6 +153,8 @@ impl PartialEq for Snapshot {
             && self.services == other.services
             && self.owners == other.owners
             && self.pods == other.pods
+            && self.is_clusterset == other.is_clusterset
+            && self.clusterset() == other.clusterset()
     }
 }
 
@@ -161,6 +168,8 @@ impl Snapshot {
             pods: ShardMap::new(),
             synced: false,
             serial: 0,
+            is_clusterset: false,
+            clusterset: None,
         }
     }
 
@@ -173,6 +182,9 @@ impl Snapshot {
     /// Says that the source has been read whole.
     pub fn set_synced(&mut self) {
         self.synced = true;
+        if let Some(zone) = &mut self.clusterset {
+            Arc::make_mut(zone).synced = true;
+        }
     }
 
     /// The zone's serial number.
@@ -183,6 +195,47 @@ impl Snapshot {
     /// Sets the serial number; seconds since 1970 make one that also grows over a restart.
     pub fn set_serial(&mut self, serial: u32) {
         self.serial = serial;
+        if let Some(zone) = &mut self.clusterset {
+            Arc::make_mut(zone).serial = serial;
+        }
+    }
+
+    /// Whether the Services here are ServiceImports, below the cluster set's domain.
+    pub(crate) fn is_clusterset(&self) -> bool {
+        self.is_clusterset
+    }
+
+    /// What is below the cluster set's domain; `None` where nothing has been imported.
+    pub fn clusterset(&self) -> Option<&Snapshot> {
+        self.clusterset.as_deref().filter(|zone| !zone.is_empty())
+    }
+
+    /// The same, to be changed. Namespaces of one name are the same in all clusters of a set, so those
+    /// that are known here are known there.
+    fn clusterset_mut(&mut self) -> &mut Snapshot {
+        let zone = self.clusterset.get_or_insert_with(|| {
+            let mut zone = Snapshot { is_clusterset: true, ..Snapshot::new() };
+            (zone.synced, zone.serial) = (self.synced, self.serial);
+            Arc::new(zone)
+        });
+        Arc::make_mut(zone)
+    }
+
+    /// Puts a ServiceImport with its endpoints, each with its cluster, in place of what was known of
+    /// it.
+    pub fn set_import(
+        &mut self,
+        import: &ServiceImport,
+        endpoints: &[(Option<String>, Endpoint)],
+    ) {
+        self.clusterset_mut().put(&import.meta.name, import_records(import, endpoints));
+    }
+
+    /// Removes a ServiceImport.
+    pub fn remove_import(&mut self, name: &ObjectName) {
+        if self.clusterset.is_some() {
+            self.clusterset_mut().remove_service(name);
+        }
     }
 
     /// How many Services there are.
@@ -251,18 +304,24 @@ impl Snapshot {
 
     /// Says whether the source has a Namespace object of that name.
     pub fn declare_namespace(&mut self, name: &str, exists: bool) {
-        self.change_namespace(&name.to_ascii_lowercase(), |entry| entry.declared = exists);
+        let name = name.to_ascii_lowercase();
+        self.change_namespace(&name, |entry| entry.declared = exists);
+        self.clusterset_mut().change_namespace(&name, |entry| entry.declared = exists);
     }
 
     /// Puts a Service with its endpoints in place of what was known of it.
     pub fn set_service(&mut self, service: &Service, endpoints: &[Endpoint]) {
-        let records = Arc::new(records_of(service, endpoints));
+        self.put(&service.meta.name, records_of(service, endpoints));
+    }
+
+    fn put(&mut self, name: &ObjectName, records: ServiceRecords) {
+        let records = Arc::new(records);
         let old = self.services.get(&records.key).cloned();
         if old.as_ref() == Some(&records) {
             return;
         }
         if old.is_none() {
-            let namespace = service.meta.name.namespace.to_ascii_lowercase();
+            let namespace = name.namespace.to_ascii_lowercase();
             self.change_namespace(&namespace, |entry| entry.services += 1);
         }
         self.move_owners(old.as_deref(), Some(&records));
@@ -362,6 +421,36 @@ fn records_of(service: &Service, endpoints: &[Endpoint]) -> ServiceRecords {
     };
     let published = endpoints.iter().filter(|e| e.conditions.ready || service.publish_not_ready);
     ServiceRecords::new(key, shape, endpoint_records(published))
+}
+
+fn import_records(
+    import: &ServiceImport,
+    endpoints: &[(Option<String>, Endpoint)],
+) -> ServiceRecords {
+    let key = key_of(&import.meta.name).into();
+    if !import.headless {
+        let ports = import.ports.iter().map(|port| PortRecord {
+            name: port.name.to_ascii_lowercase().into(),
+            protocol: port.protocol,
+            number: Some(port.port),
+        });
+        let shape = Shape::Cluster { addrs: import.ips.clone(), ports: ports.collect() };
+        // No name leads to the endpoints of one cluster alone.
+        return ServiceRecords::new(key, shape, Vec::new());
+    }
+    let mut records = Vec::new();
+    for (cluster, endpoint) in endpoints.iter().filter(|(_, e)| e.conditions.ready) {
+        let mut record = endpoint_records(std::iter::once(endpoint));
+        if let Some(cluster) = cluster.as_ref().filter(|cluster| is_label(cluster)) {
+            for record in &mut record {
+                record.label =
+                    format!("{}.{}", record.label, cluster.to_ascii_lowercase()).into();
+            }
+        }
+        records.append(&mut record);
+    }
+    records.sort_by_key(|record| record.addr);
+    ServiceRecords::new(key, Shape::Headless, records)
 }
 
 /// The target of an ExternalName Service. An address is no name, so it makes no record.

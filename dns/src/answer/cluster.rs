@@ -11,7 +11,9 @@ use super::{Domain, PodRecords, address};
 use crate::zone::{EndpointRecord, MAX_LABEL, PortRecord, ServiceRecords, Shape, Snapshot};
 
 /// The version of the Kubernetes DNS specification that this server keeps.
-const SPECIFICATION: &str = "1.1.0";
+pub(super) const SPECIFICATION: &str = "1.1.0";
+/// The same for the cluster set's domain: of the multicluster DNS specification.
+pub(super) const CLUSTERSET_SPECIFICATION: &str = "1.0.0";
 /// How long `dns-version` lives, in seconds, as in CoreDNS: it changes with the server only.
 const SPECIFICATION_TTL: u32 = 28800;
 
@@ -56,6 +58,13 @@ pub(crate) enum Part<'q> {
     Whole,
     /// `ENDPOINT.SERVICE`.
     Endpoint(&'q [u8]),
+    /// `ENDPOINT.CLUSTER.SERVICE`, below the cluster set's domain.
+    Member {
+        /// The endpoint.
+        endpoint: &'q [u8],
+        /// The cluster it is in.
+        cluster: &'q [u8],
+    },
     /// `_PORT._PROTOCOL.SERVICE`.
     Port {
         /// Without its underscore.
@@ -69,6 +78,13 @@ impl Part<'_> {
     fn takes_endpoint(&self, endpoint: &EndpointRecord) -> bool {
         match self {
             Self::Endpoint(label) => endpoint.label.as_bytes().eq_ignore_ascii_case(label),
+            Self::Member { endpoint: label, cluster } => {
+                let parts = endpoint.label.split_once('.');
+                parts.is_some_and(|(own, of)| {
+                    own.as_bytes().eq_ignore_ascii_case(label)
+                        && of.as_bytes().eq_ignore_ascii_case(cluster)
+                })
+            }
             Self::Whole | Self::Port { .. } => true,
         }
     }
@@ -81,7 +97,7 @@ impl Part<'_> {
                     && port.name.as_bytes().eq_ignore_ascii_case(name)
                     && label_of(port.protocol).eq_ignore_ascii_case(protocol)
             }
-            Self::Whole | Self::Endpoint(_) => true,
+            Self::Whole | Self::Endpoint(_) | Self::Member { .. } => true,
         }
     }
 }
@@ -114,7 +130,8 @@ impl<'s, 'q> Match<'s, 'q> {
                 (Shape::Cluster { addrs, ports }, Part::Whole | Part::Port { .. }) => {
                     (addrs, ports, &[])
                 }
-                (Shape::Cluster { .. }, Part::Endpoint(_)) | (Shape::Headless, _) => {
+                (Shape::Cluster { .. }, Part::Endpoint(_) | Part::Member { .. })
+                | (Shape::Headless, _) => {
                     (&[], &[], &records.endpoints)
                 }
                 (Shape::External(_) | Shape::Nothing, _) => (&[], &[], &[]),
@@ -168,6 +185,21 @@ pub(crate) fn find<'s, 'q>(
     labels: &[&'q [u8]],
 ) -> Found<'s, 'q> {
     let is = |label: &[u8], word: &str| label.eq_ignore_ascii_case(word.as_bytes());
+    if snapshot.is_clusterset() {
+        match labels {
+            [pod] if is(pod, "pod") => return Found::Missing,
+            [cluster, service, namespace, svc] if is(svc, "svc") => {
+                return find_member_cluster(snapshot, cluster, service, namespace);
+            }
+            [endpoint, cluster, service, namespace, svc]
+                if is(svc, "svc") && !(endpoint.starts_with(b"_") && cluster.starts_with(b"_")) =>
+            {
+                let part = Part::Member { endpoint, cluster };
+                return find_service(snapshot, service, namespace, part);
+            }
+            _ => {}
+        }
+    }
     match labels {
         [] => Found::Apex,
         [label] if is(label, "svc") || is(label, "pod") || is(label, "dns") => Found::Empty,
@@ -220,6 +252,23 @@ fn find_pod<'s, 'q>(
     found.map_or(Found::Missing, |(_, addr)| Found::Pod(addr))
 }
 
+/// `CLUSTER.SERVICE.NAMESPACE.svc`: nothing itself, but names of endpoints are below it.
+fn find_member_cluster<'s, 'q>(
+    snapshot: &'s Snapshot,
+    cluster: &[u8],
+    service: &'q [u8],
+    namespace: &'q [u8],
+) -> Found<'s, 'q> {
+    let Found::Service(found) = find_service(snapshot, service, namespace, Part::Whole) else {
+        return Found::Missing;
+    };
+    let has = |endpoint: &EndpointRecord| {
+        let parts = endpoint.label.split_once('.');
+        parts.is_some_and(|(_, of)| of.as_bytes().eq_ignore_ascii_case(cluster))
+    };
+    if found.records.endpoints.iter().any(has) { Found::Empty } else { Found::Missing }
+}
+
 fn find_service<'s, 'q>(
     snapshot: &'s Snapshot,
     service: &[u8],
@@ -238,7 +287,8 @@ fn find_service<'s, 'q>(
         (Shape::Cluster { ports, .. }, Part::Port { .. }) => {
             ports.iter().any(|port| part.takes_port(port))
         }
-        (Shape::Cluster { .. }, Part::Endpoint(_)) | (Shape::Headless, _) => {
+        (Shape::Cluster { .. }, Part::Endpoint(_) | Part::Member { .. })
+        | (Shape::Headless, _) => {
             Match { records, part }.entries().next().is_some()
         }
     };
@@ -312,7 +362,7 @@ impl Domain {
                 _ => Default::default(),
             },
             (Found::Version, RecordType::TXT) => {
-                let text = RData::TXT(TXT::new(vec![SPECIFICATION.to_owned()]));
+                let text = RData::TXT(TXT::new(vec![self.version.to_owned()]));
                 (vec![Record::from_rdata(owner.clone(), SPECIFICATION_TTL, text)], Vec::new())
             }
             (Found::Service(found), RecordType::A | RecordType::AAAA) => {
@@ -367,7 +417,9 @@ impl Domain {
         service: &str,
     ) -> Result<Name, hickory_proto::ProtoError> {
         let mut name = Name::new();
-        for label in endpoint.into_iter().chain(service.split('.')).chain(["svc"]) {
+        // Of a ServiceImport an endpoint's label is two.
+        let endpoint = endpoint.into_iter().flat_map(|endpoint| endpoint.split('.'));
+        for label in endpoint.chain(service.split('.')).chain(["svc"]) {
             name = name.append_label(label.as_bytes())?;
         }
         name.append_domain(&self.apex)

@@ -73,6 +73,11 @@ pub struct EndpointSlice {
     pub meta: Meta,
     /// The Service that the label `kubernetes.io/service-name` names.
     pub service: Option<ObjectName>,
+    /// The ServiceImport that the label `multicluster.kubernetes.io/service-name` names. Such a slice
+    /// may be a Service's as well: that which stands for the import in this cluster.
+    pub import: Option<ObjectName>,
+    /// The cluster that its endpoints are in: the label `multicluster.kubernetes.io/source-cluster`.
+    pub cluster: Option<String>,
     /// `addressType`.
     pub address_type: AddressType,
     /// `endpoints`.

@@ -6,6 +6,7 @@
 //! work.
 
 mod endpoints;
+mod import;
 mod meta;
 mod node;
 mod pod;
@@ -13,6 +14,7 @@ mod policy;
 mod service;
 
 pub use endpoints::{AddressType, Conditions, Endpoint, EndpointSlice, SliceEndpoint, SlicePort};
+pub use import::{ImportPort, ServiceImport};
 pub use meta::{IpFamily, Meta, ObjectKey, ObjectName, ObjectRef, Protocol, ResourceKind};
 pub use node::{Namespace, Node, NodeAddress, NodeAddressKind, Taint};
 pub use pod::{ContainerPort, Pod, PodPhase};
@@ -38,6 +40,8 @@ pub enum Object {
     Node(Node),
     /// `v1/Namespace`.
     Namespace(Namespace),
+    /// `multicluster.x-k8s.io/v1alpha1/ServiceImport`.
+    ServiceImport(ServiceImport),
 }
 
 impl Object {
@@ -49,6 +53,7 @@ impl Object {
             Self::Pod(o) => &o.meta,
             Self::Node(o) => &o.meta,
             Self::Namespace(o) => &o.meta,
+            Self::ServiceImport(o) => &o.meta,
         }
     }
 
@@ -60,6 +65,7 @@ impl Object {
             Self::Pod(_) => ResourceKind::Pod,
             Self::Node(_) => ResourceKind::Node,
             Self::Namespace(_) => ResourceKind::Namespace,
+            Self::ServiceImport(_) => ResourceKind::ServiceImport,
         }
     }
 

@@ -45,6 +45,8 @@ pub enum ResourceKind {
     Node,
     /// `v1/Namespace`.
     Namespace,
+    /// `multicluster.x-k8s.io/v1alpha1/ServiceImport`.
+    ServiceImport,
 }
 
 impl fmt::Display for ResourceKind {
@@ -55,6 +57,7 @@ impl fmt::Display for ResourceKind {
             Self::Pod => "Pod",
             Self::Node => "Node",
             Self::Namespace => "Namespace",
+            Self::ServiceImport => "ServiceImport",
         })
     }
 }

@@ -108,6 +108,7 @@ pub(crate) fn kind(type_meta: &TypeMeta) -> Result<ResourceKind, DecodeError> {
         ("", "Node") => ResourceKind::Node,
         ("", "Namespace") => ResourceKind::Namespace,
         ("discovery.k8s.io", "EndpointSlice") => ResourceKind::EndpointSlice,
+        ("multicluster.x-k8s.io", "ServiceImport") => ResourceKind::ServiceImport,
         _ => {
             return Err(DecodeError::Ignored {
                 api_version: type_meta.api_version.clone(),
@@ -115,8 +116,10 @@ pub(crate) fn kind(type_meta: &TypeMeta) -> Result<ResourceKind, DecodeError> {
             });
         }
     };
-    if version != "v1" {
-        let known = if group.is_empty() { "v1".to_owned() } else { format!("{group}/v1") };
+    let wanted = if kind == ResourceKind::ServiceImport { "v1alpha1" } else { "v1" };
+    if version != wanted {
+        let known =
+            if group.is_empty() { wanted.to_owned() } else { format!("{group}/{wanted}") };
         return Err(DecodeError::field(
             "apiVersion",
             format!("{:?} is not {known:?}", type_meta.api_version),
@@ -143,6 +146,10 @@ fn protobuf(envelope: &[u8]) -> Result<WireObject, DecodeError> {
         ResourceKind::Node => wire::Node::decode(raw).map(Box::new).map(WireObject::Node),
         ResourceKind::Namespace => {
             wire::Metadata::decode(raw).map(Box::new).map(WireObject::Namespace)
+        }
+        ResourceKind::ServiceImport => {
+            let reason = "a custom resource is kept as JSON, not as protobuf";
+            return Err(DecodeError::field("contentType", reason));
         }
     };
     Ok(object?)
@@ -172,6 +179,7 @@ where
         ResourceKind::Pod => WireObject::Pod(read(deserializer)?),
         ResourceKind::Node => WireObject::Node(read(deserializer)?),
         ResourceKind::Namespace => WireObject::Namespace(read(deserializer)?),
+        ResourceKind::ServiceImport => WireObject::ServiceImport(read(deserializer)?),
     })
 }
 
@@ -183,6 +191,7 @@ fn finish(wire: WireObject) -> Result<Object, DecodeError> {
         WireObject::Pod(_) => ResourceKind::Pod,
         WireObject::Node(_) => ResourceKind::Node,
         WireObject::Namespace(_) => ResourceKind::Namespace,
+        WireObject::ServiceImport(_) => ResourceKind::ServiceImport,
     };
     let name = object_name(kind, wire.metadata()).ok().map(|name| (kind, name));
     wire.into_model().map_err(|error| DecodeError::Field { name, error })

@@ -25,6 +25,7 @@ impl Default for SourceOptions {
                 ResourceKind::Pod,
                 ResourceKind::Node,
                 ResourceKind::Namespace,
+                ResourceKind::ServiceImport,
             ]),
         }
     }

@@ -11,13 +11,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sluice_model::{
     Endpoint, Namespace, Node, Object, ObjectKey, ObjectName, Pod, ResourceKind, Service,
-    ServiceKind,
+    ServiceImport, ServiceKind,
 };
 
 use crate::{Event, Rejected};
 use rejects::Rejects;
 use selectors::Selectors;
-use slices::{Slice, Slices, Texts};
+use slices::{Import, Slice, Slices, Texts};
 
 /// What [`Cache::ingest`] changed.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -28,6 +28,8 @@ pub struct Changes {
     pub pods: BTreeSet<ObjectName>,
     /// Nodes that changed, appeared or went.
     pub nodes: BTreeSet<String>,
+    /// ServiceImports that changed, appeared or went, or whose endpoints did.
+    pub imports: BTreeSet<ObjectName>,
     /// Namespaces that appeared, went or changed.
     pub namespaces: BTreeSet<String>,
     /// Rejections that were not known before: to be warned about once.
@@ -87,6 +89,7 @@ pub struct Cache {
     pods: BTreeMap<ObjectName, Pod>,
     nodes: BTreeMap<String, Node>,
     namespaces: BTreeMap<String, Namespace>,
+    imports: BTreeMap<ObjectName, ServiceImport>,
     /// Services that have a selector and no slice, and which pods they select.
     selectors: Selectors,
     rejects: Rejects,
@@ -174,6 +177,31 @@ impl Cache {
         self.namespaces.contains_key(name)
             || first_in(&self.services, name).is_some()
             || first_in(&self.pods, name).is_some()
+    }
+
+    /// The ServiceImport of that name.
+    pub fn import(&self, name: &ObjectName) -> Option<&ServiceImport> {
+        self.imports.get(name)
+    }
+
+    /// The endpoints of a ServiceImport, each with the cluster it is in, sorted by cluster and
+    /// address: all its EndpointSlices merged, those of each cluster by themselves. Empty for one that
+    /// does not exist.
+    pub fn import_endpoints(&self, name: &ObjectName) -> Vec<(Option<String>, Endpoint)> {
+        if !self.imports.contains_key(name) {
+            return Vec::new();
+        }
+        let mut clusters: BTreeMap<Option<&String>, Vec<Endpoint>> = BTreeMap::new();
+        for slice in self.slices.of_import(name) {
+            let cluster = slice.import.as_ref().and_then(|import| import.cluster.as_ref());
+            clusters.entry(cluster).or_default().extend(slice.content.endpoints());
+        }
+        clusters
+            .into_iter()
+            .flat_map(|(cluster, all)| {
+                endpoints::merge(all.into_iter()).into_iter().map(move |e| (cluster.cloned(), e))
+            })
+            .collect()
     }
 
     /// What could not be understood, by origin.
@@ -286,6 +314,7 @@ impl Cache {
                 Object::Pod(new) => self.pods.get(&key.name) == Some(new),
                 Object::Node(new) => self.nodes.get(&key.name.name) == Some(new),
                 Object::Namespace(new) => self.namespaces.get(&key.name.name) == Some(new),
+                Object::ServiceImport(new) => self.imports.get(&key.name) == Some(new),
             },
         }
     }
@@ -302,7 +331,8 @@ impl Cache {
         let pods = self.pods.keys().map(namespaced(ResourceKind::Pod));
         let nodes = self.nodes.keys().map(cluster(ResourceKind::Node));
         let namespaces = self.namespaces.keys().map(cluster(ResourceKind::Namespace));
-        services.chain(slices).chain(pods).chain(nodes).chain(namespaces)
+        let imports = self.imports.keys().map(namespaced(ResourceKind::ServiceImport));
+        services.chain(slices).chain(pods).chain(nodes).chain(namespaces).chain(imports)
     }
 
     fn apply(&mut self, kept: Kept, changes: &mut Changes) {
@@ -325,6 +355,13 @@ impl Cache {
                     changes.namespaces.insert(name);
                 }
             }
+            Object::ServiceImport(import) => {
+                let name = import.meta.name.clone();
+                if self.imports.get(&name) != Some(&import) {
+                    self.imports.insert(name.clone(), import);
+                    changes.imports.insert(name);
+                }
+            }
         }
     }
 
@@ -338,10 +375,12 @@ impl Cache {
                 }
             }
             ResourceKind::EndpointSlice => {
-                if let Some(service) = self.slices.remove(name).and_then(|old| old.service) {
+                let Some(old) = self.slices.remove(name) else { return };
+                if let Some(service) = old.service {
                     self.resettle(&service);
                     self.mark(&service, changes);
                 }
+                self.mark_import(old.import.as_deref(), changes);
             }
             ResourceKind::Pod => {
                 if self.pods.remove(name).is_some() {
@@ -360,6 +399,11 @@ impl Cache {
             ResourceKind::Namespace => {
                 if self.namespaces.remove(&name.name).is_some() {
                     changes.namespaces.insert(name.name.clone());
+                }
+            }
+            ResourceKind::ServiceImport => {
+                if self.imports.remove(name).is_some() {
+                    changes.imports.insert(name.clone());
                 }
             }
         }
@@ -386,7 +430,11 @@ impl Cache {
             return;
         }
         let service = slice.service.clone();
-        let old = self.slices.insert(name, slice).and_then(|old| old.service);
+        self.mark_import(slice.import.as_deref(), changes);
+        let old = self.slices.insert(name, slice);
+        let import = old.as_ref().and_then(|old| old.import.as_deref());
+        self.mark_import(import, changes);
+        let old = old.and_then(|old| old.service);
         if old != service
             && let Some(old) = old
         {
@@ -457,6 +505,15 @@ impl Cache {
         let Some(selector) = service.selector.as_ref().filter(|_| selects(service)) else { return };
         let pods = in_namespace(&self.pods, &name.namespace).map(|(name, pod)| (name, &pod.meta));
         self.selectors.insert(name, selector, pods);
+    }
+
+    /// The endpoints of a ServiceImport changed.
+    fn mark_import(&self, import: Option<&Import>, changes: &mut Changes) {
+        if let Some(Import { name, .. }) = import
+            && self.imports.contains_key(name)
+        {
+            changes.imports.insert(name.clone());
+        }
     }
 
     /// The endpoints of a Service changed. One that does not exist (yet) is marked when it comes.

@@ -14,7 +14,17 @@ use sluice_model::{
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Slice {
     pub(super) service: Option<ObjectName>,
+    /// What few slices have.
+    pub(super) import: Option<Box<Import>>,
     pub(super) content: Content,
+}
+
+/// The ServiceImport that a slice belongs to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Import {
+    pub(super) name: ObjectName,
+    /// The cluster that its endpoints are in.
+    pub(super) cluster: Option<String>,
 }
 
 /// What a slice says about its Service.
@@ -77,6 +87,8 @@ pub(super) struct Slices {
     by_name: HashMap<ObjectName, Slice>,
     /// Whether the Service itself is there or not.
     of_service: HashMap<ObjectName, BTreeSet<ObjectName>>,
+    /// The same for ServiceImports.
+    of_import: HashMap<ObjectName, BTreeSet<ObjectName>>,
 }
 
 impl Slices {
@@ -99,11 +111,20 @@ impl Slices {
         Some(names.iter().filter_map(|name| self.by_name.get(name)))
     }
 
+    /// The slices of a ServiceImport in the order of their names.
+    pub(super) fn of_import(&self, import: &ObjectName) -> impl Iterator<Item = &Slice> {
+        let names = self.of_import.get(import).into_iter().flatten();
+        names.filter_map(|name| self.by_name.get(name))
+    }
+
     /// Puts a slice in, and gives back the one of that name that was there.
     pub(super) fn insert(&mut self, name: ObjectName, slice: Slice) -> Option<Slice> {
         let old = self.remove(&name);
         if let Some(service) = &slice.service {
             self.of_service.entry(service.clone()).or_default().insert(name.clone());
+        }
+        if let Some(import) = &slice.import {
+            self.of_import.entry(import.name.clone()).or_default().insert(name.clone());
         }
         self.by_name.insert(name, slice);
         old
@@ -118,6 +139,14 @@ impl Slices {
             names.remove(name);
             if names.is_empty() {
                 self.of_service.remove(service);
+            }
+        }
+        if let Some(import) = &old.import
+            && let Some(names) = self.of_import.get_mut(&import.name)
+        {
+            names.remove(name);
+            if names.is_empty() {
+                self.of_import.remove(&import.name);
             }
         }
         Some(old)
@@ -144,7 +173,9 @@ impl Texts {
             }
         };
         let content = Content { endpoints, ports: slice.ports.into_boxed_slice() };
-        Slice { service: slice.service, content }
+        let cluster = slice.cluster;
+        let import = slice.import.map(|name| Box::new(Import { name, cluster }));
+        Slice { service: slice.service, import, content }
     }
 
     fn entry(&mut self, endpoint: SliceEndpoint) -> Option<Entry> {

@@ -69,6 +69,8 @@ fn slice(name: &str, endpoints: Vec<SliceEndpoint>, ports: Vec<SlicePort>) -> En
     EndpointSlice {
         meta: meta("shop", name),
         service: Some(web()),
+        import: None,
+        cluster: None,
         address_type: AddressType::V4,
         endpoints,
         ports,

@@ -12,6 +12,10 @@ use crate::wire;
 
 /// The label that says which Service a slice belongs to.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// The label that says which ServiceImport a slice belongs to.
+const IMPORT_NAME: &str = "multicluster.kubernetes.io/service-name";
+/// The label that says which cluster of the set its endpoints are in.
+const SOURCE_CLUSTER: &str = "multicluster.kubernetes.io/source-cluster";
 
 pub(super) fn slice(wire: wire::EndpointSlice) -> Result<EndpointSlice, FieldError> {
     let meta = meta(ResourceKind::EndpointSlice, wire.metadata)?;
@@ -37,12 +41,12 @@ pub(super) fn slice(wire: wire::EndpointSlice) -> Result<EndpointSlice, FieldErr
             port: wire.port.map(|number| port(at("port"), number)).transpose()?,
         })
     })?;
-    let service = meta
-        .labels
-        .get(SERVICE_NAME)
-        .filter(|name| !name.is_empty())
-        .map(|name| ObjectName::new(meta.name.namespace.clone(), name.clone()));
-    Ok(EndpointSlice { meta, service, address_type, endpoints, ports })
+    let label = |label| meta.labels.get(label).filter(|value| !value.is_empty()).cloned();
+    let named = |name| ObjectName::new(meta.name.namespace.clone(), name);
+    let service = label(SERVICE_NAME).map(named);
+    let import = label(IMPORT_NAME).map(named);
+    let cluster = label(SOURCE_CLUSTER);
+    Ok(EndpointSlice { meta, service, import, cluster, address_type, endpoints, ports })
 }
 
 fn endpoint(

@@ -24,7 +24,10 @@ pub(crate) fn object_name(
     let name = checked("metadata.name", &metadata.name)?;
     let namespace = match kind {
         ResourceKind::Node | ResourceKind::Namespace => "",
-        ResourceKind::Service | ResourceKind::EndpointSlice | ResourceKind::Pod => {
+        ResourceKind::Service
+        | ResourceKind::EndpointSlice
+        | ResourceKind::Pod
+        | ResourceKind::ServiceImport => {
             if metadata.namespace.is_empty() {
                 DEFAULT_NAMESPACE
             } else {

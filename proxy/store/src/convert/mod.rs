@@ -5,6 +5,7 @@
 
 mod endpoints;
 mod field;
+mod import;
 mod meta;
 mod node;
 mod pod;
@@ -26,6 +27,7 @@ pub(crate) enum WireObject {
     Pod(Box<wire::Pod>),
     Node(Box<wire::Node>),
     Namespace(Box<wire::Metadata>),
+    ServiceImport(Box<wire::ServiceImport>),
 }
 
 impl WireObject {
@@ -37,6 +39,7 @@ impl WireObject {
             Self::Pod(o) => o.metadata.as_ref(),
             Self::Node(o) => o.metadata.as_ref(),
             Self::Namespace(o) => o.metadata.as_ref(),
+            Self::ServiceImport(o) => o.metadata.as_ref(),
         }
     }
 
@@ -53,6 +56,7 @@ impl WireObject {
             Self::Namespace(o) => Object::Namespace(Namespace {
                 meta: meta::meta(ResourceKind::Namespace, o.metadata)?,
             }),
+            Self::ServiceImport(o) => Object::ServiceImport(import::import(*o)?),
         })
     }
 }

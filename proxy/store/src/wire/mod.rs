@@ -6,6 +6,7 @@
 
 mod endpoints;
 mod envelope;
+mod import;
 mod int_or_string;
 mod meta;
 mod node;
@@ -15,6 +16,7 @@ mod time;
 
 pub(crate) use endpoints::{Endpoint, EndpointSlice};
 pub(crate) use envelope::{MAGIC, TypeMeta, Unknown};
+pub(crate) use import::ServiceImport;
 pub(crate) use int_or_string::IntOrString;
 pub(crate) use meta::{Metadata, ObjectMeta};
 pub(crate) use node::Node;

@@ -88,7 +88,15 @@ fn slice() -> impl Strategy<Value = Object> {
                 service.map(|service| ObjectName::new(name.namespace.clone(), service.name));
             let address_type = if fqdn { AddressType::Fqdn } else { AddressType::V4 };
             let meta = meta(name);
-            Object::EndpointSlice(EndpointSlice { meta, service, address_type, endpoints, ports })
+            Object::EndpointSlice(EndpointSlice {
+                meta,
+                service,
+                import: None,
+                cluster: None,
+                address_type,
+                endpoints,
+                ports,
+            })
         })
 }
 

@@ -23,8 +23,8 @@ pub(super) struct Keys {
     prefixes: Vec<Prefix>,
 }
 
-/// The place of a kind below the kube-apiserver's `--etcd-prefix`: the plural, but for two whose
-/// names are older than that rule.
+/// The place of a kind below the kube-apiserver's `--etcd-prefix`: the plural, after its group for
+/// custom resources, but for two whose names are older than that rule.
 fn resource(kind: ResourceKind) -> &'static str {
     match kind {
         ResourceKind::Service => "services/specs",
@@ -32,6 +32,7 @@ fn resource(kind: ResourceKind) -> &'static str {
         ResourceKind::Pod => "pods",
         ResourceKind::Node => "minions",
         ResourceKind::Namespace => "namespaces",
+        ResourceKind::ServiceImport => "multicluster.x-k8s.io/serviceimports",
     }
 }
 
@@ -63,7 +64,10 @@ pub(super) fn object_key(prefix: &Prefix, key: &[u8]) -> Option<ObjectKey> {
     let rest = std::str::from_utf8(key).ok()?.strip_prefix(&prefix.key)?;
     let name = match prefix.kind {
         ResourceKind::Node | ResourceKind::Namespace => ObjectName::new("", rest),
-        ResourceKind::Service | ResourceKind::EndpointSlice | ResourceKind::Pod => {
+        ResourceKind::Service
+        | ResourceKind::EndpointSlice
+        | ResourceKind::Pod
+        | ResourceKind::ServiceImport => {
             let (namespace, name) = rest.split_once('/')?;
             if namespace.is_empty() {
                 return None;

@@ -235,5 +235,6 @@ fn watch_id(kind: ResourceKind) -> i64 {
         ResourceKind::Pod => 3,
         ResourceKind::Node => 4,
         ResourceKind::Namespace => 5,
+        ResourceKind::ServiceImport => 7,
     }
 }
