@@ -226,7 +226,11 @@ impl Domain {
     }
 
     /// Whether a name is one that [`Domain::answer`] answers for the cluster set.
-    pub(crate) fn has_in_clusterset(&self, snapshot: &Snapshot, query: &crate::fast::Query<'_>) -> bool {
+    pub(crate) fn has_in_clusterset(
+        &self,
+        snapshot: &Snapshot,
+        query: &crate::fast::Query<'_>,
+    ) -> bool {
         let below = self.clusterset.as_ref().is_some_and(|domain| {
             let (apex, labels) = domain.wire();
             query.below(apex, labels).is_some()

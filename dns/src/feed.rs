@@ -25,7 +25,8 @@ pub async fn run(mut stream: Stream, resolver: Arc<Resolver>) {
         }
         update(&mut zone, &cache, &changes);
         let moved = pods.update(&mut zone, &cache, &changes);
-        let changed = moved || !changes.services.is_empty()
+        let changed = moved
+            || !changes.services.is_empty()
             || !changes.namespaces.is_empty()
             || !changes.imports.is_empty();
         if !cache.synced() || zone.synced() && !changed {

@@ -223,11 +223,7 @@ impl Snapshot {
 
     /// Puts a ServiceImport with its endpoints, each with its cluster, in place of what was known of
     /// it.
-    pub fn set_import(
-        &mut self,
-        import: &ServiceImport,
-        endpoints: &[(Option<String>, Endpoint)],
-    ) {
+    pub fn set_import(&mut self, import: &ServiceImport, endpoints: &[(Option<String>, Endpoint)]) {
         self.clusterset_mut().put(&import.meta.name, import_records(import, endpoints));
     }
 
@@ -443,8 +439,7 @@ fn import_records(
         let mut record = endpoint_records(std::iter::once(endpoint));
         if let Some(cluster) = cluster.as_ref().filter(|cluster| is_label(cluster)) {
             for record in &mut record {
-                record.label =
-                    format!("{}.{}", record.label, cluster.to_ascii_lowercase()).into();
+                record.label = format!("{}.{}", record.label, cluster.to_ascii_lowercase()).into();
             }
         }
         records.append(&mut record);

@@ -145,16 +145,10 @@ impl DnsCluster {
     /// It does not.
     pub fn wait_for_others(&self, index: usize) -> Result<()> {
         let own = format!("{}:53", self.pods[index].ipv4()?);
-        self.wait_for_backends(index, |backends| {
-            !backends.is_empty() && !backends.contains(&own)
-        })
+        self.wait_for_backends(index, |backends| !backends.is_empty() && !backends.contains(&own))
     }
 
-    fn wait_for_backends(
-        &self,
-        index: usize,
-        condition: impl Fn(&[String]) -> bool,
-    ) -> Result<()> {
+    fn wait_for_backends(&self, index: usize, condition: impl Fn(&[String]) -> bool) -> Result<()> {
         let node = self.cluster.node(index);
         let view = &["service", "get", "kube-system/kube-dns"];
         node.wait_for_view(view, LIMIT, |view| {
@@ -216,7 +210,13 @@ impl DnsLoad {
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn start(pod: &Pod, label: &str, server: &str, rate: u64, names: &[String]) -> Result<Self> {
+    pub fn start(
+        pod: &Pod,
+        label: &str,
+        server: &str,
+        rate: u64,
+        names: &[String],
+    ) -> Result<Self> {
         let mut launch = pod.launch(bin("dnsload")?).args([server, "--rate", &rate.to_string()]);
         for name in names {
             launch = launch.args(["--name", name]);

@@ -113,6 +113,31 @@ fn an_instance_without_a_source_gets_no_queries() -> Result<()> {
     Ok(())
 }
 
+/// D19, S32: an agent that is killed and started again changes nothing: not one query is lost, by the
+/// node's own processes either, and all the time the node's instance answers.
+#[test]
+fn a_new_agent_changes_nothing() -> Result<()> {
+    let mut dns = DnsCluster::open(2)?;
+    let names = names(&dns)?;
+    let loads = loads(&dns, &names)?;
+    let source = dns.cluster.source();
+    dns.cluster.node_mut(0).kill_agent()?;
+    assert_eq!(dns.dig(0, "10.96.0.10", &[WHO])?, who(0));
+    dns.cluster.node_mut(0).start_agent(&source)?;
+    for _ in 0..8 {
+        assert_eq!(dns.dig(0, "10.96.0.10", &[WHO])?, who(0));
+    }
+    dns.wait_for_own(0)?;
+    let flows = dns.cluster.node(0).proxyctl(&["conntrack", "list", "-o", "json"])?;
+    assert_eq!(flows.trim(), "[]");
+    for load in loads {
+        let report = load.stop()?;
+        assert!(report.answered > 0, "{report:?}");
+        assert_eq!((report.lost, report.wrong, report.reopened), (0, 0, 0), "{report:?}");
+    }
+    Ok(())
+}
+
 /// D19: all instances restarted one after another, with queries from pods of every node by sockets of
 /// every kind: not one is lost, and none is answered wrongly.
 ///

@@ -79,6 +79,7 @@ const PACKAGES: &[Package] = &[
     package("etcd-client", Need::TEST, "etcdctl", "fills the real store"),
     package("bpftool", Need::TEST, "bpftool", "looks at maps and programs"),
     package("bind9-dnsutils", Need::TEST, "dig", "asks sluice-dns"),
+    package("musl-tools", Need::TEST, "musl-gcc", "builds a client with the resolver of musl"),
     package(
         "containernetworking-plugins",
         Need::TEST,

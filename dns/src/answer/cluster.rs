@@ -131,9 +131,7 @@ impl<'s, 'q> Match<'s, 'q> {
                     (addrs, ports, &[])
                 }
                 (Shape::Cluster { .. }, Part::Endpoint(_) | Part::Member { .. })
-                | (Shape::Headless, _) => {
-                    (&[], &[], &records.endpoints)
-                }
+                | (Shape::Headless, _) => (&[], &[], &records.endpoints),
                 (Shape::External(_) | Shape::Nothing, _) => (&[], &[], &[]),
             };
         let service: &str = &records.key;
@@ -287,8 +285,7 @@ fn find_service<'s, 'q>(
         (Shape::Cluster { ports, .. }, Part::Port { .. }) => {
             ports.iter().any(|port| part.takes_port(port))
         }
-        (Shape::Cluster { .. }, Part::Endpoint(_) | Part::Member { .. })
-        | (Shape::Headless, _) => {
+        (Shape::Cluster { .. }, Part::Endpoint(_) | Part::Member { .. }) | (Shape::Headless, _) => {
             Match { records, part }.entries().next().is_some()
         }
     };

@@ -1,3 +1,5 @@
+mod clusterset;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -57,7 +59,12 @@ fn is_negative_soa(record: &Record) -> bool {
 
 /// The blocks of `records.txt`: questions with the lines below them.
 fn table() -> Vec<(&'static str, RecordType, String)> {
-    let lines = include_str!("records.txt").lines().map(str::trim_end);
+    blocks(include_str!("records.txt"))
+}
+
+/// The blocks of such a table.
+fn blocks(text: &'static str) -> Vec<(&'static str, RecordType, String)> {
+    let lines = text.lines().map(str::trim_end);
     let mut blocks: Vec<(_, _, String)> = Vec::new();
     for line in lines.filter(|line| !line.is_empty() && !line.starts_with(';')) {
         if let Some(question) = line.strip_prefix("? ") {

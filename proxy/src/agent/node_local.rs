@@ -11,7 +11,7 @@
 //! here. Where nothing but an endpoint that does not answer is left, it is used all the same, since
 //! what keeps this node from asking need not keep clients from it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -101,6 +101,8 @@ pub struct NodeLocal {
     node: String,
     ready_port: u16,
     asked: BTreeMap<IpAddr, Asked>,
+    /// Endpoints that the kernel had when the agent began: an agent before this one found them ready.
+    restored: BTreeSet<IpAddr>,
     reports: mpsc::UnboundedReceiver<(IpAddr, Answers)>,
     reporter: mpsc::UnboundedSender<(IpAddr, Answers)>,
 }
@@ -124,7 +126,14 @@ impl NodeLocal {
     /// The Service `service` on the node called `node`, whose endpoints have `/ready` at `ready_port`.
     pub fn new(service: Option<ObjectName>, node: String, ready_port: u16) -> Self {
         let (reporter, reports) = mpsc::unbounded_channel();
-        Self { service, node, ready_port, asked: BTreeMap::new(), reports, reporter }
+        let (asked, restored) = (BTreeMap::new(), BTreeSet::new());
+        Self { service, node, ready_port, asked, restored, reports, reporter }
+    }
+
+    /// Takes these endpoints as ready until they have been asked: the kernel has them, and a new agent
+    /// is no reason to change that.
+    pub fn restored(&mut self, addrs: impl IntoIterator<Item = IpAddr>) {
+        self.restored.extend(addrs);
     }
 
     /// The Service, if the node has one.
@@ -158,9 +167,11 @@ impl NodeLocal {
         self.asked.retain(|addr, asked| wanted.get(addr) == Some(&asked.port));
         for (addr, port) in wanted {
             let (ready_port, reporter) = (self.ready_port, self.reporter.clone());
+            let answers =
+                if self.restored.remove(&addr) { Answers::Ready } else { Answers::Unknown };
             self.asked.entry(addr).or_insert_with(|| Asked {
                 port,
-                answers: Answers::Unknown,
+                answers,
                 task: tokio::spawn(ask_for_ever(addr, ready_port, port, reporter)),
             });
         }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use sluice_abi::BackendFlags;
 use sluice_model::{Endpoint, ObjectName};
 use sluice_plan::{NodeContext, Plan, Planner, PodPorts, Tables};
 use sluice_store::Cache;
@@ -51,9 +52,11 @@ impl Reconciler {
     pub fn restore(
         dataplane: &Dataplane,
         mut node: NodeContext,
-        node_local: NodeLocal,
+        mut node_local: NodeLocal,
     ) -> Result<Self, DataplaneError> {
         let tables = dataplane.tables()?;
+        let here = tables.backends.values().filter(|b| b.flags & BackendFlags::LOCAL != 0);
+        node_local.restored(here.map(|backend| backend.addr.to_ip()));
         if !tables.frontends.is_empty() {
             tracing::info!(
                 frontends = tables.frontends.len(),

@@ -92,11 +92,8 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
     }
     let node = settings::node_name(&args);
     let context = settings::node_context(&args, &node, None);
-    let node_local = NodeLocal::new(
-        args.node_local_dns.0.clone(),
-        node.clone(),
-        args.node_local_dns_ready_port,
-    );
+    let node_local =
+        NodeLocal::new(args.node_local_dns.0.clone(), node.clone(), args.node_local_dns_ready_port);
     let mut reconciler =
         Reconciler::restore(&dataplane, context, node_local).map_err(start_error)?;
 

@@ -118,8 +118,7 @@ pub(crate) fn kind(type_meta: &TypeMeta) -> Result<ResourceKind, DecodeError> {
     };
     let wanted = if kind == ResourceKind::ServiceImport { "v1alpha1" } else { "v1" };
     if version != wanted {
-        let known =
-            if group.is_empty() { wanted.to_owned() } else { format!("{group}/{wanted}") };
+        let known = if group.is_empty() { wanted.to_owned() } else { format!("{group}/{wanted}") };
         return Err(DecodeError::field(
             "apiVersion",
             format!("{:?} is not {known:?}", type_meta.api_version),

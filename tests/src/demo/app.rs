@@ -92,33 +92,34 @@ impl PodSpec {
     }
 }
 
-/// A Deployment or a StatefulSet.
+/// A Deployment, a StatefulSet or a DaemonSet.
 #[derive(Debug, Clone)]
 pub struct Workload {
     /// `metadata.namespace`.
     pub namespace: String,
     /// `metadata.name`.
     pub name: String,
-    /// `spec.replicas`.
-    pub replicas: usize,
+    /// `spec.replicas`; `None` for a DaemonSet, which has one on every node.
+    pub replicas: Option<usize>,
     template: Value,
     /// Of a StatefulSet: its pods have names that stay, and host names below this Service.
     service: Option<String>,
 }
 
 impl Workload {
-    /// From a document, if it is a Deployment or a StatefulSet.
+    /// From a document, if it is one of these.
     pub fn new(document: &Document) -> Option<Self> {
         let spec = &document.value["spec"];
         let service = match document.kind.as_str() {
-            "Deployment" => None,
+            "Deployment" | "DaemonSet" => None,
             "StatefulSet" => Some(spec["serviceName"].as_str().unwrap_or_default().to_owned()),
             _ => return None,
         };
         Some(Self {
             namespace: document.namespace.clone(),
             name: document.name.clone(),
-            replicas: usize::try_from(spec["replicas"].as_u64().unwrap_or(1)).unwrap_or(1),
+            replicas: (document.kind != "DaemonSet")
+                .then(|| usize::try_from(spec["replicas"].as_u64().unwrap_or(1)).unwrap_or(1)),
             template: spec["template"].clone(),
             service,
         })
@@ -161,7 +162,8 @@ mod tests {
         let workloads: Vec<_> = documents.iter().filter_map(Workload::new).collect();
         let names: Vec<_> =
             workloads.iter().map(|workload| (workload.name.as_str(), workload.replicas)).collect();
-        assert_eq!(names, [("web", 4), ("catalog", 2), ("db", 2), ("client", 2)]);
+        let some = [("web", 4), ("catalog", 2), ("db", 2), ("client", 2)];
+        assert_eq!(names, some.map(|(name, count)| (name, Some(count))));
         let db = workloads[2].pod(1, "node-b", &BTreeMap::new());
         assert_eq!(db.name, "db-1");
         assert_eq!(db.object["spec"]["hostname"], "db-1");

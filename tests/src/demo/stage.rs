@@ -13,6 +13,7 @@ use super::kubelet::{PodEnv, Running};
 use super::publish::Publisher;
 use crate::cluster::{Cluster, node_manifest};
 use crate::netns::run;
+use crate::node::Node;
 
 /// Address of the Service `kube-dns`, which every pod's resolv.conf names.
 const DNS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10));
@@ -111,7 +112,7 @@ impl Stage {
         self.workloads
             .iter()
             .flat_map(|workload| {
-                (0..workload.replicas).map(move |index| {
+                (0..workload.replicas.unwrap_or(nodes.len())).map(move |index| {
                     workload.pod(index, nodes[index % nodes.len()].name(), &BTreeMap::new())
                 })
             })
@@ -173,33 +174,40 @@ impl Stage {
     /// # Errors
     /// It does not within ten seconds; the message holds what it does instead.
     pub fn wait_backends(&self, service: &str, pods: &[&str]) -> Result<()> {
+        let nodes = self.cluster.nodes().iter();
+        nodes.map(|node| self.wait_backends_on(node, service, pods)).collect()
+    }
+
+    /// The same for one node.
+    ///
+    /// # Errors
+    /// As [`Stage::wait_backends`].
+    pub fn wait_backends_on(&self, node: &Node, service: &str, pods: &[&str]) -> Result<()> {
         let mut wanted: Vec<IpAddr> = Vec::new();
         for name in pods {
             let pod = self.pods.get(*name).with_context(|| format!("no pod {name}"))?;
             wanted.push(IpAddr::V4(pod.pod.ipv4()?));
         }
         wanted.sort_unstable();
-        for node in self.cluster.nodes() {
-            node.wait_for_view(&["service", "get", service], Duration::from_secs(10), |view| {
-                let rows = view.as_array().into_iter().flatten();
-                let four = rows.filter(|row| {
-                    row["frontend"].as_str().is_some_and(|address| !address.starts_with('['))
-                });
-                let mut found = four.map(|row| {
-                    let backends = row["backends"].as_array().into_iter().flatten();
-                    let mut found: Vec<IpAddr> = backends
-                        .filter_map(|backend| backend.as_str()?.rsplit_once(':')?.0.parse().ok())
-                        .collect();
-                    found.sort_unstable();
-                    found
-                });
-                // Every port of the Service, and at least one.
-                let first = found.next();
-                first.as_ref() == Some(&wanted) && found.all(|other| other == wanted)
-            })
-            .with_context(|| format!("backends of {service} on {}", node.name()))?;
-        }
-        Ok(())
+        node.wait_for_view(&["service", "get", service], Duration::from_secs(10), |view| {
+            let rows = view.as_array().into_iter().flatten();
+            let four = rows.filter(|row| {
+                row["frontend"].as_str().is_some_and(|address| !address.starts_with('['))
+            });
+            let mut found = four.map(|row| {
+                let backends = row["backends"].as_array().into_iter().flatten();
+                let mut found: Vec<IpAddr> = backends
+                    .filter_map(|backend| backend.as_str()?.rsplit_once(':')?.0.parse().ok())
+                    .collect();
+                found.sort_unstable();
+                found
+            });
+            // Every port of the Service, and at least one.
+            let first = found.next();
+            first.as_ref() == Some(&wanted) && found.all(|other| other == wanted)
+        })
+        .map(drop)
+        .with_context(|| format!("backends of {service} on {}", node.name()))
     }
 
     /// How long one tool run takes that this machine needs: fails early where it is missing.

@@ -86,7 +86,12 @@ fn pods(screen: &mut Screen, stage: &mut Stage) -> Result<()> {
     }
     stage.wait_backends("shop/web", &["web-0", "web-1", "web-2", "web-3"])?;
     stage.wait_backends("shop/catalog", &["catalog-0", "catalog-1"])?;
-    stage.wait_backends("kube-system/kube-dns", &["sluice-dns-0", "sluice-dns-1"])
+    for (index, node) in stage.cluster.nodes().iter().enumerate() {
+        let own = format!("sluice-dns-{index}");
+        stage.wait_backends_on(node, "kube-system/kube-dns", &[&own])?;
+        screen.ok(&format!("names are resolved by {own} on {}", node.name()));
+    }
+    Ok(())
 }
 
 /// Runs `dig +short` in a pod and returns the answers, sorted.

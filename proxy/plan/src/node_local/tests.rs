@@ -25,11 +25,8 @@ fn service() -> Service {
 }
 
 fn endpoint(addr: &str, node: Option<&str>, conditions: Conditions) -> Endpoint {
-    let port = |name: &str, protocol| SlicePort {
-        name: name.to_owned(),
-        protocol,
-        port: Some(5353),
-    };
+    let port =
+        |name: &str, protocol| SlicePort { name: name.to_owned(), protocol, port: Some(5353) };
     Endpoint {
         addr: addr.parse().expect("an address"),
         ports: vec![port("dns", Protocol::Udp), port("dns-tcp", Protocol::Tcp)],

@@ -97,6 +97,21 @@ async fn only_this_nodes_endpoints_have_to_answer() {
     assert!(local.asked.is_empty());
 }
 
+/// D19, S32: a new agent changes nothing for an endpoint that the one before it had found ready.
+#[tokio::test]
+async fn what_the_kernel_has_is_ready_until_asked() {
+    let mut local = NodeLocal::new(Some(name()), "here".to_owned(), 8181);
+    let own: IpAddr = [127, 255, 0, 1].into();
+    let endpoints = vec![endpoint(own, "here")];
+    local.restored([own]);
+    local.follow(&endpoints);
+    assert_eq!(local.for_clients(endpoints.clone()), endpoints);
+    // One that comes back later has to say so.
+    local.follow(&[]);
+    local.follow(&endpoints);
+    assert!(!local.for_clients(endpoints)[0].conditions.ready);
+}
+
 /// Answers requests with the status, until told otherwise.
 fn serve(listener: TcpListener, status: &'static str, requests: usize) {
     for _ in 0..requests {

@@ -540,3 +540,32 @@ fn only_init_containers_that_keep_running_have_ports() {
     assert_eq!(pod.ports.iter().map(|port| port.port).collect::<Vec<_>>(), [2]);
     assert_eq!((pod.phase, pod.ready), (PodPhase::Pending, false));
 }
+
+/// O5, D20: what is wrong with a ServiceImport is named.
+#[test]
+fn a_bad_field_of_an_import_is_named() {
+    let import = json!({
+        "apiVersion": "multicluster.x-k8s.io/v1alpha1", "kind": "ServiceImport",
+        "metadata": {"name": "web", "namespace": "shop"},
+        "spec": {"type": "ClusterSetIP", "ips": ["10.42.0.1"], "ports": [{"port": 80}]},
+    });
+    assert_rejected(
+        &import,
+        "ServiceImport shop/web: ",
+        &[
+            (
+                "/spec/type",
+                json!("Global"),
+                "spec.type: \"Global\" is not ClusterSetIP or Headless",
+            ),
+            ("/spec/type", json!(""), "spec.type: is missing"),
+            ("/spec/ips/0", json!("10.42.0"), "spec.ips[0]: \"10.42.0\" is not an IP address"),
+            ("/spec/ports/0/port", json!(70000), "spec.ports[0].port: 70000 is not 1 to 65535"),
+            (
+                "/spec/ports/0/protocol",
+                json!("ICMP"),
+                "spec.ports[0].protocol: \"ICMP\" is not TCP, UDP or SCTP",
+            ),
+        ],
+    );
+}

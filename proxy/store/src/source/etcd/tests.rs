@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use sluice_model::{ObjectName, ResourceKind};
+use sluice_model::{Object, ObjectName, ResourceKind};
 
 use super::keys::{Keys, Prefix, object_key, read};
 use super::position::{Header, Position};
@@ -19,13 +19,15 @@ fn name(kind: ResourceKind, key: &str) -> Option<ObjectName> {
 
 #[test]
 fn a_key_names_its_object() {
-    use ResourceKind::{EndpointSlice, Namespace, Node, Pod, Service};
+    use ResourceKind::{EndpointSlice, Namespace, Node, Pod, Service, ServiceImport};
     for (kind, key, namespace, object) in [
         (Service, "/registry/services/specs/shop/web", "shop", "web"),
         (EndpointSlice, "/registry/endpointslices/shop/web-x1", "shop", "web-x1"),
         (Pod, "/registry/pods/shop/db-0", "shop", "db-0"),
         (Node, "/registry/minions/node-a", "", "node-a"),
         (Namespace, "/registry/namespaces/shop", "", "shop"),
+        // A custom resource: its group comes first.
+        (ServiceImport, "/registry/multicluster.x-k8s.io/serviceimports/shop/web", "shop", "web"),
     ] {
         assert_eq!(name(kind, key), Some(ObjectName::new(namespace, object)), "{key}");
     }
@@ -69,6 +71,23 @@ fn a_value_of_another_object_is_rejected() {
         Event::Recover("/registry/namespaces/a/b".to_owned())
     );
     assert!(matches!(at("/registry/namespaces/shop", None), Event::Delete(_)));
+}
+
+/// D20: a custom resource, in the JSON in which the API server keeps it.
+#[test]
+fn an_import_is_read_from_its_json() {
+    let imports = prefix(ResourceKind::ServiceImport);
+    let value = br#"{"apiVersion":"multicluster.x-k8s.io/v1alpha1","kind":"ServiceImport",
+        "metadata":{"creationTimestamp":"2026-01-01T00:00:00Z","generation":1,"name":"web",
+        "namespace":"shop","uid":"u"},"spec":{"ips":["10.42.0.1"],"ports":[{"name":"http","port":80,
+        "protocol":"TCP"}],"sessionAffinity":"None","type":"ClusterSetIP"},
+        "status":{"clusters":[{"cluster":"east"}]}}"#;
+    let key = b"/registry/multicluster.x-k8s.io/serviceimports/shop/web";
+    let Event::Apply(object) = read(&imports, key, Some(value)) else { panic!() };
+    let Object::ServiceImport(import) = *object else { panic!() };
+    assert!(!import.headless);
+    assert_eq!(import.ips, ["10.42.0.1".parse::<std::net::IpAddr>().unwrap()]);
+    assert_eq!((import.ports[0].name.as_str(), import.ports[0].port), ("http", 80));
 }
 
 /// O5: what no decoder takes is rejected with a reason, and the key names the object.
