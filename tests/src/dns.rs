@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::UdpSocket;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use hickory_proto::op::{Message, ResponseCode};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +14,7 @@ use crate::app::Latency;
 use crate::bins::bin;
 use crate::cluster::Cluster;
 use crate::manifests::{Service, namespace};
+use crate::netns::NetNs;
 use crate::pod::Pod;
 use crate::process::Process;
 use crate::wait::wait_ok;
@@ -60,6 +63,8 @@ pub struct DnsCluster {
     pub clients: Vec<Pod>,
     /// Nodes and LAN.
     pub cluster: Cluster,
+    /// Whether foreign names are asked of the LAN's host, who knows none.
+    upstream: bool,
 }
 
 impl DnsCluster {
@@ -68,13 +73,33 @@ impl DnsCluster {
     /// # Errors
     /// A part does not come up.
     pub fn open(nodes: usize) -> Result<Self> {
+        Self::make(nodes, false)
+    }
+
+    /// The same, with an upstream outside of the cluster that knows no name.
+    ///
+    /// # Errors
+    /// A part does not come up.
+    pub fn open_with_upstream(nodes: usize) -> Result<Self> {
+        Self::make(nodes, true)
+    }
+
+    fn make(nodes: usize, upstream: bool) -> Result<Self> {
         let mut cluster = Cluster::new(nodes)?;
+        if upstream {
+            deny_all(cluster.lan())?;
+        }
         for name in ["kube-system", "shop"] {
             cluster.apply(&format!("namespace-{name}"), &namespace(name))?;
         }
         cluster.start_agents()?;
-        let mut this =
-            Self { instances: Vec::new(), pods: Vec::new(), clients: Vec::new(), cluster };
+        let mut this = Self {
+            instances: Vec::new(),
+            pods: Vec::new(),
+            clients: Vec::new(),
+            cluster,
+            upstream,
+        };
         for index in 0..nodes {
             let node = this.cluster.node(index);
             this.pods.push(node.add_pod("kube-system", &format!("dns-{index}"))?);
@@ -106,6 +131,7 @@ impl DnsCluster {
             .args(["--listen", &format!("[{}]:53", pod.ipv6()?)])
             .arg("--config")
             .arg(config);
+        let launch = if self.upstream { launch.args(["--upstream", UPSTREAM]) } else { launch };
         self.instances[index] = Some(pod.spawn("dns", &launch)?);
         Ok(())
     }
@@ -190,6 +216,27 @@ impl DnsCluster {
         lines.sort();
         Ok(lines)
     }
+}
+
+/// Where [`deny_all`] listens.
+const UPSTREAM: &str = "172.31.0.1:53";
+
+/// Answers every query in that namespace with NXDOMAIN, for as long as this process lives.
+fn deny_all(netns: &NetNs) -> Result<()> {
+    let socket = netns.run(|| UdpSocket::bind(UPSTREAM))?.context("an upstream")?;
+    std::thread::Builder::new().name("upstream".to_owned()).spawn(move || {
+        let mut buffer = [0; 1500];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            let Ok(query) = Message::from_vec(&buffer[..length]) else { continue };
+            let mut reply = Message::response(query.metadata.id, query.metadata.op_code);
+            reply.metadata.recursion_available = true;
+            reply.metadata.response_code = ResponseCode::NXDomain;
+            reply.add_queries(query.queries.clone());
+            // A client that is gone wants no answer.
+            let _ = reply.to_vec().map(|reply| socket.send_to(&reply, from));
+        }
+    })?;
+    Ok(())
 }
 
 /// The Service of the cluster's DNS, in both families.

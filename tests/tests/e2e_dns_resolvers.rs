@@ -86,7 +86,7 @@ impl Resolvers {
 }
 
 fn open() -> Result<Resolvers> {
-    let dns = DnsCluster::open(2)?;
+    let dns = DnsCluster::open_with_upstream(2)?;
     let web = Service::new("shop", "web")
         .cluster_ip("10.96.0.80")
         .cluster_ip("fd00:96::80")
