@@ -101,6 +101,8 @@ fn slice(service: &str, node: &str) -> Object {
     Object::EndpointSlice(EndpointSlice {
         meta: meta(service),
         service: Some(ObjectName::new("shop", service)),
+        import: None,
+        cluster: None,
         address_type: AddressType::V4,
         endpoints: vec![SliceEndpoint {
             addresses: vec!["10.0.0.1".parse().expect("an address")],
