@@ -174,8 +174,8 @@ impl Stage {
     /// # Errors
     /// It does not within ten seconds; the message holds what it does instead.
     pub fn wait_backends(&self, service: &str, pods: &[&str]) -> Result<()> {
-        let nodes = self.cluster.nodes().iter();
-        nodes.map(|node| self.wait_backends_on(node, service, pods)).collect()
+        let mut nodes = self.cluster.nodes().iter();
+        nodes.try_for_each(|node| self.wait_backends_on(node, service, pods))
     }
 
     /// The same for one node.
