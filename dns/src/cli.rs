@@ -113,6 +113,11 @@ pub struct Args {
     #[arg(long, value_name = "[ADDR]:PORT", default_value = ":9153", value_parser = probe)]
     pub metrics_bind_address: Probe,
 
+    /// Tell these clients where an answer comes from (`proxyctl dns query`), such as the node's
+    /// addresses; may be repeated
+    #[arg(long, value_name = "CIDR", default_values = ["127.0.0.0/8", "::1/128"])]
+    pub explain_to: Vec<ipnet::IpNet>,
+
     /// How long to go on answering after SIGTERM, not ready any more, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 2,
           value_parser = clap::value_parser!(u64).range(0..=600))]

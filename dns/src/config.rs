@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::answer::{Domain, PodRecords};
 use crate::cli::Args;
+use crate::explain::Explainers;
 use crate::forward::{ForwardOptions, Forwarder, Policy, Stub, Target, Trust, resolv_conf};
 use crate::local::Local;
 use crate::metrics::Metrics;
@@ -221,7 +222,8 @@ impl File {
         let autopath = self.autopath.unwrap_or(args.autopath);
         let autopath = autopath.then(|| resolv_conf::search(&args.resolv_conf, domain.apex()));
         let log = self.query_log.unwrap_or(args.query_log);
-        Ok(Settings { domain, forwarder, autopath, local, log })
+        let explainers = Explainers(args.explain_to.clone());
+        Ok(Settings { domain, forwarder, autopath, local, log, explainers })
     }
 }
 

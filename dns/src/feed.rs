@@ -6,16 +6,68 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use sluice_model::{ObjectName, PodPhase};
-use sluice_store::{Cache, Changes, Stream};
+use sluice_store::{Cache, Changes, SourceError, SourceOptions, SourceUrl, Stream};
+use tokio::sync::oneshot;
 
 use crate::resolver::Resolver;
 use crate::zone::Snapshot;
+
+/// Why the source cannot be followed.
+#[derive(Debug, thiserror::Error)]
+pub enum FeedError {
+    /// It can never be read.
+    #[error("{0}")]
+    Source(#[from] SourceError),
+    /// There is no thread for it.
+    #[error("cannot start the thread that follows the source: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// Follows the source on a thread of its own (see [`SourceOptions::in_place`]). What is returned ends
+/// when that ends, which it does by itself never.
+///
+/// # Errors
+///
+/// The source can never be read, or there is no thread for it.
+pub async fn start(
+    url: SourceUrl,
+    options: SourceOptions,
+    resolver: Arc<Resolver>,
+) -> Result<impl Future<Output = ()>, FeedError> {
+    let options = SourceOptions { in_place: true, ..options };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (opened, open) = oneshot::channel();
+    let (alive, ended) = oneshot::channel::<()>();
+    std::thread::Builder::new().name("feed".to_owned()).spawn(move || {
+        // Dropped with this thread, however it ends.
+        let _alive = alive;
+        runtime.block_on(async {
+            // Who started it waits for this.
+            match Stream::open(&url, &options) {
+                Ok(stream) => {
+                    let _ = opened.send(Ok(()));
+                    run(stream, resolver).await;
+                }
+                Err(error) => {
+                    let _ = opened.send(Err(error));
+                }
+            }
+        });
+    })?;
+    if let Ok(result) = open.await {
+        result?;
+    }
+    Ok(async move {
+        // Nothing is sent: the channel ends with its sender.
+        let _ = ended.await;
+    })
+}
 
 /// Reads the source for ever and keeps the resolver's zone up to date. Until the source has been
 /// read whole once the zone stays as it is, empty and not synced; once it has been, the zone goes on
 /// answering what was known, whatever becomes of the source.
 pub async fn run(mut stream: Stream, resolver: Arc<Resolver>) {
-    let mut cache = Cache::new();
+    let mut cache = Cache::for_names();
     let mut zone = Snapshot::new();
     let mut pods = Pods::default();
     while let Some(events) = stream.next_batch().await {

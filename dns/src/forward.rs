@@ -90,6 +90,15 @@ impl ForwardError {
     }
 }
 
+/// Where an answer comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// From this upstream.
+    Upstream(SocketAddr),
+    /// It had been kept, had run out, and no upstream has a newer one.
+    Stale,
+}
+
 /// Which upstream is asked first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
 #[value(rename_all = "snake_case")]
@@ -338,7 +347,7 @@ impl Forwarder {
         request: &Request,
         name: &Name,
         transport: Transport,
-    ) -> Result<Message, ForwardError> {
+    ) -> Result<(Message, Origin), ForwardError> {
         let asked = self.ask_upstreams(request, name, transport);
         let Some(key) = Key::new(request, name) else { return asked.await };
         let stale = self.cache.stale(&key, name, Instant::now());
@@ -349,17 +358,17 @@ impl Forwarder {
             Some(_) => timeout(STALE_PATIENCE, asked).await.unwrap_or(Err(ForwardError::AllDown)),
         };
         let failed = match &result {
-            Ok(message) => message.metadata.response_code == ResponseCode::ServFail,
+            Ok((message, _)) => message.metadata.response_code == ResponseCode::ServFail,
             Err(_) => true,
         };
         if failed {
             self.cache.not_refreshed(&key);
             if let Some(stale) = stale {
                 self.metrics.shared().event(Event::CacheStale);
-                return Ok(stale);
+                return Ok((stale, Origin::Stale));
             }
         }
-        if let Ok(message) = &result {
+        if let Ok((message, _)) = &result {
             let evicted = self.cache.put(key, message, Instant::now());
             self.metrics.shared().events(Event::CacheEviction, evicted);
         }
@@ -371,7 +380,7 @@ impl Forwarder {
         request: &Request,
         name: &Name,
         transport: Transport,
-    ) -> Result<Message, ForwardError> {
+    ) -> Result<(Message, Origin), ForwardError> {
         let group = self.group(name).ok_or(ForwardError::NoUpstream)?;
         let deadline = Instant::now() + TOTAL;
         let turn = timeout_at(deadline, self.gate.enter()).await;
@@ -416,9 +425,9 @@ impl Forwarder {
                     ) =>
                 {
                     // Another may know better, as a stub resolver would try.
-                    refusal = Some(message);
+                    refusal = Some((message, Origin::Upstream(upstream.peer.addr)));
                 }
-                Ok(message) => return Ok(message),
+                Ok(message) => return Ok((message, Origin::Upstream(upstream.peer.addr))),
                 Err(source) => {
                     failure = Some(ForwardError::Failed { upstream: upstream.peer.addr, source });
                 }
@@ -428,9 +437,14 @@ impl Forwarder {
             }
         }
         match (refusal, failure) {
-            (Some(message), _) => Ok(message),
+            (Some(refusal), _) => Ok(refusal),
             (None, failure) => Err(failure.unwrap_or(ForwardError::NoUpstream)),
         }
+    }
+
+    /// The domain whose upstreams a name is asked of; the root for all but stub domains.
+    pub(crate) fn domain_of(&self, name: &Name) -> Option<&Name> {
+        self.group(name).map(|group| &group.domain)
     }
 
     fn group(&self, name: &Name) -> Option<&Group> {

@@ -14,11 +14,14 @@ pub mod answer;
 pub mod cli;
 pub mod config;
 pub mod corefile;
+pub mod explain;
 pub mod fast;
 pub mod feed;
 #[cfg(test)]
 mod fixture;
 pub mod forward;
+#[cfg(test)]
+mod fuzz;
 pub mod local;
 pub mod metrics;
 pub mod probes;

@@ -12,14 +12,14 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sluice_dns::answer::Domain;
 use sluice_dns::cli::{Args, ImportArgs, Probe};
 use sluice_dns::config::{self, File};
+use sluice_dns::corefile;
+use sluice_dns::feed::{self, FeedError};
 use sluice_dns::forward::Target;
 use sluice_dns::metrics::Metrics;
 use sluice_dns::probes::{self, Health};
 use sluice_dns::resolver::{Resolver, Settings};
 use sluice_dns::server::{self, Server, Sockets, TlsSocket};
 use sluice_dns::tls::Identity;
-use sluice_dns::{corefile, feed};
-use sluice_store::Stream;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -103,14 +103,16 @@ async fn serve(
         tracing::info!("serving probes on {bound}");
         tokio::spawn(probes::serve(listener, Arc::clone(&health)));
     }
-    let stream = Stream::open(&args.source, &args.source_options()?)
-        .map_err(|e| anyhow!("--source {}: {e} ({})", args.source, e.hint()))?;
-    let feed = tokio::spawn(feed::run(stream, Arc::clone(&resolver)));
+    let options = args.source_options()?;
+    let feed = feed::start(args.source.clone(), options, Arc::clone(&resolver)).await;
+    let feed = feed.map_err(|error| match error {
+        FeedError::Source(error) => anyhow!("--source {}: {error} ({})", args.source, error.hint()),
+        FeedError::Thread(_) => error.into(),
+    })?;
     let watched = Arc::clone(&health);
     tokio::spawn(async move {
-        if let Err(error) = feed.await {
-            tracing::error!(%error, "the reader of the source broke off");
-        }
+        feed.await;
+        tracing::error!("the reader of the source broke off");
         watched.fail();
     });
 

@@ -11,6 +11,7 @@ use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use tokio::time::Instant;
 
 use crate::answer::{Answer, Domain, Outcome};
+use crate::explain::{self, Explainers};
 use crate::fast::{self, Buffer, Query};
 use crate::forward::Forwarder;
 use crate::local::Local;
@@ -75,6 +76,8 @@ pub struct Pending {
     size: usize,
     /// What the question's name stands for.
     rewritten: Option<Name>,
+    /// Where the answer comes from, as far as is known, for a client that asks for it.
+    why: Option<String>,
 }
 
 /// What of the configuration decides about answers. It is replaced as a whole.
@@ -91,6 +94,8 @@ pub struct Settings {
     pub local: Local,
     /// Whether every query is logged.
     pub log: bool,
+    /// Who may ask where an answer comes from.
+    pub explainers: Explainers,
 }
 
 impl Settings {
@@ -102,6 +107,7 @@ impl Settings {
             autopath: None,
             local: Local::default(),
             log: false,
+            explainers: Explainers::default(),
         }
     }
 }
@@ -197,6 +203,14 @@ impl Resolver {
             Incoming::Query(request) => request,
         };
         let State { settings, zone } = &**self.state.load();
+        let mut request = request;
+        request.explain = request.explain.filter(|_| settings.explainers.admit(client.peer));
+        // Whose answer it is: that of another, if somebody asks on another's behalf.
+        let behalf = request.explain.and_then(|explain| explain.client);
+        let asker = match behalf {
+            Some(addr) => &Client { peer: Some(SocketAddr::new(addr, 0)), ..*client },
+            None => client,
+        };
         let question = &request.question;
         let rewritten = settings.local.rewrite(question.name()).cloned();
         let (name, kind) = (rewritten.as_ref().unwrap_or(question.name()), question.query_type());
@@ -208,6 +222,7 @@ impl Resolver {
         } else {
             Outcome::Answer(Answer::code(ResponseCode::Refused))
         };
+        let why = request.explain.map(|_| settings.explain(zone, name, rewritten.is_some()));
         let mut pending = Pending {
             settings: Arc::clone(settings),
             client: *client,
@@ -217,19 +232,22 @@ impl Resolver {
             size: message.len(),
             rewritten,
             request,
+            why,
         };
         match outcome {
             Outcome::Answer(mut answer) => {
-                let walk = settings.walk(zone, &pending.request, client, &answer);
+                let walk = settings.walk(zone, &pending.request, asker, &answer);
                 match walk {
                     Walk::Over => {}
                     Walk::Found(found) => {
                         shard.event(Event::Autopath);
+                        pending.because(|| "found along the search path".to_owned());
                         answer = found;
                     }
                     Walk::Chase { aliases, targets } => {
                         (pending.aliases, pending.targets) = (aliases, targets);
                         pending.denial = Some(answer);
+                        pending.because(|| "looked for along the search path".to_owned());
                         return pending.look_up(shard);
                     }
                 }
@@ -249,14 +267,20 @@ impl Resolver {
 
     /// Asks the upstreams, and makes the response. SERVFAIL if none of them answers; `None` if the
     /// query has waited so long that newer ones took its place.
-    pub async fn finish(&self, pending: Pending) -> Option<Vec<u8>> {
+    pub async fn finish(&self, mut pending: Pending) -> Option<Vec<u8>> {
         let begin = Instant::now();
-        let (forwarder, shard) = (&pending.settings.forwarder, self.metrics.shared());
+        let settings = Arc::clone(&pending.settings);
+        let (forwarder, shard) = (&settings.forwarder, self.metrics.shared());
         let mut answer = Answer::code(ResponseCode::ServFail);
-        for target in &pending.targets {
+        for target in std::mem::take(&mut pending.targets) {
             let transport = pending.client.transport;
-            match forwarder.ask(&pending.request, target, transport).await {
-                Ok(message) => {
+            let asked = forwarder.ask(&pending.request, &target, transport).await;
+            pending.because(|| {
+                let result = asked.as_ref().map(|(_, origin)| Some(*origin));
+                explain::upstream(forwarder, &target, result)
+            });
+            match asked {
+                Ok((message, _)) => {
                     let denied = message.metadata.response_code == ResponseCode::NXDomain;
                     match (&pending.denial, denied) {
                         (Some(denial), true) => answer = denial.clone(),
@@ -264,7 +288,7 @@ impl Resolver {
                             if walk.is_some() {
                                 shard.event(Event::Autopath);
                             }
-                            answer = pending.relayed(target, message);
+                            answer = pending.relayed(&target, message);
                             break;
                         }
                     }
@@ -329,6 +353,20 @@ enum Walk {
 }
 
 impl Settings {
+    /// Where the answer about a name comes from, as far as the configuration and the zone say.
+    fn explain(&self, zone: &Snapshot, name: &Name, rewritten: bool) -> String {
+        let mut parts = Vec::new();
+        if rewritten {
+            parts.push(format!("rewritten to {name}"));
+        }
+        if self.local.answer(name, RecordType::A).is_some() {
+            parts.push("hosts of the configuration".to_owned());
+        } else {
+            parts.extend(explain::zone(&self.domain, zone, name));
+        }
+        parts.join("; ")
+    }
+
     /// Whether the search path is followed here for a name below that namespace: it is that of the
     /// client, so that this is the first name of its search path.
     fn walks(&self, zone: &Snapshot, client: &Client, namespace: &[u8]) -> bool {
@@ -411,7 +449,9 @@ impl Pending {
             if self.denial.is_some() {
                 shard.event(Event::Autopath);
             }
-            let answer = self.relayed(target, found.message);
+            let target = target.clone();
+            self.because(|| explain::upstream(&forwarder, &target, Ok(None)));
+            let answer = self.relayed(&target, found.message);
             let reply = self.reply(&answer, shard);
             return if found.refresh {
                 shard.event(Event::CachePrefetch);
@@ -421,6 +461,16 @@ impl Pending {
             };
         }
         Step::Reply(self.reply(&Answer::code(ResponseCode::ServFail), shard))
+    }
+
+    /// Adds to where the answer comes from, if anybody wants to know.
+    fn because(&mut self, text: impl FnOnce() -> String) {
+        if let Some(why) = &mut self.why {
+            if !why.is_empty() {
+                why.push_str("; ");
+            }
+            why.push_str(&text());
+        }
     }
 
     /// The name that is looked up: the question's, or what that stands for.
@@ -443,7 +493,8 @@ impl Pending {
             }
         };
         let available = !self.settings.forwarder.is_empty();
-        let reply = wire::write(&self.request, self.client.transport, answer, available);
+        let (transport, why) = (self.client.transport, self.why.as_deref());
+        let reply = wire::write_explained(&self.request, transport, answer, available, why);
         let question = &self.request.question;
         let kind = u16::from(question.query_type());
         count(shard, &self.client, kind, answer.rcode, self.size, reply.len());

@@ -6,9 +6,12 @@
 
 mod section;
 
+use std::net::IpAddr;
+
 use hickory_proto::ProtoError;
 use hickory_proto::op::{Edns, Message, OpCode, Query, ResponseCode};
 use hickory_proto::rr::Record;
+use hickory_proto::rr::rdata::opt::{EdnsCode, EdnsOption};
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder, BinEncodable, BinEncoder};
 
 use self::section::{Owner, emit};
@@ -54,6 +57,31 @@ pub struct ClientEdns {
     pub dnssec_ok: bool,
 }
 
+/// The code of the EDNS option that asks where an answer comes from, and of the one that says it: one
+/// of those for local use (RFC 6891 section 9). A query's has no octets, or the 4 or 16 of the address
+/// of the client that the question is asked for; a response's is a sentence in UTF-8.
+pub const EXPLAIN: u16 = 65_053;
+/// The longest explanation, in octets.
+const MAX_EXPLANATION: usize = 255;
+
+/// What an [`EXPLAIN`] option asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Explain {
+    /// Whose answer this is about; `None` for that of the one who asks.
+    pub client: Option<IpAddr>,
+}
+
+impl Explain {
+    fn of(edns: &Edns) -> Option<Self> {
+        let EdnsOption::Unknown(_, data) = edns.option(EdnsCode::Unknown(EXPLAIN))? else {
+            return None;
+        };
+        let v4 = <[u8; 4]>::try_from(&data[..]).map(IpAddr::from);
+        let v6 = <[u8; 16]>::try_from(&data[..]).map(IpAddr::from);
+        Some(Self { client: v4.or(v6).ok() })
+    }
+}
+
 /// A well-formed query with one question.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Request {
@@ -69,6 +97,8 @@ pub struct Request {
     pub question: Query,
     /// The client's OPT record.
     pub edns: Option<ClientEdns>,
+    /// The client wants to know where the answer comes from.
+    pub explain: Option<Explain>,
 }
 
 impl Request {
@@ -121,6 +151,9 @@ pub fn read(message: &[u8]) -> Incoming {
     if count(6) + count(8) + count(10) > MAX_RECORDS {
         return reject(ResponseCode::FormErr);
     }
+    if points(&message[HEADER..]) {
+        return reject(ResponseCode::FormErr);
+    }
     let mut decoder = BinDecoder::new(message);
     let parts = decoder.read_slice(HEADER).and_then(|_| {
         let question = Query::read(&mut decoder)?;
@@ -141,12 +174,27 @@ pub fn read(message: &[u8]) -> Incoming {
             payload: edns.max_payload(),
             dnssec_ok: edns.flags().dnssec_ok,
         }),
+        explain: edns.as_ref().and_then(Explain::of),
     };
     if edns.is_some_and(|edns| edns.version() != 0) {
         let answer = Answer::code(ResponseCode::BADVERS);
         return Incoming::Reject(write(&request, Transport::Udp, &answer, false));
     }
     Incoming::Query(request)
+}
+
+/// Whether a question's name has a pointer, or a label of a kind that does not exist: there is no name
+/// before it that it could point to, but the header.
+fn points(name: &[u8]) -> bool {
+    let mut at = 0;
+    while let Some(&length) = name.get(at) {
+        match length {
+            0 => return false,
+            1..=63 => at += 1 + usize::from(length),
+            _ => return true,
+        }
+    }
+    false
 }
 
 /// Writes a response. What does not fit is left out: of the answer and authority sections with the
@@ -157,7 +205,19 @@ pub fn write(
     answer: &Answer,
     recursion_available: bool,
 ) -> Vec<u8> {
-    encode(request, transport, answer, recursion_available).unwrap_or_else(|error| {
+    write_explained(request, transport, answer, recursion_available, None)
+}
+
+/// The same with an [`EXPLAIN`] option, if the client speaks EDNS.
+pub fn write_explained(
+    request: &Request,
+    transport: Transport,
+    answer: &Answer,
+    recursion_available: bool,
+    explanation: Option<&str>,
+) -> Vec<u8> {
+    let written = encode(request, transport, answer, recursion_available, explanation);
+    written.unwrap_or_else(|error| {
         tracing::error!(question = %request.question, %error, "a response cannot be encoded");
         let mut reply = vec![0; HEADER];
         reply[..2].copy_from_slice(&request.id.to_be_bytes());
@@ -172,11 +232,18 @@ fn encode(
     transport: Transport,
     answer: &Answer,
     recursion_available: bool,
+    explanation: Option<&str>,
 ) -> Result<Vec<u8>, ProtoError> {
     let limit = request.limit(transport);
+    let explanation = explanation.map(|text| {
+        let fits = |end: &usize| text.is_char_boundary(*end);
+        &text[..(0..=text.len().min(MAX_EXPLANATION)).rev().find(fits).unwrap_or(0)]
+    });
+    // A code and a length before it.
+    let option = explanation.map_or(0, |text| 4 + text.len() as u16);
     let mut bytes = Vec::with_capacity(usize::from(MIN_UDP));
     let mut encoder = BinEncoder::new(&mut bytes);
-    encoder.set_max_size(if request.edns.is_some() { limit - OPT } else { limit });
+    encoder.set_max_size(if request.edns.is_some() { limit - OPT - option } else { limit });
     encoder.emit_vec(&[0; HEADER])?;
     request.question.emit(&mut encoder)?;
     let mut owner = Owner::new(request.question.name(), QUESTION);
@@ -193,6 +260,9 @@ fn encode(
         edns.set_max_payload(MAX_UDP);
         edns.set_dnssec_ok(client.dnssec_ok);
         edns.set_rcode_high(answer.rcode.high());
+        if let Some(text) = explanation {
+            edns.options_mut().insert(EdnsOption::Unknown(EXPLAIN, text.into()));
+        }
         encoder.set_max_size(limit);
         Record::from(&edns).emit(&mut encoder)?;
         additionals += 1;

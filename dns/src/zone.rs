@@ -33,7 +33,7 @@ pub struct EndpointRecord {
     pub addr: IpAddr,
     /// The hostname, or the address with dashes; below the cluster set's domain, a dot and the cluster
     /// follow.
-    pub label: Box<str>,
+    pub label: Arc<str>,
     /// The ports, target ports of the pod. Endpoints with the same ports share the list.
     pub ports: Arc<[PortRecord]>,
 }
@@ -108,9 +108,32 @@ impl ServiceRecords {
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Owner {
     /// The endpoint's label; `None` for the cluster IP of the Service itself.
-    pub endpoint: Option<Box<str>>,
+    pub endpoint: Option<Arc<str>>,
     /// The key of the Service.
     pub service: Arc<str>,
+}
+
+/// The owners of one address. Nearly all addresses have one.
+#[derive(Clone, Debug)]
+enum Owners {
+    One(Owner),
+    /// Sorted.
+    Many(Arc<[Owner]>),
+}
+
+impl Owners {
+    fn all(&self) -> &[Owner] {
+        match self {
+            Self::One(owner) => std::slice::from_ref(owner),
+            Self::Many(owners) => owners,
+        }
+    }
+}
+
+impl PartialEq for Owners {
+    fn eq(&self, other: &Self) -> bool {
+        self.all() == other.all()
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -127,7 +150,7 @@ struct NamespaceEntry {
 pub struct Snapshot {
     services: ShardMap<Arc<str>, Arc<ServiceRecords>>,
     namespaces: ShardMap<Arc<str>, NamespaceEntry>,
-    owners: ShardMap<IpAddr, Arc<[Owner]>>,
+    owners: ShardMap<IpAddr, Owners>,
     /// The namespaces of the pods with an address of their own. More than one pod has it for
     /// a moment, where an address is used again.
     pods: ShardMap<IpAddr, Arc<[Arc<str>]>>,
@@ -257,7 +280,7 @@ impl Snapshot {
     /// The owners of an address; empty where it belongs to nothing here. A cluster IP belongs to
     /// its Services, even where it is also an endpoint of another.
     pub fn owners(&self, addr: &IpAddr) -> &[Owner] {
-        let all = self.owners.get(addr).map_or(&[][..], |owners| owners);
+        let all = self.owners.get(addr).map_or(&[][..], Owners::all);
         let services = all.partition_point(|owner| owner.endpoint.is_none());
         if services > 0 { &all[..services] } else { all }
     }
@@ -356,10 +379,14 @@ impl Snapshot {
             self.changed_owners(&mut changed, *addr).insert(owner.clone());
         }
         for (addr, owners) in changed {
-            if owners.is_empty() {
-                self.owners.remove(&addr);
-            } else {
-                self.owners.insert(addr, owners.into_iter().collect());
+            let mut owners: Vec<Owner> = owners.into_iter().collect();
+            match (owners.pop(), owners.is_empty()) {
+                (None, _) => drop(self.owners.remove(&addr)),
+                (Some(one), true) => drop(self.owners.insert(addr, Owners::One(one))),
+                (Some(last), false) => {
+                    owners.push(last);
+                    self.owners.insert(addr, Owners::Many(owners.into()));
+                }
             }
         }
     }
@@ -372,7 +399,7 @@ impl Snapshot {
         changed.entry(addr).or_insert_with(|| {
             self.owners
                 .get(&addr)
-                .map(|owners| owners.iter().cloned().collect())
+                .map(|owners| owners.all().iter().cloned().collect())
                 .unwrap_or_default()
         })
     }
@@ -481,12 +508,14 @@ fn endpoint_records<'e>(endpoints: impl Iterator<Item = &'e Endpoint>) -> Vec<En
         records.push(EndpointRecord { addr: endpoint.addr, label: label_of(endpoint), ports });
     }
     records.sort_by_key(|record| record.addr);
+    // There is one for every endpoint of the cluster, and room for more is not needed.
+    records.shrink_to_fit();
     records
 }
 
 /// The label an endpoint goes by: its hostname where it has a usable one, else its address with
 /// dashes.
-fn label_of(endpoint: &Endpoint) -> Box<str> {
+fn label_of(endpoint: &Endpoint) -> Arc<str> {
     match &endpoint.hostname {
         Some(name) if is_label(name) => name.to_ascii_lowercase().into(),
         _ => dashed(endpoint.addr).into(),

@@ -246,6 +246,12 @@ fn service_name(text: &str) -> Result<OptionalService, String> {
     }
 }
 
+fn record_type(text: &str) -> Result<hickory_proto::rr::RecordType, String> {
+    text.to_ascii_uppercase()
+        .parse()
+        .map_err(|_| "expected a type such as A, AAAA or SRV".to_owned())
+}
+
 /// A range of ClusterIPs.
 fn service_range(text: &str) -> Result<ipnet::IpNet, String> {
     let range: ipnet::IpNet =
@@ -353,6 +359,38 @@ pub enum Noun {
     /// Routes to other nodes' pods: straight, by vxlan, or none and why.
     #[command(subcommand, visible_alias = "routes")]
     Route(ListVerb),
+    /// What a pod gets for a name.
+    #[command(subcommand)]
+    Dns(DnsVerb),
+}
+
+/// Verbs of `proxyctl dns`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum DnsVerb {
+    /// Follows a pod's query along its search path: the instance that is asked, what it answers, why.
+    Query(DnsQueryArgs),
+}
+
+/// What of a pod's query is to be known.
+#[derive(Clone, Debug, Args)]
+pub struct DnsQueryArgs {
+    /// The name, as the pod would ask for it.
+    pub name: String,
+    /// The pod, one of this node: NAMESPACE/NAME, or NAME in the namespace "default".
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub pod: String,
+    /// The type of the records: A, AAAA, SRV, PTR and so on.
+    #[arg(long = "type", default_value = "A", value_name = "TYPE", value_parser = record_type)]
+    pub kind: hickory_proto::rr::RecordType,
+    /// The Service that pods ask.
+    #[arg(long, default_value = "kube-system/kube-dns", value_name = "NAMESPACE/NAME")]
+    pub dns_service: String,
+    /// The cluster's domain.
+    #[arg(long, default_value = "cluster.local", value_name = "NAME")]
+    pub cluster_domain: String,
+    /// The node's own resolver configuration, whose search list pods inherit.
+    #[arg(long, default_value = "/etc/resolv.conf", value_name = "FILE")]
+    pub resolv_conf: PathBuf,
 }
 
 /// Verbs of nouns that have names.

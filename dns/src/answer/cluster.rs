@@ -160,7 +160,7 @@ fn entries<'s, 'q>(
 pub(crate) const MAX_LABELS: usize = 5;
 
 /// Finds a name that is the apex or below it.
-pub(super) fn find_name<'s, 'q>(
+pub(crate) fn find_name<'s, 'q>(
     domain: &Domain,
     snapshot: &'s Snapshot,
     name: &'q Name,

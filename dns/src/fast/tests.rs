@@ -16,25 +16,51 @@ struct Asked {
     id: u16,
     labels: Vec<Vec<u8>>,
     kind: u16,
+    class: u16,
+    flags: u8,
     more_flags: u8,
-    edns: Option<(u16, u8)>,
+    edns: Option<Opt>,
+}
+
+/// An OPT record as a client writes it.
+#[derive(Clone, Debug)]
+struct Opt {
+    payload: u16,
+    rcode: u8,
+    version: u8,
+    flags: u16,
+    options: Vec<u8>,
 }
 
 fn encode(asked: &Asked) -> Vec<u8> {
     let mut bytes = Vec::new();
     bytes.extend(asked.id.to_be_bytes());
-    bytes.extend([1, asked.more_flags, 0, 1, 0, 0, 0, 0, 0, u8::from(asked.edns.is_some())]);
+    bytes.extend([
+        asked.flags,
+        asked.more_flags,
+        0,
+        1,
+        0,
+        0,
+        0,
+        0,
+        0,
+        u8::from(asked.edns.is_some()),
+    ]);
     for label in &asked.labels {
         bytes.push(u8::try_from(label.len()).expect("short"));
         bytes.extend(label);
     }
     bytes.push(0);
     bytes.extend(asked.kind.to_be_bytes());
-    bytes.extend([0, 1]);
-    if let Some((payload, flags)) = asked.edns {
+    bytes.extend(asked.class.to_be_bytes());
+    if let Some(opt) = &asked.edns {
         bytes.extend([0, 0, 41]);
-        bytes.extend(payload.to_be_bytes());
-        bytes.extend([0, 0, flags, 0, 0, 0]);
+        bytes.extend(opt.payload.to_be_bytes());
+        bytes.extend([opt.rcode, opt.version]);
+        bytes.extend(opt.flags.to_be_bytes());
+        bytes.extend(u16::try_from(opt.options.len()).expect("short").to_be_bytes());
+        bytes.extend(&opt.options);
     }
     bytes
 }
@@ -165,20 +191,58 @@ fn asked() -> impl Strategy<Value = Asked> {
         1 => fixed(&[]),
     ];
     let kinds = prop_oneof![
-        8 => prop::sample::select(vec![1u16, 28, 33, 65]),
+        16 => prop::sample::select(vec![1u16, 28, 33, 65]),
+        // NS, CNAME, SOA, PTR, TXT, OPT, DS, RRSIG, IXFR, AXFR, ANY.
+        4 => prop::sample::select(vec![2u16, 5, 6, 12, 16, 41, 43, 46, 251, 252, 255]),
         1 => any::<u16>(),
     ];
-    let edns = proptest::option::of((any::<u16>(), prop::sample::select(vec![0u8, 0x80])));
-    let flags = prop::sample::select(vec![0u8, 0x10, 0x20, 0x30]);
-    (any::<u16>(), names, kinds, flags, edns)
-        .prop_map(|(id, labels, kind, more_flags, edns)| Asked {
+    let classes = prop_oneof![
+        30 => Just(1u16),
+        // CH, HS, NONE, ANY.
+        1 => prop::sample::select(vec![0u16, 3, 4, 254, 255]),
+        1 => any::<u16>(),
+    ];
+    // Of the header: RD, and TC and AA, which mean nothing in a query; AD, CD and Z.
+    let flags = prop_oneof![20 => Just(1u8), 4 => prop::sample::select(vec![0u8, 2, 3, 4, 5, 7])];
+    let more_flags = prop_oneof![
+        8 => prop::sample::select(vec![0u8, 0x10, 0x20, 0x30]),
+        1 => any::<u8>(),
+    ];
+    let odd = |value: BoxedStrategy<u16>| prop_oneof![12 => Just(0u16), 1 => value];
+    let options = prop_oneof![
+        12 => Just(Vec::new()),
+        // A cookie, padding, and one that says that it is longer.
+        1 => prop::sample::select(vec![
+            vec![0u8, 10, 0, 8, 1, 2, 3, 4, 5, 6, 7, 8],
+            vec![0, 12, 0, 4, 0, 0, 0, 0],
+            vec![0, 12, 0, 9, 0],
+        ]),
+    ];
+    let payload = prop_oneof![any::<u16>(), prop::sample::select(vec![0u16, 511, 512, 1232, 1233])];
+    let dnssec_ok = prop::sample::select(vec![0u16, 0x8000]);
+    let (rcode, version) = (odd((1..256u16).boxed()), odd((1..256u16).boxed()));
+    let z = odd((1..0x8000u16).boxed());
+    let edns = proptest::option::of((payload, rcode, version, dnssec_ok, z, options).prop_map(
+        |(payload, rcode, version, dnssec_ok, z, options)| Opt {
+            payload,
+            // Below 256, both of them.
+            rcode: rcode as u8,
+            version: version as u8,
+            flags: dnssec_ok | z,
+            options,
+        },
+    ));
+    (any::<u16>(), names, kinds, classes, flags, more_flags, edns)
+        .prop_map(|(id, labels, kind, class, flags, more_flags, edns)| Asked {
             id,
             labels,
             kind,
+            class,
+            flags,
             more_flags,
             edns,
         })
-        .prop_filter("a name", |asked| encode(asked).len() <= 12 + 255 + 4 + 11)
+        .prop_filter("a name", |asked| encode(asked).len() <= 12 + 255 + 4 + 11 + 12)
 }
 
 /// Services that need not make sense.
@@ -257,7 +321,8 @@ proptest! {
 
 fn plain(name: &str, kind: u16) -> Vec<u8> {
     let labels = name.split('.').map(|label| label.as_bytes().to_vec()).collect();
-    encode(&Asked { id: 7, labels, kind, more_flags: 0, edns: Some((1232, 0)) })
+    let edns = Opt { payload: 1232, rcode: 0, version: 0, flags: 0, options: Vec::new() };
+    encode(&Asked { id: 7, labels, kind, class: 1, flags: 1, more_flags: 0, edns: Some(edns) })
 }
 
 /// D18: the common names do take the short way.
@@ -287,4 +352,27 @@ fn common_names_take_the_short_way() {
         let done = answer(&query, &resolver.settings().domain, &zone, true, |_| true, &mut out);
         assert_eq!(done, None, "{name}");
     }
+}
+
+/// D11, D18: whatever is made of a query by accident or on purpose, nothing panics, the short way says
+/// what the long way says, and an answer is one to that query and keeps to its size.
+#[test]
+fn mutated_queries_are_no_exception() {
+    let resolver = resolver(&fixture::zone(&fixture::cluster()), PodRecords::Verified);
+    crate::fuzz::run(crate::fuzz::QUERIES, |bytes| {
+        same(&resolver, bytes).expect("the same meaning");
+        for (transport, most) in [(Transport::Udp, usize::from(MAX_UDP)), (Transport::Tcp, 65_535)]
+        {
+            let client = Client::unknown(transport);
+            let shard = resolver.metrics().shared();
+            let panics = resolver.metrics().count(crate::metrics::Event::Panic);
+            let step = resolver.accept(bytes, &client, shard);
+            assert_eq!(resolver.metrics().count(crate::metrics::Event::Panic), panics);
+            let Step::Reply(reply) = step else { continue };
+            assert!(reply.len() <= most, "{}", reply.len());
+            assert_eq!(reply[..2], bytes[..2]);
+            assert!(bytes[2] & 0x80 == 0 && reply[2] & 0x80 != 0, "an answer to an answer");
+            Message::from_vec(&reply).expect("what is written can be read");
+        }
+    });
 }

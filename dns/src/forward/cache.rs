@@ -385,6 +385,7 @@ fn entry(
         checking_disabled: false,
         question: Question::query(name, RecordType::from(key.kind())),
         edns: None,
+        explain: None,
     };
     let bytes = wire::write(&request, Transport::Tcp, &answer, true);
     let start = HEADER + key.0.len() - KEY_TAIL + 4;

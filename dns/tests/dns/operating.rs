@@ -227,3 +227,50 @@ fn a_corefile_can_be_imported() {
     assert!(text.starts_with("# not carried over: line 4: dnssec\n"), "{text}");
     assert!(text.contains("clusterDomain: k8s.example"), "{text}");
 }
+
+/// Asks where the answer comes from, on behalf of a client with that address.
+fn explained(dns: &Dns, name: &str, behalf: &[u8]) -> (Message, Option<String>) {
+    use hickory_proto::rr::rdata::opt::{EdnsCode, EdnsOption};
+    let mut query = query(name, RecordType::A);
+    let mut edns = hickory_proto::op::Edns::new();
+    edns.options_mut().insert(EdnsOption::Unknown(sluice_dns::wire::EXPLAIN, behalf.to_vec()));
+    query.set_edns(edns);
+    let reply = crate::support::ask_udp(dns.addr, &query);
+    let code = EdnsCode::Unknown(sluice_dns::wire::EXPLAIN);
+    let option = reply.edns.as_ref().and_then(|edns| edns.option(code)).cloned();
+    let why = option.map(|option| match option {
+        EdnsOption::Unknown(_, text) => String::from_utf8(text).expect("text"),
+        other => panic!("{other:?}"),
+    });
+    (reply, why)
+}
+
+/// D17: who may ask is told where an answer comes from, and nobody else is.
+#[test]
+fn an_answer_is_explained_to_those_who_may_ask() {
+    let upstream =
+        Upstream::start(|query, _| vec![response(query, ResponseCode::NoError, &[[192, 0, 2, 1]])]);
+    let flag = upstream.flag();
+    let dns = Dns::start(SHOP, &[&flag, "--autopath"]);
+    let why = |name: &str| explained(&dns, name, &[]).1.expect("explained");
+    assert_eq!(why(WEB), "zone cluster.local. Service shop/web, ClusterIP");
+    let gone = why("gone.shop.svc.cluster.local.");
+    assert_eq!(gone, "zone cluster.local. there is no Service shop/gone");
+    let gone = why("web.lab.svc.cluster.local.");
+    assert_eq!(gone, "zone cluster.local. there is no namespace lab");
+    assert_eq!(why("a.example."), format!("upstream {}", upstream.addr));
+    assert_eq!(why("a.example."), "kept answer of an upstream");
+    // On behalf of a pod, whose search path is followed.
+    let name = "web.shop.shop.svc.cluster.local.";
+    let (reply, why) = explained(&dns, name, &[10, 1, 0, 7]);
+    assert_eq!(answers(&reply).len(), 2, "{reply}");
+    assert!(why.expect("explained").ends_with("found along the search path"));
+    assert_eq!(
+        explained(&dns, name, &[10, 1, 0, 8]).0.metadata.response_code,
+        ResponseCode::NXDomain
+    );
+
+    let silent = Dns::start(SHOP, &[&flag, "--explain-to=192.0.2.0/24", "--autopath"]);
+    let (reply, why) = explained(&silent, name, &[10, 1, 0, 7]);
+    assert_eq!((reply.metadata.response_code, why), (ResponseCode::NXDomain, None));
+}

@@ -3,9 +3,11 @@
 //! The agent is asked first. If none is there, the pinned maps are read: the same rows come out,
 //! and a note says that nobody keeps them up to date.
 
+pub mod dns;
+
 use sluice_model::ObjectName;
 
-use crate::cli::{ListVerb, NamedVerb, Noun, Output, ProxyctlArgs};
+use crate::cli::{DnsVerb, ListVerb, NamedVerb, Noun, Output, ProxyctlArgs};
 use crate::clock;
 use crate::control::{self, ClientError, Reply, Request};
 use crate::dataplane::{DataplaneError, Pinned};
@@ -49,6 +51,9 @@ pub enum CtlError {
     /// No such Service in the kernel.
     #[error("no Service {0} in this node's kernel")]
     NotFound(ObjectName),
+    /// A pod's DNS query cannot be followed.
+    #[error(transparent)]
+    Dns(#[from] dns::DnsError),
     /// The answer could not be written.
     #[error("cannot write the answer: {0}")]
     Render(#[from] anyhow::Error),
@@ -68,6 +73,7 @@ impl CtlError {
             Self::NotFound(_) => Some(
                 "proxyctl service list shows what there is; headless Services have no frontend",
             ),
+            Self::Dns(error) => error.hint(),
             Self::Render(_) => None,
         }
     }
@@ -80,6 +86,7 @@ impl CtlError {
 /// See [`CtlError`].
 pub fn run(args: &ProxyctlArgs) -> Result<Printed, CtlError> {
     let request = match &args.noun {
+        Noun::Dns(verb) => return follow(args, verb),
         Noun::Status => Request::Status,
         Noun::Service(_) => Request::ServiceList,
         Noun::Backend(ListVerb::List) => Request::BackendList,
@@ -88,34 +95,7 @@ pub fn run(args: &ProxyctlArgs) -> Result<Printed, CtlError> {
         Noun::Endpoint(ListVerb::List) => Request::EndpointList,
         Noun::Route(ListVerb::List) => Request::RouteList,
     };
-    let (reply, note) = match control::request(&args.paths.socket(), request.clone()) {
-        Ok(Some(reply)) => (reply, None),
-        Ok(None) => {
-            return Err(CtlError::Client(ClientError::Refused {
-                message: "the agent's answer is empty".to_owned(),
-                hint: None,
-            }));
-        }
-        Err(agent @ ClientError::Absent { .. }) => {
-            if request == Request::RouteList {
-                let rows = from_kernel()
-                    .map_err(|routes| CtlError::NoRoutes { agent: agent.to_string(), routes })?;
-                let note = format!("{agent}: read from the kernel's routing table");
-                return Ok(Printed { text: render(&rows, args.output)?, note: Some(note) });
-            }
-            let root = &args.paths.bpf_root;
-            match from_pins(root, &request) {
-                Ok(reply) => {
-                    let note = format!("{agent}: read from the maps pinned in {}", root.display());
-                    (reply, Some(note))
-                }
-                Err(maps) => {
-                    return Err(CtlError::Neither { agent: agent.into(), maps: maps.into() });
-                }
-            }
-        }
-        Err(error) => return Err(CtlError::Client(error)),
-    };
+    let (reply, note) = fetch(args, &request)?;
     let text = match reply {
         Reply::Status(status) => print_status(&status, args.output)?,
         Reply::Services(rows) => {
@@ -131,6 +111,52 @@ pub fn run(args: &ProxyctlArgs) -> Result<Printed, CtlError> {
         Reply::Affinity(rows) => render(&rows, args.output)?,
         Reply::Endpoints(rows) => render(&rows, args.output)?,
         Reply::Routes(rows) => render(&rows, args.output)?,
+    };
+    Ok(Printed { text, note })
+}
+
+/// What the agent answers, or what the pinned maps say where there is none, with a note that tells so.
+fn fetch(args: &ProxyctlArgs, request: &Request) -> Result<(Reply, Option<String>), CtlError> {
+    match control::request(&args.paths.socket(), request.clone()) {
+        Ok(Some(reply)) => Ok((reply, None)),
+        Ok(None) => Err(CtlError::Client(ClientError::Refused {
+            message: "the agent's answer is empty".to_owned(),
+            hint: None,
+        })),
+        Err(agent @ ClientError::Absent { .. }) => {
+            if *request == Request::RouteList {
+                let rows = from_kernel()
+                    .map_err(|routes| CtlError::NoRoutes { agent: agent.to_string(), routes })?;
+                let note = format!("{agent}: read from the kernel's routing table");
+                return Ok((Reply::Routes(rows), Some(note)));
+            }
+            let root = &args.paths.bpf_root;
+            match from_pins(root, request) {
+                Ok(reply) => {
+                    let note = format!("{agent}: read from the maps pinned in {}", root.display());
+                    Ok((reply, Some(note)))
+                }
+                Err(maps) => Err(CtlError::Neither { agent: agent.into(), maps: maps.into() }),
+            }
+        }
+        Err(error) => Err(CtlError::Client(error)),
+    }
+}
+
+/// Follows a pod's DNS query.
+fn follow(args: &ProxyctlArgs, verb: &DnsVerb) -> Result<Printed, CtlError> {
+    let DnsVerb::Query(query) = verb;
+    let (services, note) = fetch(args, &Request::ServiceList)?;
+    let (endpoints, _) = fetch(args, &Request::EndpointList)?;
+    let (Reply::Services(services), Reply::Endpoints(endpoints)) = (services, endpoints) else {
+        let message = "the agent answers another question".to_owned();
+        return Err(CtlError::Client(ClientError::Refused { message, hint: None }));
+    };
+    let lookup = dns::query(query, &services, &endpoints)?;
+    let text = match args.output {
+        Output::Table | Output::Wide => lookup.to_string(),
+        Output::Json => serde_json::to_string_pretty(&lookup).map_err(anyhow::Error::from)? + "\n",
+        Output::Yaml => serde_norway::to_string(&lookup).map_err(anyhow::Error::from)?,
     };
     Ok(Printed { text, note })
 }

@@ -72,6 +72,7 @@ impl EtcdArgs {
                 password: self.etcd_password_file.as_ref().map(read).transpose()?,
             },
             kinds: kinds.into_iter().collect(),
+            in_place: false,
         })
     }
 }

@@ -69,7 +69,7 @@ impl Stream {
         let sink = Sink { events: sender, status: status_sender };
         let task = match url {
             SourceUrl::Dir(path) => {
-                let source = source::dir::Source::new(path.clone(), options.kinds.clone());
+                let source = source::dir::Source::new(path.clone(), options);
                 runtime.spawn(source.run(sink))
             }
             SourceUrl::Etcd(endpoints) => {

@@ -19,6 +19,7 @@ fn request(text: &str) -> Request {
         checking_disabled: false,
         question: Query::query(name(text), RecordType::A),
         edns: None,
+        explain: None,
     }
 }
 
@@ -241,4 +242,30 @@ fn the_short_way_out_of_the_cache_says_the_same() {
     assert!(fast.answers[0].name.eq_case(&name("A.eXample.")));
     assert_eq!(fast.answers[1].ttl, 50);
     assert!(cache.write(&query, now + Duration::from_secs(41), &mut out).is_none());
+}
+
+/// D13, D18: whatever an upstream answers, nothing panics, and what is kept of it comes out the short
+/// way as it comes out the long way, or not at all.
+#[test]
+fn broken_answers_are_no_exception() {
+    crate::fuzz::run(crate::fuzz::ANSWERS, |bytes| {
+        let Ok(answer) = Message::from_vec(bytes) else { return };
+        let (cache, now) = (sized(64), Instant::now());
+        let owner = "www.example.com.";
+        cache.put(key(owner), &answer, now);
+        let mut query = Message::new(77, MessageType::Query, OpCode::Query);
+        query.metadata.recursion_desired = true;
+        query.add_query(Query::query(name(owner), RecordType::A));
+        let query = query.to_vec().expect("a message");
+        let query = crate::fast::Query::read(&query).expect("common");
+        let mut out = [0; 1232];
+        let fast = cache.write(&query, now, &mut out).map(|(done, _)| done.length);
+        let slow = cache.get(&key(owner), &name(owner), now);
+        let Some(length) = fast else { return };
+        let fast = Message::from_vec(&out[..length]).expect("what is written can be read");
+        let slow = slow.expect("kept for both").message;
+        assert_eq!(fast.metadata.response_code, slow.metadata.response_code);
+        assert_eq!((fast.answers, fast.authorities), (slow.answers, slow.authorities));
+        assert_eq!(fast.additionals, slow.additionals);
+    });
 }

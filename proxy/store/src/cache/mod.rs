@@ -98,12 +98,20 @@ pub struct Cache {
     rejects: Rejects,
     list: Option<List>,
     synced: bool,
+    /// See [`Cache::for_names`].
+    names_only: bool,
 }
 
 impl Cache {
     /// An empty cache.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An empty cache for whom Services are names with addresses and ports: it keeps no labels and
+    /// annotations of Services, and of endpoints neither nodes and zones nor the pods behind them.
+    pub fn for_names() -> Self {
+        Self { names_only: true, texts: Texts::names_only(), ..Self::default() }
     }
 
     /// Folds events in, in order, and says what they changed. Events inside a list change nothing
@@ -318,6 +326,13 @@ impl Cache {
         if let Object::EndpointSlice(slice) = *object {
             Kept::Slice(slice.meta.name.clone(), self.texts.slice(slice))
         } else {
+            let mut object = object;
+            if let Object::Service(service) = &mut *object
+                && self.names_only
+            {
+                service.meta.labels.clear();
+                service.meta.annotations.clear();
+            }
             Kept::Other(object)
         }
     }

@@ -1,7 +1,7 @@
 //! EndpointSlices in a form that takes little room: there is an entry for every endpoint of the
 //! cluster, and most of what it says (node, zone, namespace, kind) thousands of others say too.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -39,11 +39,17 @@ pub(super) struct Content {
 struct Entry {
     addr: IpAddr,
     conditions: Conditions,
-    node: Option<Arc<str>>,
-    zone: Option<Arc<str>>,
-    target: Option<Target>,
+    /// Shared by all endpoints of a node.
+    place: Option<Arc<Place>>,
+    target: Option<Box<Target>>,
     /// What few endpoints have.
     rare: Option<Box<Rare>>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct Place {
+    node: Option<Arc<str>>,
+    zone: Option<Arc<str>>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -69,8 +75,8 @@ impl Content {
             ports: self.ports.to_vec(),
             conditions: entry.conditions,
             hostname: entry.rare.as_ref().and_then(|rare| rare.hostname.clone()),
-            node: entry.node.as_ref().map(ToString::to_string),
-            zone: entry.zone.as_ref().map(ToString::to_string),
+            node: entry.place.as_ref().and_then(|it| it.node.as_ref()).map(ToString::to_string),
+            zone: entry.place.as_ref().and_then(|it| it.zone.as_ref()).map(ToString::to_string),
             target: entry.target.as_ref().map(|target| ObjectRef {
                 kind: target.kind.to_string(),
                 name: ObjectName::new(&*target.namespace, &*target.name),
@@ -86,7 +92,8 @@ impl Content {
 pub(super) struct Slices {
     by_name: HashMap<ObjectName, Slice>,
     /// Whether the Service itself is there or not.
-    of_service: HashMap<ObjectName, BTreeSet<ObjectName>>,
+    /// Sorted; most Services have one.
+    of_service: HashMap<ObjectName, Vec<ObjectName>>,
     /// The same for ServiceImports.
     of_import: HashMap<ObjectName, BTreeSet<ObjectName>>,
 }
@@ -121,7 +128,11 @@ impl Slices {
     pub(super) fn insert(&mut self, name: ObjectName, slice: Slice) -> Option<Slice> {
         let old = self.remove(&name);
         if let Some(service) = &slice.service {
-            self.of_service.entry(service.clone()).or_default().insert(name.clone());
+            let names = self.of_service.entry(service.clone()).or_default();
+            if let Err(at) = names.binary_search(&name) {
+                names.reserve_exact(1);
+                names.insert(at, name.clone());
+            }
         }
         if let Some(import) = &slice.import {
             self.of_import.entry(import.name.clone()).or_default().insert(name.clone());
@@ -136,7 +147,7 @@ impl Slices {
         if let Some(service) = &old.service
             && let Some(names) = self.of_service.get_mut(service)
         {
-            names.remove(name);
+            names.retain(|it| it != name);
             if names.is_empty() {
                 self.of_service.remove(service);
             }
@@ -157,11 +168,19 @@ impl Slices {
 #[derive(Debug, Default)]
 pub(super) struct Texts {
     texts: HashSet<Arc<str>>,
+    places: HashSet<Arc<Place>>,
+    /// Leaves out all that names do not need.
+    names_only: bool,
     /// How many texts there may be before those that nobody uses any more are dropped.
     limit: usize,
 }
 
 impl Texts {
+    /// For whom endpoints are names and addresses, and no more.
+    pub(super) fn names_only() -> Self {
+        Self { names_only: true, ..Self::default() }
+    }
+
     /// A slice in its small form.
     pub(super) fn slice(&mut self, slice: EndpointSlice) -> Slice {
         self.shed();
@@ -179,17 +198,28 @@ impl Texts {
     }
 
     fn entry(&mut self, endpoint: SliceEndpoint) -> Option<Entry> {
+        let mut endpoint = endpoint;
+        if self.names_only {
+            endpoint = SliceEndpoint {
+                addresses: endpoint.addresses,
+                conditions: endpoint.conditions,
+                hostname: endpoint.hostname,
+                ..SliceEndpoint::default()
+            };
+        }
+        let place = self.place(endpoint.node.as_deref(), endpoint.zone.as_deref());
         let SliceEndpoint { hostname, for_zones, for_nodes, .. } = endpoint;
         let plain = hostname.is_none() && for_zones.is_empty() && for_nodes.is_empty();
         Some(Entry {
             addr: *endpoint.addresses.first()?,
             conditions: endpoint.conditions,
-            node: endpoint.node.map(|text| self.shared(&text)),
-            zone: endpoint.zone.map(|text| self.shared(&text)),
-            target: endpoint.target.map(|target| Target {
-                kind: self.shared(&target.kind),
-                namespace: self.shared(&target.name.namespace),
-                name: target.name.name.into_boxed_str(),
+            place,
+            target: endpoint.target.map(|target| {
+                Box::new(Target {
+                    kind: self.shared(&target.kind),
+                    namespace: self.shared(&target.name.namespace),
+                    name: target.name.name.into_boxed_str(),
+                })
             }),
             rare: (!plain).then(|| {
                 Box::new(Rare {
@@ -199,6 +229,22 @@ impl Texts {
                 })
             }),
         })
+    }
+
+    fn place(&mut self, node: Option<&str>, zone: Option<&str>) -> Option<Arc<Place>> {
+        if node.is_none() && zone.is_none() {
+            return None;
+        }
+        let place = Place {
+            node: node.map(|text| self.shared(text)),
+            zone: zone.map(|text| self.shared(text)),
+        };
+        if let Some(place) = self.places.get(&place) {
+            return Some(place.clone());
+        }
+        let place = Arc::new(place);
+        self.places.insert(place.clone());
+        Some(place)
     }
 
     fn shared(&mut self, text: &str) -> Arc<str> {
@@ -212,9 +258,10 @@ impl Texts {
 
     /// Drops what nobody uses any more, once there may be much of it.
     fn shed(&mut self) {
-        if self.texts.len() > self.limit {
+        if self.texts.len() + self.places.len() > self.limit {
+            self.places.retain(|place| Arc::strong_count(place) > 1);
             self.texts.retain(|text| Arc::strong_count(text) > 1);
-            self.limit = (self.texts.len() * 2).max(1024);
+            self.limit = ((self.texts.len() + self.places.len()) * 2).max(1024);
         }
     }
 }

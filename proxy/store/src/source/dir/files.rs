@@ -8,7 +8,9 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use crate::manifest::{Manifest, parse_manifest};
+use super::packed::Packed;
+use crate::Rejected;
+use crate::manifest::parse_manifest;
 
 /// The largest file that is read. Ten thousand Services with their slices are a tenth of it.
 const MAX_FILE: u64 = 256 << 20;
@@ -53,11 +55,18 @@ impl Stamp {
     }
 }
 
+/// What one file holds, each object with its origin.
+#[derive(Clone, PartialEq, Debug)]
+pub(super) struct Contents {
+    pub(super) objects: Vec<(Box<str>, Packed)>,
+    pub(super) rejected: Vec<Rejected>,
+}
+
 /// What became of one file.
 #[derive(Clone, PartialEq, Debug)]
 pub(super) enum Content {
     /// Read and parsed.
-    Manifest(Manifest),
+    Manifest(Contents),
     /// It is there and cannot be read; why.
     Unreadable(String),
     /// It is not there any more.
@@ -125,7 +134,14 @@ impl Files {
                 Some(match String::from_utf8(text) {
                     Ok(text) => {
                         let manifest = parse_manifest(&shown, &text);
-                        (shown, Content::Manifest(manifest))
+                        // Packed at once: whole, the objects of all files would take many times as
+                        // much memory for a moment.
+                        let pack = |(origin, object): (String, _)| {
+                            (origin.into_boxed_str(), Packed::new(object))
+                        };
+                        let objects = manifest.objects.into_iter().map(pack).collect();
+                        let rejected = manifest.rejected;
+                        (shown, Content::Manifest(Contents { objects, rejected }))
                     }
                     Err(_) => (shown, Content::Unreadable("is not UTF-8 text".to_owned())),
                 })

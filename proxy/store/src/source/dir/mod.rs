@@ -6,29 +6,31 @@
 //! which is replaced whole.
 
 mod files;
+mod packed;
 mod state;
 #[cfg(test)]
 mod tests;
 mod watch;
 
-use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use sluice_model::ResourceKind;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, info, warn};
 
-use crate::Event;
 use crate::source::backoff::Backoff;
 use crate::stream::{Closed, Sink};
+use crate::{Event, SourceOptions};
 use files::{Files, Identity};
 use state::Manifests;
 use watch::{Seen, Watch};
 
-/// How long to wait for more after the first sign of a change: one `kubectl`, one editor or one
-/// ConfigMap update makes several.
+/// How long to wait for more after the first sign of a change: one `kubectl` or one ConfigMap update
+/// makes several. What was closed or renamed is whole, so waiting longer would only make it late.
+const GATHER: Duration = Duration::from_millis(1);
+
+/// How long to wait for a file that went: an editor may be about to write it anew.
 const DEBOUNCE: Duration = Duration::from_millis(10);
 
 /// How often all files are looked at (not read), in case of changes that inotify does not tell: on a
@@ -49,6 +51,8 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_m
 pub(crate) struct Source {
     path: PathBuf,
     manifests: Manifests,
+    /// See [`SourceOptions::in_place`].
+    in_place: bool,
 }
 
 /// Why watching ended.
@@ -74,8 +78,9 @@ impl From<io::Error> for End {
 }
 
 impl Source {
-    pub(crate) fn new(path: PathBuf, kinds: BTreeSet<ResourceKind>) -> Self {
-        Self { path, manifests: Manifests::new(kinds) }
+    pub(crate) fn new(path: PathBuf, options: &SourceOptions) -> Self {
+        let manifests = Manifests::new(options.kinds.clone());
+        Self { path, manifests, in_place: options.in_place }
     }
 
     /// Reads and watches until nobody reads the stream any more.
@@ -112,7 +117,7 @@ impl Source {
         let identity = Identity::of(&self.path)?;
         // Watched before it is read: what changes in between is read again.
         let mut watch = Watch::new(&self.path)?;
-        let (mut files, listed) = blocking(Files::new(&self.path), |files| files.scan(None)).await;
+        let (mut files, listed) = self.read(Files::new(&self.path), |files| files.scan(None)).await;
         self.manifests.relist(listed?);
         sink.connected();
         sink.send(Event::Init).await?;
@@ -129,8 +134,9 @@ impl Source {
                 () = sink.closed() => return Ok(End::Closed),
                 event = watch.next() => {
                     seen.add(event?, &self.path);
-                    let quiet = Instant::now() + DEBOUNCE;
-                    while let Ok(event) = timeout_at(quiet, watch.next()).await {
+                    let first = Instant::now();
+                    let quiet = |seen: &Seen| first + if seen.gone { DEBOUNCE } else { GATHER };
+                    while let Ok(event) = timeout_at(quiet(&seen), watch.next()).await {
                         seen.add(event?, &self.path);
                     }
                 }
@@ -150,33 +156,40 @@ impl Source {
                 Identity::of(&self.path)?;
                 return Ok(End::Replaced);
             }
-            let (read, changed) = blocking(files, move |files| {
-                let mut changed = files.read_named(seen.files);
-                if seen.everything || look {
-                    changed.extend(files.scan(look.then_some(SETTLED))?);
-                }
-                Ok::<_, io::Error>(changed)
-            })
-            .await;
+            let (read, changed) = self
+                .read(files, move |files| {
+                    let mut changed = files.read_named(seen.files);
+                    if seen.everything || look {
+                        changed.extend(files.scan(look.then_some(SETTLED))?);
+                    }
+                    Ok::<_, io::Error>(changed)
+                })
+                .await;
             files = read;
             sink.send_all(self.manifests.change(changed?)).await?;
         }
     }
-}
 
-/// Reads and parses off the runtime's own threads: a large directory takes a while.
-async fn blocking<T: Send + 'static>(
-    mut files: Files,
-    read: impl FnOnce(&mut Files) -> T + Send + 'static,
-) -> (Files, T) {
-    let task = tokio::task::spawn_blocking(move || {
-        let result = read(&mut files);
-        (files, result)
-    });
-    match task.await {
-        Ok(result) => result,
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        // The runtime shuts down, and with it whoever waits here.
-        Err(_) => std::future::pending().await,
+    /// Reads and parses off the runtime's own threads, unless told otherwise: a large directory takes a
+    /// while.
+    async fn read<T: Send + 'static>(
+        &self,
+        mut files: Files,
+        read: impl FnOnce(&mut Files) -> T + Send + 'static,
+    ) -> (Files, T) {
+        if self.in_place {
+            let result = read(&mut files);
+            return (files, result);
+        }
+        let task = tokio::task::spawn_blocking(move || {
+            let result = read(&mut files);
+            (files, result)
+        });
+        match task.await {
+            Ok(result) => result,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            // The runtime shuts down, and with it whoever waits here.
+            Err(_) => std::future::pending().await,
+        }
     }
 }

@@ -8,6 +8,8 @@ use std::path::Path;
 use futures_util::StreamExt as _;
 use inotify::{EventMask, EventOwned, EventStream, Inotify, WatchMask};
 
+use super::files::is_manifest;
+
 /// Room for a burst of events with names.
 const BUFFER: usize = 16 << 10;
 
@@ -49,6 +51,8 @@ impl Watch {
 pub(super) struct Seen {
     /// Files to read again.
     pub(super) files: BTreeSet<OsString>,
+    /// A manifest was removed or renamed.
+    pub(super) gone: bool,
     /// Anything may have changed.
     pub(super) everything: bool,
     /// The directory was removed, renamed or unmounted.
@@ -69,6 +73,8 @@ impl Seen {
             return;
         }
         let Some(name) = event.name else { return };
+        self.gone |=
+            mask.intersects(EventMask::DELETE | EventMask::MOVED_FROM) && is_manifest(&name);
         if name.as_encoded_bytes().starts_with(b"..") {
             // `..data` of a mounted ConfigMap: every file leads through it.
             self.everything = true;
