@@ -135,6 +135,35 @@ async fn an_etcd_is_listed_and_watched() {
     assert_eq!(follower.lists, 1);
 }
 
+/// P9, P11: a policy comes, is closed at once when its value is damaged, and goes.
+#[tokio::test]
+async fn a_network_policy_is_followed_and_never_left_as_it_was() {
+    let etcd = Etcd::start().await;
+    let mut client = etcd.client().await;
+    let (key, value) = sample("networkpolicies__shop__db-from-web.pb");
+    let name = ObjectName::new("shop", "db-from-web");
+    let rules = |cache: &Cache| {
+        let policy = cache.policy(&name)?;
+        Some((policy.ingress.as_ref()?.len(), policy.faults.len()))
+    };
+    client.put(key.as_str(), &value[..100], None).await.unwrap();
+    let mut follower = Follower::new(&etcd.url());
+    follower.until("the list", Cache::synced).await;
+    assert_eq!(rules(&follower.cache), Some((0, 1)), "closed, though it was never read");
+    client.put(key.as_str(), value.clone(), None).await.unwrap();
+    follower.until("the policy", |cache| rules(cache) == Some((1, 0))).await;
+    assert_eq!(follower.cache.rejected().count(), 0);
+    client.put(key.as_str(), &value[..100], None).await.unwrap();
+    follower.until("the damage", |cache| rules(cache) == Some((0, 1))).await;
+    // Told after it is in force, and perhaps in the next batch.
+    follower.until("the rejection", |cache| cache.rejected().count() == 1).await;
+    let message = follower.cache.rejected().next().unwrap().to_string();
+    assert!(message.starts_with("NetworkPolicy shop/db-from-web: the value is"), "{message}");
+    client.delete(key, None).await.unwrap();
+    follower.until("the deletion", |cache| cache.policies().count() == 0).await;
+    assert_eq!((follower.cache.rejected().count(), follower.lists), (0, 1));
+}
+
 #[tokio::test]
 async fn a_long_list_comes_in_pages_of_one_revision() {
     let etcd = Etcd::start().await;
