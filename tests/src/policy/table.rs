@@ -144,10 +144,13 @@ pub fn expected(
     queries.into_iter().map(cell).collect()
 }
 
+/// The cells of one family, protocol and port, as they are printed.
+type Grid = BTreeMap<(Who, Who), String>;
+
 /// A table for people: a grid for each family, protocol and port, sources down, destinations across. `.` is allowed,
 /// `X` denied, a blank was not asked. A cell in `differing` stands in brackets with what was found.
 pub fn render(world: &World, table: &Table, differing: &BTreeSet<Query>) -> String {
-    let mut grids: BTreeMap<(bool, Protocol, u16), BTreeMap<(Who, Who), String>> = BTreeMap::new();
+    let mut grids: BTreeMap<(bool, Protocol, u16), Grid> = BTreeMap::new();
     for (query, allowed) in table {
         let sign = if *allowed { '.' } else { 'X' };
         let cell =

@@ -25,9 +25,8 @@ pub fn policies(yaml: &str) -> Vec<NetworkPolicy> {
 /// If one is not a NetworkPolicy in its outer shape.
 pub fn documents(yaml: &str) -> Vec<Document> {
     serde_norway::Deserializer::from_str(yaml)
-        .map(|document| Option::<Document>::deserialize(document))
-        .map(|document| document.unwrap_or_else(|error| panic!("{error}\n{yaml}")))
-        .flatten()
+        .map(Option::<Document>::deserialize)
+        .filter_map(|document| document.unwrap_or_else(|error| panic!("{error}\n{yaml}")))
         .collect()
 }
 

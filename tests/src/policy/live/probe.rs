@@ -7,6 +7,7 @@
 //! more has arrived for four times as long as those took: a slow machine makes rounds longer, not verdicts wrong.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -317,12 +318,14 @@ fn open(cells: &[Cell], indexes: &[usize], port: u16, serial: u32) -> Result<Ope
             opened.clients.push(Client { cell: Some(index), socket });
             result
         } else {
-            if !datagrams.contains_key(&source) {
-                let socket = socket(Protocol::Udp, source).with_context(|| source.to_string())?;
-                datagrams.insert(source, socket);
-            }
+            let socket = match datagrams.entry(source) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(free) => {
+                    free.insert(socket(Protocol::Udp, source).with_context(|| source.to_string())?)
+                }
+            };
             let question = [serial.to_le_bytes(), (index as u32).to_le_bytes()].concat();
-            datagrams[&source].send_to(&question, &target.into()).map(drop)
+            socket.send_to(&question, &target.into()).map(drop)
         };
         match sent {
             Ok(()) => {}

@@ -9,7 +9,7 @@ use crate::policy::yaml::Block;
 
 pub(super) fn all() -> Vec<Mutation> {
     vec![
-        mutation("P4", "except is not read", on_excepts(|except| except.clear())),
+        mutation("P4", "except is not read", on_excepts(Vec::clear)),
         mutation("P4", "the first except alone counts", on_excepts(|except| except.truncate(1))),
         mutation(
             "P4",
@@ -88,7 +88,7 @@ pub(super) fn all() -> Vec<Mutation> {
                         vec![peer.clone(), everywhere(cidr.addr().is_ipv4())]
                     }
                     other => vec![other.clone()],
-                })
+                });
             }),
         ),
         mutation(
@@ -98,7 +98,7 @@ pub(super) fn all() -> Vec<Mutation> {
                 replace_peers(list, |peer| match peer {
                     PolicyPeer::Block { cidr, .. } if cidr.addr().is_ipv6() => vec![nobody()],
                     other => vec![other.clone()],
-                })
+                });
             }),
         ),
         mutation(
@@ -109,7 +109,7 @@ pub(super) fn all() -> Vec<Mutation> {
                     if block.cidr.parse::<IpNet>().is_ok_and(|net| net != net.trunc()) {
                         block.cidr.push('!');
                     }
-                })
+                });
             }),
         ),
         mutation(
@@ -123,7 +123,7 @@ pub(super) fn all() -> Vec<Mutation> {
                         block.cidr = IpNet::from(net.addr()).to_string();
                         block.except.clear();
                     }
-                })
+                });
             }),
         ),
         mutation(
@@ -138,7 +138,7 @@ pub(super) fn all() -> Vec<Mutation> {
                             *except = IpNet::from(net.addr()).to_string();
                         }
                     }
-                })
+                });
             }),
         ),
         mutation(
@@ -151,7 +151,7 @@ pub(super) fn all() -> Vec<Mutation> {
                         PolicyPeer::Block { cidr: except[0], except: Vec::new() },
                     ],
                     other => vec![other.clone()],
-                })
+                });
             }),
         ),
     ]

@@ -17,21 +17,21 @@ pub(super) fn all() -> Vec<Mutation> {
                     if rules.is_empty() {
                         rules.push(PolicyRule::default());
                     }
-                })
+                });
             }),
         ),
         mutation(
             "P1",
             "an empty rule allows nothing",
             on_policies(|_, list| {
-                directions(list, |rules| rules.retain(|rule| *rule != PolicyRule::default()))
+                directions(list, |rules| rules.retain(|rule| *rule != PolicyRule::default()));
             }),
         ),
         mutation(
             "P1",
             "an empty list of peers is nobody",
             on_policies(|_, list| {
-                directions(list, |rules| rules.retain(|rule| !rule.peers.is_empty()))
+                directions(list, |rules| rules.retain(|rule| !rule.peers.is_empty()));
             }),
         ),
         mutation(
@@ -61,7 +61,7 @@ pub(super) fn all() -> Vec<Mutation> {
             "P1",
             "a policy is for all pods of its namespace",
             on_policies(|_, list| {
-                list.iter_mut().for_each(|policy| policy.pods = LabelSelector::default())
+                list.iter_mut().for_each(|policy| policy.pods = LabelSelector::default());
             }),
         ),
         mutation(
@@ -70,7 +70,7 @@ pub(super) fn all() -> Vec<Mutation> {
             on_policies(|_, list| {
                 list.iter_mut().for_each(|policy| {
                     policy.ingress.get_or_insert_default();
-                })
+                });
             }),
         ),
         mutation(
@@ -79,7 +79,7 @@ pub(super) fn all() -> Vec<Mutation> {
             on_policies(|_, list| {
                 list.iter_mut().for_each(|policy| {
                     policy.egress.get_or_insert_default();
-                })
+                });
             }),
         ),
         mutation(
@@ -160,7 +160,7 @@ pub(super) fn all() -> Vec<Mutation> {
                         let ports = rules.iter().flat_map(|rule| rule.ports.clone()).collect();
                         *rules = vec![PolicyRule { peers, ports }];
                     }
-                })
+                });
             }),
         ),
         mutation(
@@ -189,7 +189,7 @@ pub(super) fn all() -> Vec<Mutation> {
                                 .collect()
                         })
                         .collect();
-                })
+                });
             }),
         ),
         mutation(
@@ -209,7 +209,7 @@ pub(super) fn all() -> Vec<Mutation> {
                             ]
                         })
                         .collect();
-                })
+                });
             }),
         ),
         mutation(
@@ -218,7 +218,7 @@ pub(super) fn all() -> Vec<Mutation> {
             on_policies(|_, list| {
                 list.iter_mut()
                     .filter(|policy| policy.faults.is_empty())
-                    .for_each(|policy| policy.egress = None)
+                    .for_each(|policy| policy.egress = None);
             }),
         ),
         mutation(
@@ -227,7 +227,7 @@ pub(super) fn all() -> Vec<Mutation> {
             on_policies(|_, list| {
                 list.iter_mut()
                     .filter(|policy| policy.faults.is_empty())
-                    .for_each(|policy| policy.ingress = None)
+                    .for_each(|policy| policy.ingress = None);
             }),
         ),
         mutation(

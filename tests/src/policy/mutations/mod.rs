@@ -26,12 +26,14 @@ enum Wrong {
     /// It reads a document wrongly.
     Documents(Box<dyn Fn(&mut Document)>),
     /// It takes the policies for others.
-    Policies(Box<dyn Fn(&World, &mut Vec<NetworkPolicy>)>),
+    Policies(Box<Change>),
     /// It takes the world for another.
     World(Box<dyn Fn(&mut World)>),
     /// It concludes wrongly.
     Verdict(Box<Conclusion>),
 }
+
+type Change = dyn Fn(&World, &mut Vec<NetworkPolicy>);
 
 type Conclusion = dyn Fn(&World, &[NetworkPolicy], &Query) -> bool;
 
@@ -51,30 +53,35 @@ impl fmt::Debug for Mutation {
 }
 
 impl Mutation {
-    /// Whether some cell of a case tells it from the oracle, whose table is `right`.
-    pub fn is_caught(&self, world: &World, case: &Case, right: &Table) -> bool {
+    /// Whether some cell of a case tells it from the oracle, which reads these policies in it and whose table is `right`.
+    pub fn is_caught(
+        &self,
+        world: &World,
+        case: &Case,
+        policies: &[NetworkPolicy],
+        right: &Table,
+    ) -> bool {
         let differs = |judge: &dyn Fn(&Query) -> bool| {
             right.iter().any(|(query, expected)| judge(query) != *expected)
         };
-        let policies = case.policies();
-        let changed = match &self.wrong {
+        let changed: Vec<NetworkPolicy> = match &self.wrong {
             Wrong::Documents(change) => {
                 let mut documents = yaml::documents(&case.yaml);
                 documents.iter_mut().for_each(change);
                 documents.iter().map(yaml::convert).collect()
             }
             Wrong::Policies(change) => {
-                let mut changed = policies.clone();
+                let mut changed = policies.to_vec();
                 change(world, &mut changed);
                 changed
             }
             Wrong::World(change) => {
                 let mut changed = world.clone();
                 change(&mut changed);
-                return differs(&|query| allowed(&changed, &policies, query));
+                return differs(&|query| allowed(&changed, policies, query));
             }
             Wrong::Verdict(conclude) => {
-                return differs(&|query| conclude(world, &policies, query));
+                return differs(&|query| conclude(world, policies, query));
             }
         };
         changed != policies && differs(&|query| allowed(world, &changed, query))

@@ -136,7 +136,7 @@ pub(super) fn all() -> Vec<Mutation> {
             on_policies(|_, list| {
                 list.retain(|policy| {
                     !policy.faults.iter().any(|fault| fault.field.starts_with("spec.podSelector"))
-                })
+                });
             }),
         ),
     ]

@@ -17,7 +17,7 @@ pub(super) fn all() -> Vec<Mutation> {
                         PolicyPeer::Pods { namespaces: None, pods: Some(pods.clone()) },
                     ],
                     other => vec![other.clone()],
-                })
+                });
             }),
         ),
         mutation("P2", "separate elements must all match", concluding(all_peers_must_match)),
@@ -31,7 +31,7 @@ pub(super) fn all() -> Vec<Mutation> {
                         pods: pods.clone(),
                     }],
                     other => vec![other.clone()],
-                })
+                });
             }),
         ),
         mutation(
@@ -43,7 +43,7 @@ pub(super) fn all() -> Vec<Mutation> {
                         vec![PolicyPeer::Pods { namespaces: None, pods: pods.clone() }]
                     }
                     other => vec![other.clone()],
-                })
+                });
             }),
         ),
         mutation(
@@ -55,7 +55,7 @@ pub(super) fn all() -> Vec<Mutation> {
                         vec![PolicyPeer::Pods { namespaces: Some(namespaces.clone()), pods: None }]
                     }
                     other => vec![other.clone()],
-                })
+                });
             }),
         ),
         mutation(
@@ -69,7 +69,7 @@ pub(super) fn all() -> Vec<Mutation> {
                         vec![PolicyPeer::Pods { namespaces: None, pods: pods.clone() }]
                     }
                     other => vec![other.clone()],
-                })
+                });
             }),
         ),
         mutation(
@@ -83,7 +83,7 @@ pub(super) fn all() -> Vec<Mutation> {
                         vec![nobody()]
                     }
                     other => vec![other.clone()],
-                })
+                });
             }),
         ),
         mutation(
@@ -97,7 +97,7 @@ pub(super) fn all() -> Vec<Mutation> {
                         vec![peer.clone(), everywhere(false), everywhere(true)]
                     }
                     other => vec![other.clone()],
-                })
+                });
             }),
         ),
         mutation(
@@ -146,7 +146,7 @@ pub(super) fn all() -> Vec<Mutation> {
                         .iter_mut()
                         .filter(|requirement| requirement.key == METADATA_NAME)
                         .for_each(|requirement| "no-such-label".clone_into(&mut requirement.key));
-                })
+                });
             }),
         ),
         mutation(
@@ -194,7 +194,7 @@ pub(super) fn all() -> Vec<Mutation> {
                         })
                         .collect();
                     selector.expressions.extend(more);
-                })
+                });
             }),
         ),
         mutation(
@@ -228,7 +228,7 @@ pub(super) fn all() -> Vec<Mutation> {
                     if !selector.expressions.is_empty() {
                         selector.labels.clear();
                     }
-                })
+                });
             }),
         ),
         mutation(
@@ -236,8 +236,8 @@ pub(super) fn all() -> Vec<Mutation> {
             "one of the matchLabels is enough",
             on_policies(|_, list| {
                 selectors(list, |selector| {
-                    selector.labels = selector.labels.clone().into_iter().take(1).collect()
-                })
+                    selector.labels = selector.labels.clone().into_iter().take(1).collect();
+                });
             }),
         ),
         mutation(

@@ -57,7 +57,7 @@ pub(super) fn all() -> Vec<Mutation> {
                             rule.ports.iter().any(|port| port.ports == PolicyPortRange::All)
                         })
                         .for_each(|rule| rule.ports.clear());
-                })
+                });
             }),
         ),
         mutation(
@@ -65,8 +65,8 @@ pub(super) fn all() -> Vec<Mutation> {
             "an empty list of ports is no port",
             on_policies(|_, list| {
                 directions(list, |rules| {
-                    rules.retain(|rule| !rule.ports.is_empty() || rule.peers.is_empty())
-                })
+                    rules.retain(|rule| !rule.ports.is_empty() || rule.peers.is_empty());
+                });
             }),
         ),
         mutation(
@@ -168,7 +168,7 @@ pub(super) fn all() -> Vec<Mutation> {
             "P3",
             "the first port of a list counts",
             on_policies(|_, list| {
-                directions(list, |rules| rules.iter_mut().for_each(|rule| rule.ports.truncate(1)))
+                directions(list, |rules| rules.iter_mut().for_each(|rule| rule.ports.truncate(1)));
             }),
         ),
         mutation(
@@ -230,7 +230,7 @@ pub(super) fn all() -> Vec<Mutation> {
                             rule.peers = vec![nobody()];
                         }
                     },
-                )
+                );
             }),
         ),
         mutation(
@@ -245,7 +245,7 @@ pub(super) fn all() -> Vec<Mutation> {
                             PROTOCOLS.map(|protocol| ContainerPort { protocol, ..port.clone() })
                         })
                         .collect();
-                })
+                });
             }),
         ),
         mutation(
