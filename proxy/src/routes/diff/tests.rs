@@ -43,7 +43,7 @@ fn via(i: u8, v6: bool) -> IpAddr {
 /// Half of the nodes are reached through the tunnel.
 fn wanted(i: u8, v6: bool, to: u8) -> PodRoute {
     let node = format!("node-{to}");
-    if i % 2 == 0 {
+    if i.is_multiple_of(2) {
         return PodRoute::direct(cidr(i, v6), via(to, v6), node);
     }
     let pods = Encapsulated { cidr: cidr(i, v6), peer: via(to, false), node };

@@ -1,7 +1,7 @@
 //! EndpointSlices in a form that takes little room: there is an entry for every endpoint of the
 //! cluster, and most of what it says (node, zone, namespace, kind) thousands of others say too.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 

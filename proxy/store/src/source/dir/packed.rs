@@ -26,6 +26,8 @@ pub(super) struct Slice {
     labels: Texts,
     annotations: Texts,
     service: Option<ObjectName>,
+    /// The ServiceImport and the cluster; few slices have them.
+    import: Option<Box<(Option<ObjectName>, Option<String>)>>,
     address_type: AddressType,
     endpoints: Box<[Endpoint]>,
     ports: Box<[SlicePort]>,
@@ -70,15 +72,19 @@ impl Packed {
 
 impl Slice {
     fn new(slice: EndpointSlice) -> Self {
-        let EndpointSlice { mut meta, service, address_type, endpoints, ports } = slice;
+        let EndpointSlice { mut meta, service, import, cluster, address_type, endpoints, ports } =
+            slice;
+        let foreign = import.is_some() || cluster.is_some();
+        let import = foreign.then(|| Box::new((import, cluster)));
         let labels = texts(std::mem::take(&mut meta.labels));
         let annotations = texts(std::mem::take(&mut meta.annotations));
         let endpoints = endpoints.into_iter().map(Endpoint::new).collect();
         let ports = ports.into_boxed_slice();
-        Self { meta, labels, annotations, service, address_type, endpoints, ports }
+        Self { meta, labels, annotations, service, import, address_type, endpoints, ports }
     }
 
     fn unpack(&self) -> EndpointSlice {
+        let (import, cluster) = self.import.as_deref().cloned().unwrap_or_default();
         EndpointSlice {
             meta: Meta {
                 labels: map(&self.labels),
@@ -86,6 +92,8 @@ impl Slice {
                 ..self.meta.clone()
             },
             service: self.service.clone(),
+            import,
+            cluster,
             address_type: self.address_type,
             endpoints: self.endpoints.iter().map(Endpoint::unpack).collect(),
             ports: self.ports.to_vec(),
@@ -155,6 +163,8 @@ mod tests {
                 deleting: true,
             },
             service: Some(ObjectName::new("shop", "web")),
+            import: Some(ObjectName::new("shop", "web")),
+            cluster: Some("east".to_owned()),
             address_type: AddressType::V4,
             endpoints,
             ports: vec![SlicePort { port: Some(80), ..SlicePort::default() }],
