@@ -21,6 +21,7 @@
 //! ```
 
 pub mod app;
+pub mod bind;
 pub mod bins;
 pub mod bpffs;
 pub mod btf;
@@ -44,7 +45,6 @@ pub mod process;
 pub mod root;
 pub mod runtime;
 pub mod shop;
-pub mod spawn;
 pub mod stress;
 pub mod sweep;
 pub mod traffic;

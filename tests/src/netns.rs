@@ -9,7 +9,6 @@ use anyhow::{Context, Result, bail};
 use nix::sched::{CloneFlags, setns};
 
 use crate::process::Launch;
-use crate::spawn::spawn;
 use crate::{interrupt, names, root, sweep};
 
 /// Where `ip netns` keeps the names.
@@ -52,10 +51,13 @@ impl NetNs {
     /// # Errors
     /// `ip` refused a line; the message holds it.
     pub fn ip(&self, lines: &str) -> Result<()> {
-        let mut command = Command::new("ip");
-        command.args(["-n", &self.name, "-batch", "-"]);
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut child = spawn(&mut command).context("start ip")?;
+        let mut child = Command::new("ip")
+            .args(["-n", &self.name, "-batch", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("start ip")?;
         child.stdin.take().context("stdin of ip")?.write_all(lines.as_bytes())?;
         let output = child.wait_with_output()?;
         if !output.status.success() {
@@ -148,10 +150,11 @@ impl Drop for NetNs {
 /// # Errors
 /// It cannot be started, or ends with another status than 0; the message holds its stderr.
 pub fn run(program: &str, args: &[&str]) -> Result<String> {
-    let mut command = Command::new(program);
-    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = spawn(&mut command).with_context(|| format!("start {program}"))?;
-    let output = child.wait_with_output().with_context(|| program.to_owned())?;
+    let output = Command::new(program)
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("start {program}"))?;
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         bail!("{program} {} failed ({}): {}", args.join(" "), output.status, stderr.trim());

@@ -13,7 +13,6 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use crate::cgroup::Cgroup;
 use crate::netns::NetNs;
-use crate::spawn::spawn;
 use crate::wait_for;
 
 /// How long [`Launch::run`] waits for a command to end.
@@ -143,7 +142,7 @@ impl Launch {
         rewind_after(&stdin, input)?;
         let mut command = self.command();
         command.stdin(stdin).stdout(stdout.try_clone()?).stderr(stderr.try_clone()?);
-        let child = spawn(&mut command).with_context(|| format!("start {}", self.describe()))?;
+        let child = command.spawn().with_context(|| format!("start {}", self.describe()))?;
         let mut process = Process { child, name: self.describe(), log: None };
         let status = process.wait(RUN_LIMIT)?;
         Ok(Output { status, stdout: read_back(&stdout)?, stderr: read_back(&stderr)? })
@@ -174,7 +173,7 @@ impl Launch {
             .with_context(|| log.display().to_string())?;
         let mut command = self.command();
         command.stdout(file.try_clone()?).stderr(file);
-        let child = spawn(&mut command).with_context(|| format!("start {}", self.describe()))?;
+        let child = command.spawn().with_context(|| format!("start {}", self.describe()))?;
         Ok(Process { child, name: self.describe(), log: Some(log.to_owned()) })
     }
 

@@ -5,7 +5,6 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Once;
 
-use crate::spawn::spawn;
 use crate::{bpffs, cgroup, names, netns};
 
 /// Where the hierarchies of cgroups are mounted.
@@ -51,9 +50,11 @@ fn sweep(wanted: &dyn Fn(u32) -> bool) -> usize {
         }
     }
     for name in entries(Path::new(netns::DIR)).filter(|name| mine(name)) {
-        let mut command = Command::new("ip");
-        command.args(["netns", "del", &name]).stdout(Stdio::null()).stderr(Stdio::null());
-        let status = spawn(&mut command).and_then(|mut child| child.wait());
+        let status = Command::new("ip")
+            .args(["netns", "del", &name])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
         removed += usize::from(status.is_ok_and(|status| status.success()));
     }
     for base in [Path::new(bpffs::MOUNT), &std::env::temp_dir()] {

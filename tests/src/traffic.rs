@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
-use crate::{netns::NetNs, spawn::bind};
+use crate::{bind::bind, netns::NetNs};
 
 /// A limit for calls that must not hang; nothing is measured by it.
 pub const PATIENCE: Duration = Duration::from_secs(20);

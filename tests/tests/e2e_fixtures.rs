@@ -9,7 +9,6 @@ use sluice_tests::bpffs::BpfRoot;
 use sluice_tests::cgroup::{self, Cgroup};
 use sluice_tests::cluster::Cluster;
 use sluice_tests::netns::{self, NetNs, run};
-use sluice_tests::spawn::spawn;
 use sluice_tests::{Result, names, sweep, wait_for};
 
 fn netns_path(name: &str) -> PathBuf {
@@ -85,7 +84,7 @@ fn a_cgroup_ends_what_runs_in_it_and_below() -> Result<()> {
 #[test]
 fn leftovers_of_a_dead_run_are_swept_and_those_of_a_living_one_stay() -> Result<()> {
     sluice_tests::require_root()?;
-    let mut child = spawn(&mut Command::new("true"))?;
+    let mut child = Command::new("true").spawn()?;
     let dead = format!("{}-{}-1-left", names::prefix(), child.id());
     child.wait()?;
     let living = NetNs::new("living")?;

@@ -20,10 +20,10 @@ use sluice_proxy::{
     wake::absent_here,
 };
 use sluice_tests::{
+    bind::bind,
     kernel::{Lab, addr, frontend_key, isolated},
     netns::NetNs,
     packet::{Packet, tcp},
-    spawn::bind,
 };
 use socket2::{Domain, Protocol, Socket, Type};
 

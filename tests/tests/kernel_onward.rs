@@ -12,9 +12,9 @@ use rustix::net::sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover};
 use sluice_abi::{CidrKey, Counter, Endpoint, NodeAddrs, proto};
 use sluice_proxy::dataplane::{Dataplane, TcHook};
 use sluice_tests::{
+    bind::bind,
     kernel::{Lab, addr},
     netns::NetNs,
-    spawn::bind,
     traffic::{self, PATIENCE, datagram, exchange, forwarded, wire_pod},
 };
 

@@ -16,7 +16,7 @@ use sluice_proxy::dataplane::SocketKind;
 use sluice_tests::{
     kernel::{Lab, isolated},
     netns::NetNs,
-    spawn::close,
+    wait::wait_ok,
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -93,17 +93,25 @@ fn sockets_are_forgotten_when_they_are_closed() -> Result<()> {
         let datagrams = udp_client("127.0.0.1:0")?;
         datagrams.connect(VIP)?;
         let remembered = |kind| lab.dataplane.view().sock_peers(kind);
+        // A process that another test starts may hold what is closed here for a moment more.
+        let forgotten = |kind| {
+            wait_ok("closed sockets to be forgotten", PATIENCE, || {
+                let left = remembered(kind)?;
+                ensure!(left.is_empty(), "{left:?}");
+                Ok(())
+            })
+        };
         assert_eq!(remembered(SocketKind::Stream)?.len(), 10);
         assert_eq!(remembered(SocketKind::Datagram)?.len(), 1);
         datagrams.connect(&*udp_backend)?;
         assert_eq!(remembered(SocketKind::Datagram)?, vec![]);
         assert_eq!(remembered(SocketKind::Stream)?.len(), 10);
-        close(streams);
-        assert_eq!(remembered(SocketKind::Stream)?, vec![]);
+        drop(streams);
+        forgotten(SocketKind::Stream)?;
         datagrams.connect(VIP)?;
         assert_eq!(remembered(SocketKind::Datagram)?.len(), 1);
-        close(datagrams);
-        assert_eq!(remembered(SocketKind::Datagram)?, vec![]);
+        drop(datagrams);
+        forgotten(SocketKind::Datagram)?;
         assert_eq!(lab.count(Counter::SockPeerLost), 0);
         Ok(())
     })
@@ -334,11 +342,10 @@ fn service_without_backends_refuses_connections() -> Result<()> {
 #[test]
 fn refused_socket_may_connect_elsewhere() -> Result<()> {
     attached("retry", |lab| {
-        let (_dead, dead) = {
-            let (listener, address) = listen("127.0.0.1:0")?;
-            close(listener);
-            ((), address)
-        };
+        // It has the port and does not listen.
+        let deaf = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+        deaf.bind(&address("127.0.0.1:0").into())?;
+        let dead = deaf.local_addr()?.as_socket().context("an address")?.to_string();
         let (_listener, alive) = listen("127.0.0.1:0")?;
         lab.service(VIP, proto::TCP, &[&dead])?;
         let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;

@@ -15,7 +15,6 @@ use sluice_tests::{
     kernel::{Lab, addr, assert_same, verdict},
     netns::NetNs,
     packet::{ETHERNET, Packet, protocol, tcp},
-    spawn::close,
 };
 
 const PORT: u16 = 50_000;
@@ -437,7 +436,7 @@ fn a_flow_never_takes_a_port_that_a_socket_of_the_node_has() -> Result<()> {
             let forward = request.clone().from(&at(node, PORT + 1)).to(remote);
             bench.forwarded(&request, &routed(forward));
         }
-        close(sockets);
+        drop(sockets);
     }
     Ok(())
 }

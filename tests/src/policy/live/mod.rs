@@ -359,7 +359,7 @@ pub(crate) fn socket(protocol: Protocol, address: SocketAddr) -> Result<Socket> 
     let socket = Socket::new(Domain::for_address(address), kind, None)?;
     socket.set_nonblocking(true)?;
     socket.set_reuse_address(true)?;
-    crate::spawn::bind(|| socket.bind(&address.into()))?;
+    crate::bind::bind(|| socket.bind(&address.into()))?;
     Ok(socket)
 }
 
