@@ -214,7 +214,7 @@ impl AgentStatus {
 }
 
 fn line(out: &mut String, label: &str, text: &str) {
-    let text = format!("{label:<18}{text}");
+    let text = format!("{label:<17} {text}");
     writeln!(out, "{}", text.trim_end()).expect("a String takes all that is written to it");
 }
 
@@ -224,5 +224,18 @@ fn duration(secs: u64) -> String {
         (0, 0, m, s) => format!("{m}m{s}s"),
         (0, h, m, _) => format!("{h}h{m}m"),
         (d, h, _, _) => format!("{d}d{h}h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_label_is_told_from_what_follows() {
+        let mut out = String::new();
+        line(&mut out, "Source", "dir:/manifests");
+        line(&mut out, "  drop_conntrack_full", "7");
+        assert_eq!(out, "Source            dir:/manifests\n  drop_conntrack_full 7\n");
     }
 }
