@@ -128,7 +128,9 @@ fn a_backend_on_the_node_itself_answers_pods() -> Result<()> {
             })??;
         }
         assert_eq!(node.lab.count(Counter::FastPathPod), 0);
-        assert_eq!(node.lab.count(Counter::IcmpTranslated), 2);
+        // One for each family at least: the stack may have more to say.
+        let errors = node.lab.count(Counter::IcmpTranslated);
+        assert!(errors >= 2, "{errors} errors were translated");
     }
     Ok(())
 }
