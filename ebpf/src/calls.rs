@@ -164,6 +164,11 @@ global!(
     service::choose(ip, transport, origin, pick)
 );
 global!(
+    /// [`service::direct`].
+    direct = sluice_direct(ip: shared Ip, transport: shared Transport, pick: changed Pick) -> Chosen, else Chosen::Missing,
+    service::direct(ip, transport, pick)
+);
+global!(
     /// [`service::select`].
     select = sluice_select(ip: shared Ip, transport: shared Transport, pick: changed Pick) -> Chosen, else Chosen::Missing,
     service::select(ip, transport, pick)

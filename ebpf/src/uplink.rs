@@ -86,7 +86,7 @@ fn packet_arrives<const V6: bool>(packet: Skb) -> i32 {
         };
     }
     if may_be_service {
-        decision = service::request::<V6>(packet, &ip, &transport, Origin::Outside, &mut to);
+        decision = service::request::<V6>(packet, &ip, &transport, Origin::Outside, true, &mut to);
     }
     if decision == Decision::Leave && state.ct_used != 0 && node::is_own::<V6>(&ip.dst) {
         decision = calls::answer(&ip, &transport, Place::FromOutside, &mut to);

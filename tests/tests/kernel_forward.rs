@@ -1,16 +1,21 @@
 //! The tc programs between two pods of one node, with real sockets whose packets no socket hook has
 //! touched: services per packet, and the fast path. Needs root.
 
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike as _};
 use sluice_abi::{Counter, Endpoint, proto};
 use sluice_tests::{
+    bind::bind,
     kernel::Lab,
     netns::NetNs,
     traffic::{self, PATIENCE, wire_pod},
 };
+use socket2::{Domain, Type};
 
 /// A node with two pods, wired as the CNI plugin does it.
 struct Node {
@@ -40,10 +45,13 @@ impl Node {
             let (mac, host_mac) = ([2, 0, 0, 0, 1, n], [2, 0, 0, 0, 2, n]);
             wire_pod(&this.node, &host, &pod, [v4, v6], [mac, host_mac])?;
             let attachment = this.node.run(|| this.lab.dataplane.attach_pod(&host))??;
+            let netns = this.node.number_of_peer(&host)?.map_or(0, |number| number + 1);
             for address in [v4, v6] {
                 let id = u32::from(n) + 1;
                 let ifindex = attachment.ifindex;
-                this.lab.endpoint(address, Endpoint { ifindex, id, mac, host_mac, flags: 0 })?;
+                let endpoint =
+                    Endpoint { ifindex, id, mac, host_mac, netns, ..Endpoint::default() };
+                this.lab.endpoint(address, endpoint)?;
             }
             this.pods.push(pod);
         }
@@ -267,6 +275,84 @@ fn a_client_learns_the_mtu_of_the_path_to_its_backend() -> Result<()> {
         errors = translated;
     }
     Ok(())
+}
+
+/// S30: two connections of a pod to one backend with one port of the pod's, of which one was
+/// connected straight to the backend (as by a socket hook), and the other asks a service and is
+/// translated packet by packet. Whichever is first, both live, and each hears its own answers.
+#[test]
+fn a_direct_connection_and_a_translated_one_share_a_port() -> Result<()> {
+    for fast_path in [false, true] {
+        for direct_first in [true, false] {
+            let mut node = Node::new("forward-beside", fast_path)?;
+            for (vip, family) in [("10.96.0.10", 0), ("fd00:96::10", 1)] {
+                let [own, server] = [0, 1].map(|pod| socket(ADDRESSES[pod][family], 8080));
+                let own = SocketAddr::new(own.ip(), 40_000);
+                let target = socket(vip, 80);
+                node.lab.service(&target.to_string(), proto::TCP, &[&server.to_string()])?;
+                let listener = node.pods[1].run(|| bind(|| TcpListener::bind(server)))??;
+                let mut asked = [server, target];
+                if !direct_first {
+                    asked.reverse();
+                }
+                let mut pairs = Vec::new();
+                for asked in asked {
+                    let client = node.pods[0].run(|| connect_from(own, asked))??;
+                    let (served, seen) = accept(&listener)?;
+                    let as_it_is = pairs.is_empty();
+                    ensure!((seen == own) == as_it_is, "{asked} is asked from {seen}");
+                    ensure!(seen.ip() == own.ip(), "{asked} is asked from {seen}");
+                    pairs.push((client, served));
+                }
+                // By turns, so that each meets what the other left behind.
+                for round in 0..3u8 {
+                    for (n, (client, served)) in pairs.iter().enumerate() {
+                        let word = [round, u8::try_from(n)?];
+                        for (mut from, mut to) in [(client, served), (served, client)] {
+                            from.write_all(&word)?;
+                            let mut heard = [0; 2];
+                            to.read_exact(&mut heard).with_context(|| format!("{asked:?}"))?;
+                            ensure!(heard == word, "{heard:?} is heard, {word:?} was said");
+                        }
+                    }
+                }
+                // And a third, once they are over: the port is free again. Who closes first is left
+                // with the connection for a while: the backend.
+                for (mut client, served) in pairs {
+                    drop(served);
+                    ensure!(client.read(&mut [0])? == 0, "{asked:?}");
+                }
+                let _client = node.pods[0].run(|| connect_from(own, target))??;
+                accept(&listener)?;
+            }
+            assert_eq!(node.lab.count(Counter::DropFlowClash), 0);
+        }
+    }
+    Ok(())
+}
+
+/// A connection from that address and port, which others may have too.
+fn connect_from(own: SocketAddr, target: SocketAddr) -> Result<TcpStream> {
+    let socket = socket2::Socket::new(Domain::for_address(target), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&own.into())?;
+    socket
+        .connect_timeout(&target.into(), PATIENCE)
+        .with_context(|| format!("{own} asks {target}"))?;
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+fn accept(listener: &TcpListener) -> Result<(TcpStream, SocketAddr)> {
+    setsockopt(
+        listener,
+        sockopt::ReceiveTimeout,
+        &TimeVal::seconds(PATIENCE.as_secs().cast_signed()),
+    )?;
+    let (stream, seen) = listener.accept().context("a connection")?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok((stream, seen))
 }
 
 /// Pods reach each other's addresses over the fast path: large segments, large datagrams that are

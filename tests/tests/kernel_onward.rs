@@ -117,7 +117,7 @@ impl World {
             wire_pod(&node, &host, pod, addresses, [mac, host_mac])?;
             let ifindex = node.run(|| lab.dataplane.attach_pod_by(&host, hook))??.ifindex;
             let id = u32::from(last) + 1;
-            endpoints[n] = Endpoint { ifindex, id, mac, host_mac, flags: 0 };
+            endpoints[n] = Endpoint { ifindex, id, mac, host_mac, ..Endpoint::default() };
             for address in addresses {
                 lab.endpoint(address, endpoints[n])?;
             }

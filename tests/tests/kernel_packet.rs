@@ -41,6 +41,7 @@ fn endpoint(ifindex: u32) -> Endpoint {
         mac: [0x02, 0xaa, 1, 2, 3, 4],
         host_mac: [0x02, 0xbb, 5, 6, 7, 8],
         flags: 0,
+        netns: 0,
     }
 }
 
@@ -447,7 +448,7 @@ fn flows_that_would_be_the_same_at_the_backend_get_another_port() -> Result<()> 
 }
 
 /// S30: a connection straight to the backend, with the ports of a translated one that is over, is
-/// answered by the backend; while the translated one lives, its answers stay the service's.
+/// answered by the backend.
 #[test]
 fn a_direct_connection_supersedes_a_translated_one_that_is_over() -> Result<()> {
     for ending in ["client resets", "backend resets", "both finish"] {
@@ -456,26 +457,74 @@ fn a_direct_connection_supersedes_a_translated_one_that_is_over() -> Result<()> 
         lab.expect_sent(&syn, &syn.clone().to(BACKEND));
         let answer = Packet::tcp(BACKEND, CLIENT, tcp::SYN | tcp::ACK);
         lab.expect_received(&answer, &answer.clone().from(VIP));
-        let direct = syn.clone().to(BACKEND);
-        lab.expect_sent(&direct, &direct);
-        lab.expect_received(&answer, &answer.clone().from(VIP));
+        end(&lab, ending, VIP);
 
-        let (from_client, from_backend) = match ending {
-            "client resets" => (Some(tcp::RST), None),
-            "backend resets" => (None, Some(tcp::RST)),
-            _ => (Some(tcp::FIN | tcp::ACK), Some(tcp::FIN | tcp::ACK)),
-        };
-        if let Some(flags) = from_client {
-            let last = Packet::tcp(CLIENT, VIP, flags);
-            lab.expect_sent(&last, &last.clone().to(BACKEND));
-        }
-        if let Some(flags) = from_backend {
-            let last = Packet::tcp(BACKEND, CLIENT, flags);
-            lab.expect_received(&last, &last.clone().from(VIP));
-        }
+        let direct = syn.clone().to(BACKEND);
         lab.expect_sent(&direct, &direct);
         lab.expect_received(&answer, &answer);
         assert_eq!(lab.dataplane.conntrack()?, vec![], "{ending}");
+        assert_eq!(lab.dataplane.view().node_state()?.ct_beside, 0);
+    }
+    Ok(())
+}
+
+/// Ends the connection of the client with what it knows as `vip`, of which the backend knows its
+/// own address.
+fn end(lab: &Lab, ending: &str, vip: &str) {
+    let (from_client, from_backend) = match ending {
+        "client resets" => (Some(tcp::RST), None),
+        "backend resets" => (None, Some(tcp::RST)),
+        _ => (Some(tcp::FIN | tcp::ACK), Some(tcp::FIN | tcp::ACK)),
+    };
+    if let Some(flags) = from_client {
+        let last = Packet::tcp(CLIENT, vip, flags);
+        lab.expect_sent(&last, &last.clone().to(BACKEND));
+    }
+    if let Some(flags) = from_backend {
+        let last = Packet::tcp(BACKEND, CLIENT, flags);
+        lab.expect_received(&last, &last.clone().from(vip));
+    }
+}
+
+/// S30: a connection straight to the backend, with the ports of a translated one that lives, gets
+/// another port there, so that neither hears the other's answers; when it is over, and the translated
+/// one too, the next has its own port again.
+#[test]
+fn a_direct_connection_beside_a_translated_one_gets_another_port() -> Result<()> {
+    for (client, vip, backend) in [(CLIENT, VIP, BACKEND), (CLIENT6, VIP6, BACKEND6)] {
+        let lab = lab("beside")?;
+        let syn = Packet::tcp(client, vip, tcp::SYN);
+        lab.expect_sent(&syn, &syn.clone().to(backend));
+        let direct = syn.clone().to(backend);
+        let (verdict, sent) = lab.send(&direct.build())?;
+        assert_eq!(verdict, verdict::PASS);
+        let at = ETHERNET + if client.starts_with('[') { 40 } else { 20 };
+        let port = u16::from_be_bytes([sent[at], sent[at + 1]]);
+        // None that a socket of the client's would pick.
+        assert!(port >= 61_000, "port {port}");
+        let mut moved: SocketAddr = client.parse()?;
+        moved.set_port(port);
+        let moved = moved.to_string();
+        assert_same(&sent, &direct.clone().from(&moved).build());
+        // Again, and what follows: the same port.
+        for flags in [tcp::SYN, tcp::ACK, tcp::ACK | tcp::FIN] {
+            let next = Packet::tcp(client, backend, flags);
+            lab.expect_sent(&next, &next.clone().from(&moved));
+        }
+        for flags in [tcp::SYN | tcp::ACK, tcp::ACK | tcp::FIN] {
+            let answer = Packet::tcp(backend, client, flags);
+            lab.expect_received(&answer, &answer.clone().from(vip));
+            let answer = answer.to(&moved);
+            lab.expect_received(&answer, &answer.clone().to(client));
+        }
+        // Both are over: of the translated one, the backend has finished, and now the client.
+        let last = Packet::tcp(client, vip, tcp::FIN | tcp::ACK);
+        lab.expect_sent(&last, &last.clone().to(backend));
+        lab.expect_sent(&direct, &direct);
+        let answer = Packet::tcp(backend, client, tcp::SYN | tcp::ACK);
+        lab.expect_received(&answer, &answer);
+        assert_eq!(lab.dataplane.conntrack()?, vec![]);
+        assert_eq!(lab.count(Counter::DropFlowClash), 0);
     }
     Ok(())
 }

@@ -405,7 +405,8 @@ impl Endpoints {
         // A pod without its programs is reached through the stack, where nothing is skipped.
         if let (How::By(_), (Some(mac), Some(host_mac))) = (&how, macs) {
             for addr in addrs {
-                let endpoint = Endpoint { ifindex, id: number, mac, host_mac, flags };
+                let netns = link.netns;
+                let endpoint = Endpoint { ifindex, id: number, mac, host_mac, flags, netns };
                 if let Some(error) = self.put(dataplane, addr, endpoint)? {
                     problems.push((format!("pod address {}", addr.to_ip()), error));
                     self.starved.insert(key.clone());

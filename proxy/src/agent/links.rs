@@ -35,6 +35,9 @@ const PLAIN: [&str; 4] = ["noqueue", "noop", "pfifo_fast", "mq"];
 pub(super) struct Link {
     /// Its index.
     pub(super) index: u32,
+    /// The number that this network namespace has for the one that the other end of a veth is in, plus
+    /// 1; 0 where there is none.
+    pub(super) netns: u32,
     /// The queueing discipline of what it sends.
     root: String,
 }
@@ -81,12 +84,18 @@ impl Links {
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let index = link.header.index;
-        let root = link.attributes.into_iter().find_map(|attribute| match attribute {
-            LinkAttribute::Qdisc(kind) => Some(kind),
-            _ => None,
-        });
-        Ok(Some(Link { index, root: root.unwrap_or_else(|| PLAIN[0].to_owned()) }))
+        let mut found = Link { index: link.header.index, netns: 0, root: PLAIN[0].to_owned() };
+        for attribute in link.attributes {
+            match attribute {
+                LinkAttribute::Qdisc(kind) => found.root = kind,
+                // Below 0: not known.
+                LinkAttribute::LinkNetNsId(number) => {
+                    found.netns = u32::try_from(number).map_or(0, |number| number + 1);
+                }
+                _ => {}
+            }
+        }
+        Ok(Some(found))
     }
 
     /// The queueing disciplines that see what interfaces receive, by the index of those that have one.
@@ -280,7 +289,7 @@ mod tests {
     use super::*;
 
     fn is_shaped(root: &str, ingress: Option<&str>, clsact_is_ours: bool) -> bool {
-        Link { index: 7, root: root.to_owned() }.is_shaped(ingress, clsact_is_ours)
+        Link { index: 7, netns: 0, root: root.to_owned() }.is_shaped(ingress, clsact_is_ours)
     }
 
     /// C10: what the bandwidth plugin puts on an interface, towards the pod and from it, counts; what

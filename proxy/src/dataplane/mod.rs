@@ -130,7 +130,7 @@ impl Dataplane {
         // A program may have set this since it was read: better once too often than lost.
         let conntrack = &self.view.maps.conntrack;
         if !conntrack.is_empty().map_err(map_error(conntrack, "read"))? {
-            state.ct_used = 1;
+            (state.ct_used, state.ct_beside) = (1, 1);
         }
         map.put(&0, &state).map_err(map_error(map, "write"))
     }

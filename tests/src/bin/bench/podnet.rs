@@ -170,8 +170,10 @@ fn serve(number: u8, node: &NetNs, cgroup: &Cgroup, pods: &[Pod]) -> Result<Lab>
         for family in Family::ALL {
             let (ifindex, id) = (attachment.ifindex, pod.number.into());
             let address = pod_address(family, number, pod.number).into();
-            lab.dataplane
-                .put_endpoint(address, Endpoint { ifindex, id, mac, host_mac, flags: 0 })?;
+            lab.dataplane.put_endpoint(
+                address,
+                Endpoint { ifindex, id, mac, host_mac, ..Endpoint::default() },
+            )?;
         }
     }
     Ok(lab)
