@@ -17,7 +17,7 @@ use crate::{
     lb::Pick,
     nat::{self, Rewrite},
     packet::Skb,
-    parse::{Ip, Transport},
+    parse::{self, Ip, Transport},
     path, reject,
     service::{self, Chosen, Decision, Place},
 };
@@ -147,6 +147,12 @@ families!(
     create = create4 sluice_create4, create6 sluice_create6
     (packet: packet (), ip: shared Ip, transport: shared Transport, pick: shared Pick, origin: number Origin) -> Created, else Created::Full,
     ct::create::<V6, _>(packet, ip, transport, pick, origin)
+);
+families!(
+    /// [`parse::echo`].
+    echo = echo4 sluice_echo4, echo6 sluice_echo6
+    (packet: packet (), ip: shared Ip, transport: changed Transport) -> bool, else false,
+    parse::echo::<V6, _>(packet, ip, transport)
 );
 global!(
     /// [`ct::claim`].

@@ -24,9 +24,9 @@ pub struct Timeouts {
     pub tcp_half_closed: Duration,
     /// TCP, reset or done on both sides.
     pub tcp_closed: Duration,
-    /// UDP, not answered.
+    /// UDP or ping, not answered.
     pub udp: Duration,
-    /// UDP, answered.
+    /// UDP or ping, answered.
     pub udp_stream: Duration,
 }
 
@@ -49,7 +49,8 @@ impl Timeouts {
     fn of(&self, proto: u8, flags: u16) -> Duration {
         const BOTH: u16 = CtFlags::FIN_CLIENT | CtFlags::FIN_BACKEND;
         let replied = flags & CtFlags::REPLIED != 0;
-        if proto == proto::UDP {
+        // An echo request says as little of its end as a datagram.
+        if matches!(proto, proto::UDP | proto::ICMP | proto::ICMPV6) {
             return if replied { self.udp_stream } else { self.udp };
         }
         if flags & CtFlags::RST != 0 || flags & BOTH == BOTH {
