@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 use sluice_abi::{Counter, Endpoint, proto};
+use sluice_proxy::dataplane::TcHook;
 use sluice_tests::{
     kernel::Lab,
     netns::NetNs,
@@ -39,7 +40,8 @@ impl Node {
             let host = format!("slu{n}");
             let (mac, host_mac) = ([2, 0, 0, 0, 1, n], [2, 0, 0, 0, 2, n]);
             wire_pod(&this.node, &host, &pod, [v4, v6], [mac, host_mac])?;
-            let attachment = this.node.run(|| this.lab.dataplane.attach_pod(&host))??;
+            let attachment =
+                this.node.run(|| this.lab.dataplane.attach_pod(&host, TcHook::Tcx))??;
             for address in [v4, v6] {
                 let id = u32::from(n) + 1;
                 let ifindex = attachment.ifindex;
