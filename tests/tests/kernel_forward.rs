@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike as _};
 use sluice_abi::{Counter, Endpoint, proto};
+use sluice_proxy::dataplane::TcHook;
 use sluice_tests::{
     bind::bind,
     kernel::Lab,
@@ -44,7 +45,8 @@ impl Node {
             let host = format!("slu{n}");
             let (mac, host_mac) = ([2, 0, 0, 0, 1, n], [2, 0, 0, 0, 2, n]);
             wire_pod(&this.node, &host, &pod, [v4, v6], [mac, host_mac])?;
-            let attachment = this.node.run(|| this.lab.dataplane.attach_pod(&host))??;
+            let attachment =
+                this.node.run(|| this.lab.dataplane.attach_pod(&host, TcHook::Tcx))??;
             let netns = this.node.number_of_peer(&host)?.map_or(0, |number| number + 1);
             for address in [v4, v6] {
                 let id = u32::from(n) + 1;

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, net::SocketAddr};
 
 use anyhow::Result;
 use sluice_abi::{Be16, Counter, CtEntry, CtFlags, CtKey, Endpoint, proto};
+use sluice_proxy::dataplane::{Collector, Timeouts};
 use sluice_tests::{
     kernel::{Lab, addr, assert_same, verdict},
     packet::{ETHERNET, Packet, Random, ethertype, extension, protocol, tcp},
@@ -545,6 +546,64 @@ fn flows_go_with_their_pod() -> Result<()> {
     Ok(())
 }
 
+/// The entries that a pass over all flows removes; none is old enough to go by itself.
+fn pass(collector: &mut Collector) -> Result<usize> {
+    loop {
+        if let Some(collected) = collector.step(0, &Timeouts::default())? {
+            return Ok(collected.removed);
+        }
+    }
+}
+
+/// S22, S32: where a collector is at work, a pod that goes costs no look through all flows: its own
+/// go with the next pass, those of several pods with one. A pod that gets such an address earlier
+/// finds no flow of the one before, and keeps those that it opens. What an agent did not come to do,
+/// the next one does.
+#[test]
+fn flows_of_pods_that_went_go_with_the_collectors_pass() -> Result<()> {
+    let mut lab = lab("flows-pass")?;
+    let dir = tempfile::tempdir()?;
+    let leaving = dir.path().join("leaving");
+    let mut collector = lab.dataplane.collector(&leaving)?;
+    let open = |lab: &mut Lab, pod: &str| -> Result<()> {
+        lab.endpoint(pod, endpoint(17))?;
+        let syn = Packet::tcp(&format!("{pod}:40000"), VIP, tcp::SYN);
+        lab.expect_sent(&syn, &syn.clone().to(BACKEND));
+        Ok(())
+    };
+    let entries = |lab: &Lab| lab.dataplane.conntrack().map(|entries| entries.len());
+    let pods = ["10.244.1.5", "10.244.1.6", "10.244.1.7"];
+    for pod in pods {
+        open(&mut lab, pod)?;
+    }
+    for pod in &pods[..2] {
+        assert!(lab.dataplane.delete_endpoint(addr(pod))?);
+    }
+    assert_eq!(entries(&lab)?, 6, "nobody looked for them");
+    assert_eq!(pass(&mut collector)?, 4);
+    assert!(
+        lab.dataplane
+            .conntrack()?
+            .iter()
+            .all(|(key, _)| { key.src == addr(pods[2]) || key.dst == addr(pods[2]) })
+    );
+
+    assert!(lab.dataplane.delete_endpoint(addr(pods[2]))?);
+    assert_eq!(entries(&lab)?, 2);
+    lab.endpoint(pods[2], endpoint(18))?;
+    assert_eq!(entries(&lab)?, 0, "the address has another pod");
+    open(&mut lab, pods[2])?;
+    assert_eq!(pass(&mut collector)?, 0, "they are the new one's");
+
+    assert!(lab.dataplane.delete_endpoint(addr(pods[2]))?);
+    drop(collector);
+    let mut collector = lab.dataplane.collector(&leaving)?;
+    assert_eq!(pass(&mut collector)?, 2);
+    assert_eq!(entries(&lab)?, 0);
+    assert_eq!(std::fs::read_dir(&leaving)?.count(), 0, "nothing is left to do");
+    Ok(())
+}
+
 /// While no flow was ever translated, what a pod receives is not looked up.
 #[test]
 fn nothing_is_looked_up_before_the_first_flow() -> Result<()> {
@@ -675,7 +734,6 @@ fn a_missing_list_is_counted_and_heals() -> Result<()> {
 /// Flows that were silent too long, or are over, are collected, both entries together; others stay.
 #[test]
 fn the_collector_removes_what_is_over() -> Result<()> {
-    use sluice_proxy::dataplane::Timeouts;
     let mut lab = lab("collector")?;
     let timeouts = Timeouts::default();
     let open = Packet::tcp(CLIENT, VIP, tcp::SYN);
