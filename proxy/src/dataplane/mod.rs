@@ -13,6 +13,7 @@ mod error;
 mod links;
 mod load;
 mod map;
+mod policy;
 mod probe;
 mod spec;
 mod sys;
@@ -30,6 +31,7 @@ pub use self::{
     conntrack::{Collected, Collector, Timeouts},
     error::{ApplyError, DataplaneError},
     load::object,
+    policy::{Drops, PolicyError},
     probe::{Kernel, KernelLacks, probe},
     spec::MapSizes,
     view::{Pinned, SocketKind},
