@@ -6,13 +6,14 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
 use sluice_abi::{
     Addr, Affinity, AffinityKey, Backend, Counter, CtEntry, CtKey, Endpoint, FragmentKey,
     FragmentPorts, Frontend, FrontendKey, NodeAddrs, NodePortKey, NodeState, PORTS_PER_ELEMENT,
-    PeerKey, PortMarks, ServiceName, SlotKey, Slots, SockPeer, SourceRange, VIP_FILTER_WORDS,
+    PeerKey, PolicyDrops, PolicyFlow, PolicyFlowKey, PolicyRule, PolicySets, PolicyState,
+    PortMarks, ServiceName, SlotKey, Slots, SockPeer, SourceRange, VIP_FILTER_WORDS,
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -81,3 +82,25 @@ pub static ICMP_BUDGET: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { Counter::COUNT as usize }> = PerCpuArray::new();
+
+#[btf_map]
+pub static IDENTITIES: LpmTrie<Addr, u32, 65536> = LpmTrie::new();
+
+#[btf_map]
+pub static POLICY: LpmTrie<PolicyRule, u32, 262144> = LpmTrie::new();
+
+#[btf_map]
+pub static POLICY_SETS: HashMap<u32, PolicySets, 4096, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+pub static POLICY_STATE: Array<PolicyState, 1> = Array::new();
+
+#[btf_map]
+pub static POLICY_FLOWS: LruHashMap<PolicyFlowKey, PolicyFlow, 131072> = LruHashMap::new();
+
+#[btf_map]
+pub static POLICY_DROPS: HashMap<u32, PolicyDrops, 4096, NO_PREALLOC> = HashMap::new();
+
+/// Of [`sluice_abi::DropEvent`]. Bytes, not elements: room for 3,600 drops.
+#[btf_map]
+pub static DROP_EVENTS: RingBuf<(), 262144> = RingBuf::new();

@@ -304,6 +304,15 @@ pub struct SizeArgs {
     /// Ports of the node that Services are served at, for each protocol.
     #[arg(long, default_value_t = 16_384, value_name = "N")]
     pub map_size_node_ports: u32,
+    /// Addresses and ranges that the rules of network policies tell apart.
+    #[arg(long, default_value_t = 65_536, value_name = "N")]
+    pub map_size_identities: u32,
+    /// What the rules of network policies allow: one a set of rules, identity and prefix of ports.
+    #[arg(long, default_value_t = 262_144, value_name = "N")]
+    pub map_size_policy: u32,
+    /// Flows of pods that network policies isolate.
+    #[arg(long, default_value_t = 131_072, value_name = "N")]
+    pub map_size_policy_flows: u32,
 }
 
 /// Flags of `proxyctl`.

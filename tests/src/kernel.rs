@@ -52,6 +52,9 @@ pub const SMALL: MapSizes = MapSizes {
     affinity: 1024,
     source_ranges: 1024,
     node_ports: 1024,
+    identities: 1024,
+    policy: 4096,
+    policy_flows: 4096,
 };
 
 /// A dataplane with pins of its own, and services in it.

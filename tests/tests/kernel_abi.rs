@@ -4,8 +4,9 @@ use std::mem::offset_of;
 
 use sluice_abi::{
     Addr, Affinity, AffinityKey, Backend, CidrKey, CtEntry, CtKey, Endpoint, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, NodeAddrs, NodePortKey, NodeState, PeerKey, PortMarks,
-    ServiceName, SlotKey, Slots, SockPeer, SourceRangeKey, maps,
+    FragmentPorts, Frontend, FrontendKey, NodeAddrs, NodePortKey, NodeState, PeerKey, PolicyDrops,
+    PolicyFlow, PolicyFlowKey, PolicyKey, PolicySets, PolicyState, PortMarks, ServiceName, SlotKey,
+    Slots, SockPeer, SourceRangeKey, maps,
 };
 use sluice_tests::btf::{self, MapDefinition};
 
@@ -30,6 +31,7 @@ macro_rules! expected {
 
 fn expected(map: &str) -> (Expected, Expected) {
     let number = || Expected { size: 4, members: Vec::new() };
+    let nothing = || Expected { size: 0, members: Vec::new() };
     let wide_number = || Expected { size: 8, members: Vec::new() };
     // The programs' library has the length and the rest of such a key.
     let prefix =
@@ -75,6 +77,17 @@ fn expected(map: &str) -> (Expected, Expected) {
             expected!(FragmentPorts: sport, dport),
         ),
         maps::NODE_PORTS => (expected!(NodePortKey: port, proto, reserved), number()),
+        maps::IDENTITIES => (prefix(size_of::<CidrKey>()), number()),
+        maps::POLICY => (prefix(size_of::<PolicyKey>()), number()),
+        maps::POLICY_SETS => (number(), expected!(PolicySets: ingress, egress)),
+        maps::POLICY_STATE => (number(), expected!(PolicyState: epoch, policed, filter)),
+        maps::POLICY_FLOWS => (
+            expected!(PolicyFlowKey: low, high, low_port, high_port, proto, reserved),
+            expected!(PolicyFlow: last_seen, egress, ingress, flags, reserved),
+        ),
+        maps::POLICY_DROPS => (number(), expected!(PolicyDrops: ingress, egress)),
+        // A ring buffer has no elements of one shape.
+        maps::DROP_EVENTS => (nothing(), nothing()),
         maps::NODE_ADDRS => (number(), expected!(NodeAddrs: v4, v6, port_min, port_max, flags)),
         other => panic!("the object has a map that this test does not know: {other}"),
     }
@@ -132,6 +145,11 @@ fn sizes_in_the_object_are_the_defaults_of_the_agent() {
         (maps::ENDPOINTS, sizes.endpoints),
         (maps::AFFINITY, sizes.affinity),
         (maps::SOURCE_RANGES, sizes.source_ranges),
+        (maps::IDENTITIES, sizes.identities),
+        (maps::POLICY, sizes.policy),
+        (maps::POLICY_SETS, sizes.endpoints),
+        (maps::POLICY_FLOWS, sizes.policy_flows),
+        (maps::POLICY_DROPS, sizes.endpoints),
     ] {
         assert_eq!(definitions[name].max_entries, size, "{name}");
     }

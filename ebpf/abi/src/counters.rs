@@ -63,11 +63,15 @@ pub enum Counter {
     Masqueraded = 25,
     /// A process was refused a port that is a NodePort.
     BindRefused = 26,
+    /// A packet to a pod of this node was dropped: no policy allows it.
+    DropPolicyIngress = 27,
+    /// A packet from a pod of this node was dropped: no policy allows it.
+    DropPolicyEgress = 28,
 }
 
 impl Counter {
     /// Elements of the map.
-    pub const COUNT: u32 = 27;
+    pub const COUNT: u32 = 29;
 
     /// Every counter with the name it has in metrics and tables.
     pub const ALL: [(Self, &'static str); Self::COUNT as usize] = [
@@ -98,5 +102,7 @@ impl Counter {
         (Self::IcmpTranslated, "icmp_translated"),
         (Self::Masqueraded, "masqueraded"),
         (Self::BindRefused, "bind_refused"),
+        (Self::DropPolicyIngress, "drop_policy_ingress"),
+        (Self::DropPolicyEgress, "drop_policy_egress"),
     ];
 }

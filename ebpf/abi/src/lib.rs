@@ -30,7 +30,10 @@ pub use ct::{CtEntry, CtFlags, CtKey};
 pub use endpoint::{Endpoint, NodeAddrs, NodePortKey, NodeState};
 pub use filter::{VIP_FILTER_BITS, VIP_FILTER_WORDS, vip_filter_bit};
 pub use fragment::{FragmentKey, FragmentPorts};
-pub use policy::{PolicyKey, PolicySets};
+pub use policy::{
+    Direction, DropEvent, DropReason, POLICY_FILTER_WORDS, PolicyDrops, PolicyFlow, PolicyFlowKey,
+    PolicyKey, PolicyRule, PolicySets, PolicyState,
+};
 pub use prefix::{CidrKey, SourceRange, SourceRangeKey};
 pub use service::{
     Backend, BackendFlags, Frontend, FrontendFlags, FrontendKey, SLOTS_PER_CHUNK, Scope,
@@ -39,7 +42,7 @@ pub use service::{
 pub use sock::{PORTS_PER_ELEMENT, PeerFlags, PeerKey, PortMarks, SockPeer};
 
 /// Version of every shape in this crate, part of the pin directory's name.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// IP protocol numbers that the programs know ([IANA]).
 ///
@@ -113,8 +116,27 @@ pub mod maps {
     /// Per-CPU array of `u64`, indexed by [`Counter`](crate::Counter).
     pub const COUNTERS: &str = "COUNTERS";
 
+    /// Longest-prefix trie: [`CidrKey`](crate::CidrKey) to the identity (`u32`) that the addresses in
+    /// the range have for policies.
+    pub const IDENTITIES: &str = "IDENTITIES";
+    /// Longest-prefix trie: [`PolicyKey`](crate::PolicyKey) to `u32` (1).
+    pub const POLICY: &str = "POLICY";
+    /// Hash: index (`u32`) of the host-side interface of a pod of this node to
+    /// [`PolicySets`](crate::PolicySets).
+    pub const POLICY_SETS: &str = "POLICY_SETS";
+    /// Array with one element: [`PolicyState`](crate::PolicyState).
+    pub const POLICY_STATE: &str = "POLICY_STATE";
+    /// LRU hash: [`PolicyFlowKey`](crate::PolicyFlowKey) to [`PolicyFlow`](crate::PolicyFlow), flows of
+    /// isolated pods only. The programs write it.
+    pub const POLICY_FLOWS: &str = "POLICY_FLOWS";
+    /// Hash: index (`u32`) of a pod's host-side interface to [`PolicyDrops`](crate::PolicyDrops). The
+    /// programs write it.
+    pub const POLICY_DROPS: &str = "POLICY_DROPS";
+    /// Ring buffer of [`DropEvent`](crate::DropEvent). The programs write it.
+    pub const DROP_EVENTS: &str = "DROP_EVENTS";
+
     /// Every map, in no particular order.
-    pub const ALL: [&str; 21] = [
+    pub const ALL: [&str; 28] = [
         FRONTENDS,
         SLOTS,
         BACKENDS,
@@ -136,6 +158,13 @@ pub mod maps {
         UPLINKS,
         ICMP_BUDGET,
         COUNTERS,
+        IDENTITIES,
+        POLICY,
+        POLICY_SETS,
+        POLICY_STATE,
+        POLICY_FLOWS,
+        POLICY_DROPS,
+        DROP_EVENTS,
     ];
 }
 

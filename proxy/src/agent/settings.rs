@@ -94,6 +94,9 @@ pub(super) fn map_sizes(args: &SluicedArgs) -> dataplane::MapSizes {
         affinity: args.sizes.map_size_affinity,
         source_ranges: args.sizes.map_size_source_ranges,
         node_ports: args.sizes.map_size_node_ports,
+        identities: args.sizes.map_size_identities,
+        policy: args.sizes.map_size_policy,
+        policy_flows: args.sizes.map_size_policy_flows,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Plans become map elements.
 
-use std::mem::discriminant;
+use std::{fmt::Debug, mem::discriminant};
 
 use sluice_plan::MapOp;
 
@@ -85,31 +85,38 @@ impl Dataplane {
     }
 }
 
-fn put<K: Plain, V: aya::Pod>(
+pub(super) fn put<O, K: Plain, V: aya::Pod>(
     map: &Map<K, V>,
-    run: &[MapOp],
-    element: impl Fn(&MapOp) -> Option<(K, V)>,
+    run: &[O],
+    element: impl Fn(&O) -> Option<(K, V)>,
 ) -> Result<(), Failure> {
     let (keys, values): (Vec<K>, Vec<V>) = run.iter().filter_map(element).unzip();
     map.put_all(&keys, &values).map_err(|stopped| Failure { map: map.name(), stopped })
 }
 
-fn delete<K: Plain, V: aya::Pod>(
+pub(super) fn delete<O, K: Plain, V: aya::Pod>(
     map: &Map<K, V>,
-    run: &[MapOp],
-    key: impl Fn(&MapOp) -> Option<K>,
+    run: &[O],
+    key: impl Fn(&O) -> Option<K>,
 ) -> Result<(), Failure> {
     let keys: Vec<K> = run.iter().filter_map(key).collect();
     map.delete_all(&keys).map_err(|stopped| Failure { map: map.name(), stopped })
 }
 
-struct Failure {
+/// A run of operations stopped.
+pub(super) struct Failure {
     map: &'static str,
     stopped: Stopped,
 }
 
 impl Failure {
-    fn at(self, run: &[MapOp], before: usize, dataplane: &Dataplane) -> ApplyError {
+    /// The error, where so many operations were done before the run.
+    pub(super) fn at<O: Copy + Debug>(
+        self,
+        run: &[O],
+        before: usize,
+        dataplane: &Dataplane,
+    ) -> ApplyError<O> {
         let Self { map, stopped: Stopped { done, error } } = self;
         // The elements of a run are its operations, one each; the last stands for a count that
         // says that all were done.

@@ -1,6 +1,6 @@
 //! What can go wrong.
 
-use std::{io, path::PathBuf};
+use std::{fmt::Debug, io, path::PathBuf};
 
 use aya::{EbpfError, maps::MapError, programs::ProgramError};
 use sluice_plan::MapOp;
@@ -128,7 +128,7 @@ pub enum DataplaneError {
 
 /// An operation of a plan failed. Those before it were done, those after it were not.
 #[derive(Debug, thiserror::Error)]
-pub enum ApplyError {
+pub enum ApplyError<Op: Debug = MapOp> {
     /// The map has no room.
     #[error("map {map} is full at {size} elements; raise {flag}: {op:?} was not done")]
     Full {
@@ -139,7 +139,7 @@ pub enum ApplyError {
         /// The flag that sets the size.
         flag: &'static str,
         /// The operation that found no room.
-        op: Box<MapOp>,
+        op: Box<Op>,
         /// How many operations of the plan were done.
         done: usize,
     },
@@ -149,7 +149,7 @@ pub enum ApplyError {
         /// The map.
         map: &'static str,
         /// The operation.
-        op: Box<MapOp>,
+        op: Box<Op>,
         /// How many operations of the plan were done.
         done: usize,
         /// Why.
@@ -158,7 +158,7 @@ pub enum ApplyError {
     },
 }
 
-impl ApplyError {
+impl<Op: Debug> ApplyError<Op> {
     /// The map that could not be written.
     pub fn map(&self) -> &'static str {
         match self {

@@ -15,6 +15,7 @@ mod leaving;
 mod links;
 mod load;
 mod map;
+mod policy;
 mod probe;
 mod spec;
 mod sys;
@@ -32,6 +33,7 @@ pub use self::{
     conntrack::{Collected, Collector, Timeouts},
     error::{ApplyError, DataplaneError},
     load::object,
+    policy::{Drops, PolicyError},
     probe::{Kernel, KernelLacks, probe},
     spec::MapSizes,
     view::{Pinned, SocketKind},

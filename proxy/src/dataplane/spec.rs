@@ -4,8 +4,8 @@ use aya::maps::MapType;
 use sluice_abi::{
     Addr, Affinity, AffinityKey, Backend, CidrKey, Counter, CtEntry, CtKey, Endpoint, FragmentKey,
     FragmentPorts, Frontend, FrontendKey, NodeAddrs, NodePortKey, NodeState, PORTS_PER_ELEMENT,
-    PeerKey, PortMarks, ServiceName, SlotKey, Slots, SockPeer, SourceRangeKey, VIP_FILTER_WORDS,
-    maps,
+    PeerKey, PolicyDrops, PolicyFlow, PolicyFlowKey, PolicyKey, PolicySets, PolicyState, PortMarks,
+    ServiceName, SlotKey, Slots, SockPeer, SourceRangeKey, VIP_FILTER_WORDS, maps,
 };
 
 /// `BPF_F_NO_PREALLOC`.
@@ -38,6 +38,12 @@ pub struct MapSizes {
     pub source_ranges: u32,
     /// Ports of the node that Services are served at, for each protocol.
     pub node_ports: u32,
+    /// Addresses and ranges that the rules of network policies tell apart.
+    pub identities: u32,
+    /// What sets of rules allow identities: a prefix of ports each.
+    pub policy: u32,
+    /// Flows of pods that network policies isolate; the oldest give way.
+    pub policy_flows: u32,
 }
 
 impl Default for MapSizes {
@@ -56,6 +62,9 @@ impl Default for MapSizes {
             source_ranges: 16_384,
             // 2,768 numbers in Kubernetes' default range, of up to three protocols.
             node_ports: 16_384,
+            identities: 65_536,
+            policy: 262_144,
+            policy_flows: 131_072,
         }
     }
 }
@@ -82,10 +91,13 @@ pub(super) fn size_flag(map: &str) -> &'static str {
         maps::CONNTRACK => "--map-size-conntrack",
         maps::UDP_PEERS => "--map-size-udp-peers",
         maps::SOCK_PEERS | maps::UDP_SOCKS => "--map-size-sock-peers",
-        maps::ENDPOINTS => "--map-size-endpoints",
+        maps::ENDPOINTS | maps::POLICY_SETS | maps::POLICY_DROPS => "--map-size-endpoints",
         maps::AFFINITY => "--map-size-affinity",
         maps::SOURCE_RANGES => "--map-size-source-ranges",
         maps::NODE_PORTS => "--map-size-node-ports",
+        maps::IDENTITIES => "--map-size-identities",
+        maps::POLICY => "--map-size-policy",
+        maps::POLICY_FLOWS => "--map-size-policy-flows",
         _ => "the map's size",
     }
 }
@@ -105,6 +117,9 @@ fn sized<K, V>(name: &'static str, kind: MapType, max_entries: u32, flags: u32) 
 fn fixed<K, V>(name: &'static str, kind: MapType, max_entries: u32, flags: u32) -> Spec {
     Spec { size_flag: None, ..sized::<K, V>(name, kind, max_entries, flags) }
 }
+
+/// Bytes of the ring buffer of drops.
+const DROP_EVENT_BYTES: u32 = 262_144;
 
 /// Every map of [`maps::ALL`].
 pub(super) fn specs(sizes: &MapSizes) -> [Spec; maps::ALL.len()] {
@@ -142,5 +157,17 @@ pub(super) fn specs(sizes: &MapSizes) -> [Spec; maps::ALL.len()] {
         fixed::<u32, u32>(maps::UPLINKS, MapType::Hash, 1024, NO_PREALLOC),
         fixed::<u32, u64>(maps::ICMP_BUDGET, MapType::PerCpuArray, 1, 0),
         fixed::<u32, u64>(maps::COUNTERS, MapType::PerCpuArray, Counter::COUNT, 0),
+        sized::<CidrKey, u32>(maps::IDENTITIES, MapType::LpmTrie, sizes.identities, NO_PREALLOC),
+        sized::<PolicyKey, u32>(maps::POLICY, MapType::LpmTrie, sizes.policy, NO_PREALLOC),
+        sized::<u32, PolicySets>(maps::POLICY_SETS, MapType::Hash, sizes.endpoints, NO_PREALLOC),
+        fixed::<u32, PolicyState>(maps::POLICY_STATE, MapType::Array, 1, 0),
+        sized::<PolicyFlowKey, PolicyFlow>(
+            maps::POLICY_FLOWS,
+            MapType::LruHash,
+            sizes.policy_flows,
+            0,
+        ),
+        sized::<u32, PolicyDrops>(maps::POLICY_DROPS, MapType::Hash, sizes.endpoints, NO_PREALLOC),
+        fixed::<(), ()>(maps::DROP_EVENTS, MapType::RingBuf, DROP_EVENT_BYTES, 0),
     ]
 }

@@ -439,3 +439,13 @@ pub(super) fn lookup_batch<K: Pod, V: Pod>(
         },
     }
 }
+
+/// The value that the bytes are; `None` if they are fewer than it has.
+pub(super) fn from_bytes<T: Pod>(bytes: &[u8]) -> Option<T> {
+    if bytes.len() < size_of::<T>() {
+        return None;
+    }
+    // SAFETY: there are as many bytes as the value has (checked above), and any bytes are valid for a
+    // Pod.
+    Some(unsafe { ptr::read_unaligned(bytes.as_ptr().cast()) })
+}

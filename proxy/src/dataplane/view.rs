@@ -4,7 +4,8 @@ use std::{io, path::Path};
 
 use sluice_abi::{
     Addr, Affinity, AffinityKey, Backend, CidrKey, Counter, CtEntry, CtKey, Endpoint, Frontend,
-    FrontendKey, NodeAddrs, NodePortKey, NodeState, PeerKey, ServiceName, SlotKey, Slots, SockPeer,
+    FrontendKey, NodeAddrs, NodePortKey, NodeState, PeerKey, PolicyDrops, PolicyFlow,
+    PolicyFlowKey, PolicyKey, PolicySets, PolicyState, ServiceName, SlotKey, Slots, SockPeer,
     SourceRangeKey, maps,
 };
 use sluice_plan::Tables;
@@ -37,6 +38,12 @@ pub(super) struct Maps {
     pub(super) non_masquerade: Map<CidrKey, u32>,
     pub(super) uplinks: Map<u32, u32>,
     pub(super) counters: Map<u32, u64>,
+    pub(super) identities: Map<CidrKey, u32>,
+    pub(super) policy: Map<PolicyKey, u32>,
+    pub(super) policy_sets: Map<u32, PolicySets>,
+    pub(super) policy_state: Map<u32, PolicyState>,
+    pub(super) policy_flows: Map<PolicyFlowKey, PolicyFlow>,
+    pub(super) policy_drops: Map<u32, PolicyDrops>,
 }
 
 impl Maps {
@@ -74,6 +81,12 @@ impl Maps {
             non_masquerade: one(directory, maps::NON_MASQUERADE, read_only)?,
             uplinks: one(directory, maps::UPLINKS, read_only)?,
             counters: one(directory, maps::COUNTERS, read_only)?,
+            identities: one(directory, maps::IDENTITIES, read_only)?,
+            policy: one(directory, maps::POLICY, read_only)?,
+            policy_sets: one(directory, maps::POLICY_SETS, read_only)?,
+            policy_state: one(directory, maps::POLICY_STATE, read_only)?,
+            policy_flows: one(directory, maps::POLICY_FLOWS, read_only)?,
+            policy_drops: one(directory, maps::POLICY_DROPS, read_only)?,
         })
     }
 }
