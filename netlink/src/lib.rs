@@ -258,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_datagram_is_read_up_to_what_cannot_be_read() {
-        let mut bytes = vec![0xff; 32];
+        let mut bytes = [0xff; 32];
         bytes[..4].copy_from_slice(&32_u32.to_ne_bytes());
         bytes[4..6].copy_from_slice(&16_u16.to_ne_bytes());
         assert!(messages(&[]).next().is_none());
