@@ -13,6 +13,7 @@
 //! loop, in whatever way, leaves programs, links and maps pinned in the kernel, where they go on.
 
 mod cleanup;
+mod due;
 mod endpoints;
 mod flows;
 mod health;
