@@ -73,10 +73,7 @@ pub fn node_port_addrs(chosen: &[NodePortAddresses], node: Option<&Node>) -> BTr
 }
 
 fn primary(node: &Node) -> impl Iterator<Item = IpAddr> + use<> {
-    let first = |family, kind| {
-        let mut addrs = node.addrs.iter().filter(move |address| address.kind == kind);
-        addrs.find(|address| IpFamily::of(&address.addr) == family).map(|address| address.addr)
-    };
+    let first = |family, kind| node.addrs_of(kind).find(|addr| IpFamily::of(addr) == family);
     [IpFamily::V4, IpFamily::V6]
         .map(|family| {
             first(family, NodeAddressKind::Internal)

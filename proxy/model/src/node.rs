@@ -51,6 +51,16 @@ impl Node {
     pub fn zone(&self) -> Option<&str> {
         self.meta.labels.get("topology.kubernetes.io/zone").map(String::as_str)
     }
+
+    /// Its addresses of one type, in their order.
+    pub fn addrs_of(&self, kind: NodeAddressKind) -> impl Iterator<Item = IpAddr> + '_ {
+        self.addrs.iter().filter(move |entry| entry.kind == kind).map(|entry| entry.addr)
+    }
+
+    /// Its InternalIPs.
+    pub fn internal_addrs(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.addrs_of(NodeAddressKind::Internal)
+    }
 }
 
 /// A Kubernetes Namespace.

@@ -180,17 +180,23 @@ impl Mirror {
         }
     }
 
-    /// Brings to light everything that nothing refers to.
+    /// Brings to light everything that nothing refers to. To be called when all that was restored has
+    /// been stated, or is nobody's.
     pub(crate) fn sweep(&mut self, stage: &mut Stage) {
         self.services.forget_restored();
-        stage.loose_bits.extend(filter::bits(&self.tables.vip_filter));
-        stage.loose_lists.extend(self.tables.slots.keys().map(|key| key.list));
-        stage.loose_services.extend(self.tables.names.keys());
-        stage.loose_backends.extend(self.tables.backends.keys());
+        self.sweep_unused(stage);
         stage.ranged.extend(self.admissions.services());
         // Those that are there too much, and those that are missing.
         stage.node_ports.extend(self.tables.node_ports.keys().copied());
         stage.node_ports.extend(self.node_ports.keys().copied());
+    }
+
+    /// Brings to light what takes room and nothing refers to.
+    pub(crate) fn sweep_unused(&self, stage: &mut Stage) {
+        stage.loose_bits.extend(filter::bits(&self.tables.vip_filter));
+        stage.loose_lists.extend(self.tables.slots.keys().map(|key| key.list));
+        stage.loose_services.extend(self.tables.names.keys());
+        stage.loose_backends.extend(self.tables.backends.keys());
     }
 
     /// Takes a port of the node for one of the service ports that are served there, or gives it back.

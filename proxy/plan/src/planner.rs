@@ -31,8 +31,10 @@ pub struct Plan {
 ///
 /// The planner assumes that its operations succeed. Where one fails, or where the kernel's tables
 /// were changed by somebody else, make a new planner from what the kernel really holds
-/// ([`Planner::restore`]), state all Services again and prune: it keeps every number and only
-/// repairs what differs.
+/// ([`Planner::restore`]), sweep, state all Services again and prune: it keeps every number and only
+/// repairs what differs. What may be done of plans that are made before that, [`Setback`] tells.
+///
+/// [`Setback`]: crate::Setback
 #[derive(Clone, Debug, Default)]
 pub struct Planner {
     mirror: Mirror,
@@ -135,6 +137,14 @@ impl Planner {
         let mut stage = Stage::default();
         self.mirror.sweep(&mut stage);
         self.settle_in(stage, affected, Vec::new())
+    }
+
+    /// Deletes what takes room and nothing refers to: left over from plans that were not finished.
+    /// No frontend changes, whether its Service was stated or not.
+    pub fn sweep(&mut self) -> Plan {
+        let mut stage = Stage::default();
+        self.mirror.sweep_unused(&mut stage);
+        self.settle_in(stage, BTreeSet::new(), Vec::new())
     }
 
     /// What the kernel holds after all operations returned so far.

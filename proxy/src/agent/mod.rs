@@ -14,6 +14,7 @@
 
 mod attaching;
 mod cleanup;
+mod due;
 mod endpoints;
 mod flows;
 mod health;

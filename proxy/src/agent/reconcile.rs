@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use sluice_abi::BackendFlags;
 use sluice_model::{Endpoint, ObjectName};
-use sluice_plan::{NodeContext, Plan, Planner, PodPorts, Tables};
+use sluice_plan::{NodeContext, Plan, Planner, PodPorts, Setback, Tables};
 use sluice_store::Cache;
 
 use super::host_ports::Wanted;
@@ -27,6 +27,8 @@ pub struct Reconciler {
     /// Addresses that the kernel had such ports on when the agent began.
     restored_addrs: BTreeSet<IpAddr>,
     failure: Option<Failure>,
+    /// What is missing in the kernel since then.
+    setback: Setback,
     /// Writes that the kernel refused, ever, by map.
     failures: BTreeMap<&'static str, u64>,
 }
@@ -74,6 +76,7 @@ impl Reconciler {
             pods: Wanted::new(),
             restored_addrs,
             failure: None,
+            setback: Setback::default(),
             failures: BTreeMap::new(),
         })
     }
@@ -221,10 +224,17 @@ impl Reconciler {
         for warning in &plan.warnings {
             tracing::warn!("{warning}");
         }
-        if plan.ops.is_empty() {
+        // Before anything failed that is all; after it, what rests on what is missing waits for the
+        // next try, which states it again.
+        let Some(ops) = self.setback.admit(plan.ops) else {
+            tracing::warn!("{subject}: waits for what found no room");
+            return;
+        };
+        if ops.is_empty() {
             return;
         }
-        if let Err(error) = dataplane.apply(&plan.ops) {
+        if let Err(error) = dataplane.apply(&ops) {
+            self.setback.stopped(&ops[error.done()..]);
             self.failed(subject, &error);
         }
     }
@@ -255,6 +265,7 @@ impl Reconciler {
                 let node = self.planner.node().clone();
                 self.planner = Planner::restore(tables);
                 self.planner.set_node(node);
+                self.setback = Setback::default();
             }
             Err(error) => {
                 tracing::error!("{error}; tried again in {wait:?}");
@@ -263,6 +274,9 @@ impl Reconciler {
                 return;
             }
         }
+        // First of all the room that what was not finished takes up.
+        let swept = self.planner.sweep();
+        self.apply(dataplane, &"clean-up", swept);
         let pods = std::mem::take(&mut self.pods);
         self.host_ports(dataplane, pods);
         self.prune_host_ports(dataplane);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use sluice_model::Node;
 
+use super::due::Due;
 use super::problems::Problems;
 use crate::cli::SluicedArgs;
 use crate::routes::{
@@ -13,8 +14,6 @@ use crate::routes::{
 };
 use crate::view::{RouteHow, RouteRow};
 
-/// A burst of events is answered once.
-const SETTLE: Duration = Duration::from_millis(50);
 /// After a failure of netlink itself.
 const RETRY: Duration = Duration::from_secs(1);
 /// How long a route that the kernel refused waits for the next attempt.
@@ -34,8 +33,7 @@ pub(super) struct Routes {
     rows: Vec<RouteRow>,
     /// The kernel refused something that it may accept later.
     refused: bool,
-    /// Something happened that nobody has looked at yet; how long that waits.
-    due: Option<Duration>,
+    due: Due,
     problems: Problems,
 }
 
@@ -70,7 +68,7 @@ impl Routes {
             tunnel: None,
             rows: Vec::new(),
             refused: false,
-            due: None,
+            due: Due::new(),
             problems: Problems::default(),
         })
     }
@@ -78,23 +76,8 @@ impl Routes {
     /// Resolves when the routes should be looked at again; never where the part is off.
     pub(super) async fn touched(routes: &mut Option<Self>) {
         let Some(routes) = routes else { return std::future::pending().await };
-        let delay = match routes.due {
-            Some(delay) => delay,
-            None => {
-                let limit = if routes.refused { RETRY_REFUSED } else { Duration::MAX };
-                match tokio::time::timeout(limit, routes.manager.changed()).await {
-                    Ok(Err(error)) => {
-                        tracing::warn!("{error}; looking at the routes again in {RETRY:?}");
-                        RETRY
-                    }
-                    // Something happened, or it is time to try again.
-                    Ok(Ok(())) | Err(_) => SETTLE,
-                }
-            }
-        };
-        // The loop may drop this while it waits: what happened is not told a second time.
-        routes.due = Some(delay);
-        tokio::time::sleep(delay).await;
+        let again = routes.refused.then_some(RETRY_REFUSED);
+        routes.due.wait("the routes", routes.manager.changed(), again, RETRY).await;
     }
 
     /// Brings the kernel's routes to what the nodes ask for.
@@ -103,7 +86,7 @@ impl Routes {
         own: &str,
         nodes: impl IntoIterator<Item = &'a Node>,
     ) {
-        self.due = None;
+        self.due.looked();
         let wanted = desired(own, nodes, self.encapsulation);
         let mut problems = Problems::default();
         if let Some(fallback) = self.fallback {

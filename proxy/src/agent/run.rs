@@ -258,8 +258,9 @@ impl Agent {
         self.note_progress(begun, &changes);
         if self.cache.synced() && (changes.synced || !changes.nodes.is_empty()) {
             self.reconcile_routes().await;
-            self.write_node_file();
             self.reconcile_uplinks().await;
+            // Last: it is the sign for the plugin, and for who starts a node, that pods may come.
+            self.write_node_file();
         }
     }
 

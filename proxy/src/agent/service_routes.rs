@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::due::Due;
 use super::problems::Problems;
 use crate::routes::{RouteError, ServiceRouteReport, ServiceRoutes};
 
-/// A burst of events is answered once.
-const SETTLE: Duration = Duration::from_millis(50);
 /// After a failure.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -18,8 +17,7 @@ pub(super) struct ServiceRanges {
     routes: ServiceRoutes,
     ranges: Vec<IpNet>,
     failed: bool,
-    /// Something happened that nobody has looked at yet; how long that waits.
-    due: Option<Duration>,
+    due: Due,
     problems: Problems,
 }
 
@@ -27,33 +25,18 @@ impl ServiceRanges {
     /// Opens netlink in this process's network namespace; changes nothing yet.
     pub(super) fn open(ranges: Vec<IpNet>) -> Result<Self, RouteError> {
         let routes = ServiceRoutes::open()?;
-        Ok(Self { routes, ranges, failed: false, due: None, problems: Problems::default() })
+        Ok(Self { routes, ranges, failed: false, due: Due::new(), problems: Problems::default() })
     }
 
     /// Resolves when the routes should be looked at again.
     pub(super) async fn touched(&mut self) {
-        let delay = match self.due {
-            Some(delay) => delay,
-            None => {
-                let limit = if self.failed { RETRY } else { Duration::MAX };
-                match tokio::time::timeout(limit, self.routes.changed()).await {
-                    Ok(Err(error)) => {
-                        tracing::warn!("{error}; looking at the routes again in {RETRY:?}");
-                        RETRY
-                    }
-                    // Something happened, or it is time to try again.
-                    Ok(Ok(())) | Err(_) => SETTLE,
-                }
-            }
-        };
-        // The loop may drop this while it waits: what happened is not told a second time.
-        self.due = Some(delay);
-        tokio::time::sleep(delay).await;
+        let again = self.failed.then_some(RETRY);
+        self.due.wait("the service ranges", self.routes.changed(), again, RETRY).await;
     }
 
     /// Brings the kernel's routes to what was asked for.
     pub(super) async fn reconcile(&mut self) {
-        self.due = None;
+        self.due.looked();
         let mut problems = Problems::default();
         match self.routes.reconcile(self.ranges.iter().copied()).await {
             Ok(report) => {

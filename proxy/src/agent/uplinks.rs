@@ -8,6 +8,7 @@ use std::time::Duration;
 use sluice_abi::NodeAddrs;
 use sluice_model::Node;
 
+use super::due::Due;
 use super::problems::Problems;
 use crate::cli::SluicedArgs;
 use crate::dataplane::{Dataplane, DataplaneError};
@@ -15,8 +16,6 @@ use crate::routes::watch::{Event, Netlink};
 use crate::routes::{RouteError, TUNNEL_DEVICE, prepare_forwarding};
 use crate::uplinks::{self, Interfaces, Uplinks};
 
-/// A burst of events is answered once.
-const SETTLE: Duration = Duration::from_millis(50);
 /// After a failure of netlink itself, or of an attachment.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -32,8 +31,7 @@ pub(super) struct UplinkPart {
     ports: String,
     /// Something failed that may succeed later.
     unsettled: bool,
-    /// Something happened that nobody has looked at yet.
-    due: bool,
+    due: Due,
     problems: Problems,
 }
 
@@ -54,7 +52,7 @@ impl UplinkPart {
             own: [None, None],
             ports: args.snat_port_range.to_string(),
             unsettled: false,
-            due: false,
+            due: Due::new(),
             problems: Problems::default(),
         })
     }
@@ -64,44 +62,9 @@ impl UplinkPart {
         if !self.on {
             return std::future::pending().await;
         }
-        if !self.due {
-            let limit = if self.unsettled { RETRY } else { Duration::MAX };
-            // Time to try again ends the wait as an event does.
-            let _ = tokio::time::timeout(limit, self.event()).await;
-        }
-        // The loop may drop this while it waits: what happened is not told a second time.
-        self.due = true;
-        tokio::time::sleep(SETTLE).await;
-    }
-
-    async fn event(&mut self) {
-        loop {
-            let events = match self.netlink.watch.next().await {
-                Ok(events) => events,
-                Err(error) => {
-                    tracing::warn!("{error}; looking at the uplinks again in {RETRY:?}");
-                    return tokio::time::sleep(RETRY).await;
-                }
-            };
-            if events.iter().any(|event| self.matters(event)) {
-                return;
-            }
-        }
-    }
-
-    /// Whether an event calls for another look at all interfaces. That of a pod's does not: what makes
-    /// an interface an uplink is its name, a default route or an address, and the latter two are
-    /// events of their own.
-    fn matters(&self, event: &Event) -> bool {
-        match event {
-            Event::Lost | Event::Address => true,
-            Event::Link { index, name, .. } => {
-                self.attached.contains_key(index)
-                    || name.as_ref().is_none_or(|name| self.named.contains(name))
-            }
-            Event::RouteSet(route) | Event::RouteGone(route) => route.cidr.prefix_len() == 0,
-            Event::NodeRoute | Event::Neighbour { .. } | Event::Rule => false,
-        }
+        let Self { netlink, attached, named, due, unsettled, .. } = self;
+        let again = unsettled.then_some(RETRY);
+        due.wait("the uplinks", changed(netlink, attached, named), again, RETRY).await;
     }
 
     /// Brings the kernel to what the flags, the interfaces and the nodes ask for. `nodes` are all of
@@ -116,7 +79,7 @@ impl UplinkPart {
         nodes: Option<&[&Node]>,
         tunnel: Option<&str>,
     ) {
-        self.due = false;
+        self.due.looked();
         let mut problems = Problems::default();
         let interfaces = match Interfaces::read(&self.netlink.handle).await {
             Ok(interfaces) => interfaces,
@@ -267,4 +230,25 @@ impl UplinkPart {
     pub(super) fn problems(&self) -> impl Iterator<Item = (&str, &str)> {
         self.problems.iter()
     }
+}
+
+/// Waits for something that may make a difference to the uplinks. Cancel-safe.
+///
+/// What happens to a pod's interface does not: what makes an interface an uplink is its name, a default
+/// route or an address, and the latter two are events of their own.
+async fn changed(
+    netlink: &mut Netlink,
+    attached: &BTreeMap<u32, (String, String)>,
+    named: &BTreeSet<String>,
+) -> Result<(), RouteError> {
+    let matters = |event: &Event| match event {
+        Event::Lost | Event::Address => true,
+        Event::Link { index, name, .. } => {
+            attached.contains_key(index) || name.as_ref().is_none_or(|name| named.contains(name))
+        }
+        Event::RouteSet(route) | Event::RouteGone(route) => route.cidr.prefix_len() == 0,
+        Event::NodeRoute | Event::Neighbour { .. } | Event::Rule => false,
+    };
+    while !netlink.watch.next().await?.iter().any(matters) {}
+    Ok(())
 }

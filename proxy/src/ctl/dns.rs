@@ -33,6 +33,9 @@ pub enum DnsError {
     /// The pod is not on this node.
     #[error("no pod {0} on this node")]
     NoPod(String),
+    /// Nobody says which address is whose.
+    #[error("no agent, which alone knows the address of pod {0}")]
+    NoNames(String),
     /// The DNS Service has no frontend.
     #[error("no Service {0} with port 53/UDP in this node's kernel")]
     NoService(String),
@@ -80,6 +83,7 @@ impl DnsError {
             Self::NoPod(_) => {
                 Some("proxyctl endpoint list shows this node's pods; ask on the pod's own node")
             }
+            Self::NoNames(_) => Some("start sluiced, and ask again"),
             Self::NoService(_) => Some("name the cluster's DNS Service with --dns-service"),
             Self::NoInstance { .. } => Some("is sluice-dns running, and ready?"),
             Self::NotAName { .. } | Self::Exchange { .. } | Self::Malformed { .. } => None,
@@ -221,6 +225,10 @@ pub fn query(
     });
     let (server, address) = match (pairs.next(), addresses.is_empty()) {
         (Some(pair), _) => pair,
+        // The kernel's map has addresses alone.
+        (None, true) if endpoints.iter().any(|row| row.pod.is_empty()) => {
+            return Err(DnsError::NoNames(pod));
+        }
         (None, true) => return Err(DnsError::NoPod(pod)),
         (None, false) => return Err(DnsError::NoService(args.dns_service.clone())),
     };

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::Serialize;
-use sluice_model::{Node, NodeAddressKind};
+use sluice_model::Node;
 
 use super::encapsulation::{Encapsulation, gateway};
 
@@ -273,7 +273,7 @@ pub fn desired<'a>(
             }
         }
         if let (true, Some(peer), Some(tunnel)) = (encapsulated, end, &mut tunnel) {
-            tunnel.nodes.extend(internal_addresses(node).map(|addr| Encapsulated {
+            tunnel.nodes.extend(node.internal_addrs().map(|addr| Encapsulated {
                 cidr: addr.into(),
                 peer,
                 node: name.to_owned(),
@@ -295,7 +295,7 @@ pub fn desired<'a>(
 impl Tunnel {
     /// This node's end, with nothing to go through yet; `None` without an `InternalIP`.
     fn from_node(node: &Node) -> Option<Self> {
-        let own_addrs: Vec<IpAddr> = internal_addresses(node).collect();
+        let own_addrs: Vec<IpAddr> = node.internal_addrs().collect();
         let own_cidrs = node.pod_cidrs.iter().map(IpNet::trunc);
         Some(Self {
             always: false,
@@ -309,16 +309,12 @@ impl Tunnel {
 
     /// The end at another node, if that takes the same family for the tunnel.
     fn end_at(&self, node: &Node) -> Option<IpAddr> {
-        internal_addresses(node).next().filter(|addr| addr.is_ipv4() == self.own.is_ipv4())
+        node.internal_addrs().next().filter(|addr| addr.is_ipv4() == self.own.is_ipv4())
     }
 }
 
-fn internal_addresses(node: &Node) -> impl Iterator<Item = IpAddr> + '_ {
-    node.addrs.iter().filter(|a| a.kind == NodeAddressKind::Internal).map(|a| a.addr)
-}
-
 fn internal_address(node: &Node, cidr: &IpNet) -> Option<IpAddr> {
-    internal_addresses(node).find(|a| a.is_ipv4() == cidr.addr().is_ipv4())
+    node.internal_addrs().find(|a| a.is_ipv4() == cidr.addr().is_ipv4())
 }
 
 #[cfg(test)]

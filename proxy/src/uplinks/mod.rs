@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use sluice_abi::{Addr, CidrKey, NodeAddrs};
-use sluice_model::{Node, NodeAddressKind};
+use sluice_model::Node;
 
 /// `--uplinks`.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -123,8 +123,7 @@ impl Interfaces {
 }
 
 fn internal(node: Option<&Node>) -> impl Iterator<Item = IpAddr> + '_ {
-    let addrs = node.into_iter().flat_map(|node| &node.addrs);
-    addrs.filter(|a| a.kind == NodeAddressKind::Internal).map(|a| a.addr)
+    node.into_iter().flat_map(Node::internal_addrs)
 }
 
 /// What the programs are told of the node's addresses.

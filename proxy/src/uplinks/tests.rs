@@ -1,4 +1,4 @@
-use sluice_model::NodeAddress;
+use sluice_model::{NodeAddress, NodeAddressKind};
 
 use super::*;
 

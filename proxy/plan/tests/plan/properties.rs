@@ -6,12 +6,15 @@ use std::collections::BTreeMap;
 use crate::common::{Kernel, endpoint, service};
 use proptest::prelude::*;
 use proptest::sample::{Index, subsequence};
-use sluice_abi::{Backend, Be16, NodePortKey, Slots, SourceRangeKey};
+use sluice_abi::{
+    Backend, Be16, FrontendFlags, FrontendKey, NodePortKey, SLOTS_PER_CHUNK, Scope, SlotKey, Slots,
+    SourceRangeKey,
+};
 use sluice_model::{
     Conditions, Endpoint, LoadBalancerIngress, ObjectName, Protocol, Service, ServiceKind,
     TrafficPolicy,
 };
-use sluice_plan::{MapOp, NodeContext, Plan, Planner, Tables};
+use sluice_plan::{MapOp, NodeContext, Plan, Planner, Setback, Tables};
 
 /// The desired state of the world.
 type World = BTreeMap<ObjectName, (Service, Vec<Endpoint>)>;
@@ -343,6 +346,67 @@ fn damage(tables: &mut Tables, kind: u8, at: Index, other: Index) {
     }
 }
 
+/// The kernel's maps, with room for so many backends, chunks of lists and frontends.
+struct Small {
+    tables: Tables,
+    room: [usize; 3],
+}
+
+impl Small {
+    fn has_room(&self, op: &MapOp) -> bool {
+        let Tables { backends, slots, frontends, .. } = &self.tables;
+        let [backend, chunk, frontend] = self.room;
+        match op {
+            MapOp::PutBackend(key, _) => backends.len() < backend || backends.contains_key(key),
+            MapOp::PutSlots(key, _) => slots.len() < chunk || slots.contains_key(key),
+            MapOp::PutFrontend(key, _) => frontends.len() < frontend || frontends.contains_key(key),
+            _ => true,
+        }
+    }
+
+    /// Does a plan as the agent does: what may be done of it, as far as there is room.
+    fn apply(&mut self, setback: &mut Setback, plan: Plan) {
+        let Some(ops) = setback.admit(plan.ops) else { return };
+        for (done, op) in ops.iter().enumerate() {
+            if !self.has_room(op) {
+                return setback.stopped(&ops[done..]);
+            }
+            self.tables.apply(op);
+            self.assert_sound(op);
+        }
+    }
+
+    /// Every frontend has a name and all its backends, and clients outside find theirs.
+    fn assert_sound(&self, op: &MapOp) {
+        let Tables { backends, slots, frontends, names, .. } = &self.tables;
+        for (key, frontend) in frontends {
+            let any_port = frontend.flags & FrontendFlags::ANY_PORT != 0;
+            assert!(any_port || names.contains_key(&frontend.service), "{op}: {key:?} has no name");
+            let outside = FrontendKey { scope: Scope::External as u8, ..*key };
+            let differs = frontend.flags & FrontendFlags::EXTERNAL_DIFFERS != 0;
+            assert!(!differs || frontends.contains_key(&outside), "{op}: {key:?} is half there");
+            for slot in 0..frontend.count {
+                let chunk = SlotKey { list: frontend.list, chunk: slot / SLOTS_PER_CHUNK };
+                let number =
+                    slots.get(&chunk).map_or(0, |s| s.backend[(slot % SLOTS_PER_CHUNK) as usize]);
+                assert!(backends.contains_key(&number), "{op}: {key:?} leads to backend {number}");
+            }
+        }
+    }
+
+    /// The next try: a planner of what there really is, told all that there should be.
+    fn retry(&mut self, node: &NodeContext, world: &World) -> (Planner, Setback) {
+        let (mut planner, mut setback) =
+            (planner_for(node, Some(&self.tables)), Setback::default());
+        self.apply(&mut setback, planner.sweep());
+        for (service, endpoints) in world.values() {
+            self.apply(&mut setback, planner.upsert(service, endpoints));
+        }
+        self.apply(&mut setback, planner.prune());
+        (planner, setback)
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
@@ -479,6 +543,41 @@ proptest! {
         }
         kernel.apply_watched(&planner.prune().ops);
         prop_assert_eq!(kernel.tables.canonical(), rebuilt(&new, &node));
+    }
+
+    /// S33: where maps are full, whatever changes meanwhile, no frontend ever leads to what is not
+    /// there; and all is as it should be after a try that finds room.
+    #[test]
+    fn full_maps_break_no_frontend(
+        steps in prop::collection::vec(any_step(), 1..20),
+        room in (0_usize..6, 0_usize..6, 0_usize..12),
+    ) {
+        let (mut node, mut world) = (NodeContext::default(), World::new());
+        let mut kernel = Small { tables: Tables::default(), room: room.into() };
+        let (mut planner, mut setback) = kernel.retry(&node, &world);
+        for step in steps {
+            match step {
+                Step::Upsert(stated) => {
+                    kernel.apply(&mut setback, planner.upsert(&stated.0, &stated.1));
+                    world.insert(stated.0.meta.name.clone(), *stated);
+                }
+                Step::Remove(name) => {
+                    kernel.apply(&mut setback, planner.remove(&name));
+                    world.remove(&name);
+                }
+                Step::Node(new) => {
+                    for name in planner.set_node(new.clone()) {
+                        let (service, endpoints) = &world[&name];
+                        kernel.apply(&mut setback, planner.upsert(service, endpoints));
+                    }
+                    node = new;
+                }
+                Step::Restart => (planner, setback) = kernel.retry(&node, &world),
+            }
+        }
+        kernel.room = [usize::MAX; 3];
+        kernel.retry(&node, &world);
+        prop_assert_eq!(kernel.tables.canonical(), rebuilt(&world, &node));
     }
 
     /// Tables that somebody else has damaged are right again once all Services are stated.

@@ -121,6 +121,9 @@ fn what_is_missing_is_told() {
         query(&args("web"), services, pods).expect_err("something is missing").to_string()
     };
     assert_eq!(error(&services, &[]), "no pod shop/worker on this node");
+    // O8: as the pinned maps have it, while no agent runs.
+    let nameless = [pod("", "10.1.0.7")];
+    assert!(error(&services, &nameless).contains("no agent"));
     assert!(error(&[], &pods).contains("no Service kube-system/kube-dns"));
     assert!(error(&services, &pods).contains("has no endpoint"));
 }

@@ -1,4 +1,4 @@
-use sluice_model::{Meta, NodeAddress, ObjectName};
+use sluice_model::{Meta, NodeAddress, NodeAddressKind, ObjectName};
 
 use super::*;
 
