@@ -157,6 +157,13 @@ pub fn passes<const V6: bool>(
     if how & TO_POD != 0 && packet.ingress_ifindex() == 0 {
         case.traits = FROM_NODE;
     }
+    if transport.is_icmp() {
+        // A ping is answered that left the cluster: the pod knows it by the identifier that it gave.
+        case.sport = to.dport;
+        case.dport = to.dport;
+        case.traits = REPLY;
+        return calls::judge(ip, to, &case);
+    }
     match calls::read::<V6>(packet, ip, transport, &mut case) {
         GO_ON => calls::judge(ip, to, &case),
         PASSES => true,
@@ -297,6 +304,9 @@ pub fn is_related<const V6: bool>(packet: Skb, ip: &Ip, at: u32) -> bool {
     // Who sent the packet is told.
     if !parse::quoted::<V6, _>(packet, at, &mut quoted) || quoted.src != ip.dst {
         return false;
+    }
+    if quoted.proto == parse::icmp_proto(V6) {
+        quoted.dport = quoted.sport;
     }
     let from_high = is_high(&quoted.src, quoted.sport, &quoted.dst, quoted.dport);
     let key = if from_high {

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Result;
 use sluice_abi::Endpoint;
+use sluice_proxy::dataplane::TcHook;
 
 use crate::{
     kernel::Lab,
@@ -49,11 +50,15 @@ impl Pair {
             let last = u8::try_from(n)?;
             let (mac, host_mac) = ([2, 0, 0, 0, 1, last], [2, 0, 0, 0, 2, last]);
             wire_pod(&this.node, &host, &pod, [v4, v6], [mac, host_mac])?;
-            let attachment = this.node.run(|| this.lab.dataplane.attach_pod(&host))??;
+            let attachment =
+                this.node.run(|| this.lab.dataplane.attach_pod(&host, TcHook::Tcx))??;
+            let netns = this.node.number_of_peer(&host)?.map_or(0, |number| number + 1);
             let ifindex = attachment.ifindex;
             for address in [v4, v6] {
                 let id = u32::from(last) + 1;
-                this.lab.endpoint(address, Endpoint { ifindex, id, mac, host_mac, flags: 0 })?;
+                let endpoint =
+                    Endpoint { ifindex, id, mac, host_mac, netns, ..Endpoint::default() };
+                this.lab.endpoint(address, endpoint)?;
             }
             this.interfaces[n] = ifindex;
             this.pods.push(pod);

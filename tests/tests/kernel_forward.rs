@@ -1,15 +1,20 @@
 //! The tc programs between two pods of one node, with real sockets whose packets no socket hook has
 //! touched: services per packet, and the fast path. Needs root.
 
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike as _};
 use sluice_abi::{Counter, proto};
 use sluice_tests::{
+    bind::bind,
     pair::{ADDRESSES, Pair, socket},
     traffic::{self, PATIENCE},
 };
+use socket2::{Domain, Type};
 
 /// Sends a large body there and back between the two pods; the server sees the client's own address.
 fn exchange(node: &Pair, target: SocketAddr, server: SocketAddr) -> Result<()> {
@@ -217,6 +222,84 @@ fn a_client_learns_the_mtu_of_the_path_to_its_backend() -> Result<()> {
         errors = translated;
     }
     Ok(())
+}
+
+/// S30: two connections of a pod to one backend with one port of the pod's, of which one was
+/// connected straight to the backend (as by a socket hook), and the other asks a service and is
+/// translated packet by packet. Whichever is first, both live, and each hears its own answers.
+#[test]
+fn a_direct_connection_and_a_translated_one_share_a_port() -> Result<()> {
+    for fast_path in [false, true] {
+        for direct_first in [true, false] {
+            let mut node = Pair::new("forward-beside", fast_path)?;
+            for (vip, family) in [("10.96.0.10", 0), ("fd00:96::10", 1)] {
+                let [own, server] = [0, 1].map(|pod| socket(ADDRESSES[pod][family], 8080));
+                let own = SocketAddr::new(own.ip(), 40_000);
+                let target = socket(vip, 80);
+                node.lab.service(&target.to_string(), proto::TCP, &[&server.to_string()])?;
+                let listener = node.pods[1].run(|| bind(|| TcpListener::bind(server)))??;
+                let mut asked = [server, target];
+                if !direct_first {
+                    asked.reverse();
+                }
+                let mut pairs = Vec::new();
+                for asked in asked {
+                    let client = node.pods[0].run(|| connect_from(own, asked))??;
+                    let (served, seen) = accept(&listener)?;
+                    let as_it_is = pairs.is_empty();
+                    ensure!((seen == own) == as_it_is, "{asked} is asked from {seen}");
+                    ensure!(seen.ip() == own.ip(), "{asked} is asked from {seen}");
+                    pairs.push((client, served));
+                }
+                // By turns, so that each meets what the other left behind.
+                for round in 0..3u8 {
+                    for (n, (client, served)) in pairs.iter().enumerate() {
+                        let word = [round, u8::try_from(n)?];
+                        for (mut from, mut to) in [(client, served), (served, client)] {
+                            from.write_all(&word)?;
+                            let mut heard = [0; 2];
+                            to.read_exact(&mut heard).with_context(|| format!("{asked:?}"))?;
+                            ensure!(heard == word, "{heard:?} is heard, {word:?} was said");
+                        }
+                    }
+                }
+                // And a third, once they are over: the port is free again. Who closes first is left
+                // with the connection for a while: the backend.
+                for (mut client, served) in pairs {
+                    drop(served);
+                    ensure!(client.read(&mut [0])? == 0, "{asked:?}");
+                }
+                let _client = node.pods[0].run(|| connect_from(own, target))??;
+                accept(&listener)?;
+            }
+            assert_eq!(node.lab.count(Counter::DropFlowClash), 0);
+        }
+    }
+    Ok(())
+}
+
+/// A connection from that address and port, which others may have too.
+fn connect_from(own: SocketAddr, target: SocketAddr) -> Result<TcpStream> {
+    let socket = socket2::Socket::new(Domain::for_address(target), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&own.into())?;
+    socket
+        .connect_timeout(&target.into(), PATIENCE)
+        .with_context(|| format!("{own} asks {target}"))?;
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+fn accept(listener: &TcpListener) -> Result<(TcpStream, SocketAddr)> {
+    setsockopt(
+        listener,
+        sockopt::ReceiveTimeout,
+        &TimeVal::seconds(PATIENCE.as_secs().cast_signed()),
+    )?;
+    let (stream, seen) = listener.accept().context("a connection")?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok((stream, seen))
 }
 
 /// Pods reach each other's addresses over the fast path: large segments, large datagrams that are

@@ -106,7 +106,8 @@ fn lab(label: &str) -> Result<Lab> {
             lab.dataplane.apply_policy(&[PolicyOp::PutIdentity(key, identity)])?;
             if ifindex != 0 {
                 let (mac, host_mac) = ([2, 0, 0, 0, 1, 1], [2, 0, 0, 0, 2, 1]);
-                let endpoint = Endpoint { ifindex, id: ifindex, mac, host_mac, flags: 0 };
+                let endpoint =
+                    Endpoint { ifindex, id: ifindex, mac, host_mac, ..Endpoint::default() };
                 lab.endpoint(address, endpoint)?;
             }
         }

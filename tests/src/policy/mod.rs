@@ -1,8 +1,8 @@
 //! NetworkPolicy: a reference evaluator, a table of cases, random policies, and truth tables of what a data plane does.
 //!
 //! The evaluator ([`oracle`]) reads as the API's text does and knows nothing of identities, maps or programs. Whatever
-//! computes verdicts is held against it cell by cell: pure code with [`table::compare`], a data plane
-//! with [`live::Stage`]. How much the table of cases can tell apart is measured by [`mutations`].
+//! computes verdicts is held against it cell by cell: pure code with [`table::compare`] (the agent's planner by
+//! [`planned::Planned`]), a data plane with [`live::Stage`]. How much the table of cases can tell apart is measured by [`mutations`].
 //!
 //! ```no_run
 //! use sluice_tests::policy::{cases, cluster::World, oracle, table};
@@ -21,6 +21,7 @@ pub mod cluster;
 pub mod live;
 pub mod mutations;
 pub mod oracle;
+pub mod planned;
 pub mod random;
 pub mod table;
 pub mod yaml;

@@ -102,7 +102,7 @@ fn v6(node: u16, host: u16) -> IpAddr {
     [0xfd00, 0x244, node, 0, 0, 0, 0, host].into()
 }
 
-/// Names are unique in a pod, as they are in a container.
+/// Names are unique in a container; now and then another container of the pod has one of them once more.
 fn named_ports(draw: &mut Draw) -> Vec<ContainerPort> {
     let mut ports = Vec::new();
     for name in PORT_NAMES {
@@ -110,6 +110,10 @@ fn named_ports(draw: &mut Draw) -> Vec<ContainerPort> {
             let protocol = protocol(draw);
             ports.push(ContainerPort { name: name.to_owned(), protocol, port: *draw.one(&PORTS) });
         }
+    }
+    if !ports.is_empty() && draw.chance(15) {
+        let again = draw.one(&ports).clone();
+        ports.push(ContainerPort { port: *draw.one(&PORTS), ..again });
     }
     ports
 }
@@ -143,6 +147,52 @@ pub fn policies(draw: &mut Draw, world: &World, most: usize) -> Vec<NetworkPolic
 pub fn sound_policies(draw: &mut Draw, world: &World, most: usize) -> Vec<NetworkPolicy> {
     let count = 1 + draw.below(most);
     (0..count).map(|index| policy(draw, world, index)).collect()
+}
+
+/// Changes one thing: a policy, the labels or ports of a pod, the labels of a namespace, or whether the last pod is there.
+/// Pods keep their places. `gone` holds a pod that is to come back.
+pub fn change(
+    draw: &mut Draw,
+    world: &mut World,
+    policies: &mut Vec<NetworkPolicy>,
+    gone: &mut Option<Pod>,
+) {
+    let one = |draw: &mut Draw, count: usize| draw.below(count.max(1));
+    match draw.below(8) {
+        0 | 1 => {
+            // Names are not taken again while they are in use.
+            let taken: Vec<&str> = policies.iter().map(|policy| &*policy.meta.name.name).collect();
+            let free = |index: &usize| !taken.contains(&format!("policy-{index}").as_str());
+            let index = (0..).find(free).unwrap_or_default();
+            policies.push(policy(draw, world, index));
+        }
+        2 if !policies.is_empty() => {
+            policies.remove(one(draw, policies.len()));
+        }
+        3 if !policies.is_empty() => {
+            let place = one(draw, policies.len());
+            let name = policies[place].meta.name.clone();
+            let mut other = policy(draw, world, place);
+            other.meta.name = name;
+            policies[place] = other;
+        }
+        4 => {
+            let place = one(draw, world.pods.len());
+            world.pods[place].meta.labels = labels(draw);
+        }
+        5 => {
+            let place = one(draw, world.pods.len());
+            world.pods[place].ports = named_ports(draw);
+        }
+        6 => match gone.take() {
+            Some(pod) => world.pods.push(pod),
+            None => *gone = world.pods.pop(),
+        },
+        _ => {
+            let place = one(draw, world.namespaces.len());
+            world.namespaces[place].meta.labels = labels(draw);
+        }
+    }
 }
 
 fn policy(draw: &mut Draw, world: &World, index: usize) -> NetworkPolicy {

@@ -1,22 +1,23 @@
-//! Policies as the YAML that users write: reading, and writing back.
+//! Policies as the YAML that users write: reading, changing what is written, and writing back.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use ipnet::IpNet;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use sluice_model::{
-    LabelOperator, LabelRequirement, LabelSelector, Meta, NetworkPolicy, ObjectName, PolicyFault,
-    PolicyPeer, PolicyPort, PolicyPortRange, PolicyRule, Protocol,
+    LabelOperator, LabelRequirement, LabelSelector, NetworkPolicy, Object, PolicyPeer, PolicyPort,
+    PolicyPortRange,
 };
+use sluice_store::parse_manifest;
 
 use super::cluster::flow;
 
-/// Reads the NetworkPolicies of a manifest with any number of documents.
+/// Reads the NetworkPolicies of a manifest with any number of documents, as the agent does.
 ///
 /// # Panics
-/// If a document is not a NetworkPolicy in its outer shape. What is wrong inside of one becomes a fault of the policy.
+/// If there is anything else in it. What is wrong inside of a policy becomes a fault of it.
 pub fn policies(yaml: &str) -> Vec<NetworkPolicy> {
-    documents(yaml).iter().map(convert).collect()
+    read("policies.yaml", yaml)
 }
 
 /// The documents of a manifest before any of their values is looked at.
@@ -46,7 +47,7 @@ pub struct Document {
 }
 
 /// `metadata`.
-#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Metadata {
     /// `name`.
@@ -74,7 +75,7 @@ pub struct Spec {
 }
 
 /// A label selector.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Selector {
     /// `matchLabels`.
@@ -86,7 +87,7 @@ pub struct Selector {
 }
 
 /// One entry of `matchExpressions`.
-#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Expression {
     /// `key`.
@@ -111,19 +112,22 @@ pub struct Rule {
 }
 
 /// One entry of `from` or `to`.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Peer {
     /// `podSelector`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub pod_selector: Option<Selector>,
     /// `namespaceSelector`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub namespace_selector: Option<Selector>,
     /// `ipBlock`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub ip_block: Option<Block>,
 }
 
 /// `ipBlock`.
-#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Block {
     /// `cidr`.
@@ -134,19 +138,22 @@ pub struct Block {
 }
 
 /// One entry of `ports`.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Port {
     /// `protocol`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub protocol: Option<String>,
     /// `port`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<NumberOrName>,
     /// `endPort`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub end_port: Option<i64>,
 }
 
 /// `IntOrString`.
-#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize, Serialize)]
 #[serde(untagged)]
 pub enum NumberOrName {
     /// A number.
@@ -155,161 +162,48 @@ pub enum NumberOrName {
     Name(String),
 }
 
-/// The policy that a document means: defaults filled in, values checked. One with a fault is closed in both directions
-/// and allows nothing; where the fault is the selector of its pods, for all of its namespace.
+/// The policy that a document means, read as users' manifests are.
+///
+/// # Panics
+/// If the store makes no policy of it.
 pub fn convert(document: &Document) -> NetworkPolicy {
-    let spec = &document.spec;
-    let mut faults = Faults(Vec::new());
-    let meta = Meta {
-        name: ObjectName::new(&document.metadata.namespace, &document.metadata.name),
-        ..Meta::default()
-    };
-    let pods = faults.selector("spec.podSelector", &spec.pod_selector);
-    let pods = if faults.0.is_empty() { pods } else { LabelSelector::default() };
-    for (index, name) in spec.policy_types.iter().enumerate() {
-        if name != "Ingress" && name != "Egress" {
-            faults.add(format!("spec.policyTypes[{index}]"), format!("unknown type {name}"));
-        }
-    }
-    let given = |name: &str| spec.policy_types.iter().any(|given| given == name);
-    let defaults = spec.policy_types.is_empty();
-    let isolates_ingress = defaults || given("Ingress");
-    let isolates_egress = if defaults { !spec.egress.is_empty() } else { given("Egress") };
-    let ingress = faults.rules("spec.ingress", "from", &spec.ingress);
-    let egress = faults.rules("spec.egress", "to", &spec.egress);
-    if !faults.0.is_empty() {
-        let (ingress, egress) = (Some(Vec::new()), Some(Vec::new()));
-        return NetworkPolicy { meta, pods, ingress, egress, faults: faults.0 };
-    }
-    NetworkPolicy {
-        meta,
-        pods,
-        ingress: isolates_ingress.then_some(ingress),
-        egress: isolates_egress.then_some(egress),
-        faults: Vec::new(),
-    }
+    let text = document.tree().to_string();
+    read("document.json", &text).pop().unwrap_or_else(|| panic!("no policy:\n{text}"))
 }
 
-struct Faults(Vec<PolicyFault>);
+/// Reads the policies of a manifest's text with the agent's own reader.
+fn read(path: &str, text: &str) -> Vec<NetworkPolicy> {
+    let objects = parse_manifest(path, text).objects.into_iter();
+    let policy = |(origin, object)| match object {
+        Object::NetworkPolicy(policy) => policy,
+        _ => panic!("{origin} is no NetworkPolicy\n{text}"),
+    };
+    objects.map(policy).collect()
+}
 
-impl Faults {
-    fn add(&mut self, field: impl Into<String>, message: impl Into<String>) {
-        self.0.push(PolicyFault { field: field.into(), message: message.into() });
+impl Document {
+    /// The rules of both directions.
+    pub fn rules_mut(&mut self) -> impl Iterator<Item = &mut Rule> {
+        self.spec.ingress.iter_mut().chain(&mut self.spec.egress)
     }
 
-    fn rules(&mut self, field: &str, peers: &str, rules: &[Rule]) -> Vec<PolicyRule> {
-        let rule = |(index, rule): (usize, &Rule)| {
-            let field = format!("{field}[{index}]");
-            let peer = |(index, peer)| self.peer(&format!("{field}.{peers}[{index}]"), peer);
-            let peers = rule.peers.iter().enumerate().filter_map(peer).collect();
-            let port = |(index, port)| self.port(&format!("{field}.ports[{index}]"), port);
-            let ports = rule.ports.iter().enumerate().filter_map(port).collect();
-            PolicyRule { peers, ports }
+    /// The document as a tree, each rule's peers under the name that its direction has for them.
+    fn tree(&self) -> Value {
+        let rules = |rules: &[Rule], peers: &str| -> Vec<Value> {
+            rules.iter().map(|rule| json!({ peers: rule.peers, "ports": rule.ports })).collect()
         };
-        rules.iter().enumerate().map(rule).collect()
-    }
-
-    fn peer(&mut self, field: &str, peer: &Peer) -> Option<PolicyPeer> {
-        match (&peer.pod_selector, &peer.namespace_selector, &peer.ip_block) {
-            (None, None, Some(block)) => self.block(&format!("{field}.ipBlock"), block),
-            (None, None, None) => {
-                self.add(field, "neither a selector nor an ipBlock");
-                None
-            }
-            (pods, namespaces, None) => Some(PolicyPeer::Pods {
-                namespaces: namespaces
-                    .as_ref()
-                    .map(|selector| self.selector(&format!("{field}.namespaceSelector"), selector)),
-                pods: pods
-                    .as_ref()
-                    .map(|selector| self.selector(&format!("{field}.podSelector"), selector)),
-            }),
-            _ => {
-                self.add(field, "both a selector and an ipBlock");
-                None
-            }
-        }
-    }
-
-    fn block(&mut self, field: &str, block: &Block) -> Option<PolicyPeer> {
-        let cidr = self.cidr(&format!("{field}.cidr"), &block.cidr)?;
-        let mut except = Vec::new();
-        for (index, text) in block.except.iter().enumerate() {
-            let field = format!("{field}.except[{index}]");
-            let inner = self.cidr(&field, text)?;
-            if !cidr.contains(&inner) || inner == cidr {
-                self.add(field, format!("{inner} is not within {cidr}"));
-            }
-            except.push(inner);
-        }
-        Some(PolicyPeer::Block { cidr, except })
-    }
-
-    fn cidr(&mut self, field: &str, text: &str) -> Option<IpNet> {
-        match text.parse::<IpNet>() {
-            Ok(net) => Some(net.trunc()),
-            Err(error) => {
-                self.add(field, format!("{text}: {error}"));
-                None
-            }
-        }
-    }
-
-    fn port(&mut self, field: &str, port: &Port) -> Option<PolicyPort> {
-        let protocol = match port.protocol.as_deref() {
-            None | Some("TCP") => Protocol::Tcp,
-            Some("UDP") => Protocol::Udp,
-            Some("SCTP") => Protocol::Sctp,
-            Some(other) => {
-                self.add(format!("{field}.protocol"), format!("unknown protocol {other}"));
-                return None;
-            }
-        };
-        let number = |number: i64| u16::try_from(number).ok().filter(|number| *number > 0);
-        let ports = match (&port.port, port.end_port) {
-            (None, None) => PolicyPortRange::All,
-            (Some(NumberOrName::Name(name)), None) if !name.is_empty() => {
-                PolicyPortRange::Name(name.clone())
-            }
-            (Some(NumberOrName::Number(first)), last) => {
-                match (number(*first), number(last.unwrap_or(*first))) {
-                    (Some(first), Some(last)) if first <= last => {
-                        PolicyPortRange::Numbers(first, last)
-                    }
-                    _ => {
-                        self.add(field, "port or endPort is not a port, or endPort is below port");
-                        return None;
-                    }
-                }
-            }
-            _ => {
-                self.add(field, "endPort without a numeric port, or an empty name");
-                return None;
-            }
-        };
-        Some(PolicyPort { protocol, ports })
-    }
-
-    fn selector(&mut self, field: &str, selector: &Selector) -> LabelSelector {
-        let mut expressions = Vec::new();
-        for (index, expression) in selector.match_expressions.iter().enumerate() {
-            let values: BTreeSet<String> = expression.values.iter().cloned().collect();
-            let operator = match (expression.operator.as_str(), values.is_empty()) {
-                ("In", false) => LabelOperator::In(values),
-                ("NotIn", false) => LabelOperator::NotIn(values),
-                ("Exists", true) => LabelOperator::Exists,
-                ("DoesNotExist", true) => LabelOperator::DoesNotExist,
-                (operator, _) => {
-                    self.add(
-                        format!("{field}.matchExpressions[{index}]"),
-                        format!("operator {operator} with {} values", values.len()),
-                    );
-                    continue;
-                }
-            };
-            expressions.push(LabelRequirement { key: expression.key.clone(), operator });
-        }
-        LabelSelector { labels: selector.match_labels.clone(), expressions }
+        let Self { api_version, kind, metadata, spec } = self;
+        json!({
+            "apiVersion": api_version,
+            "kind": kind,
+            "metadata": metadata,
+            "spec": {
+                "podSelector": spec.pod_selector,
+                "policyTypes": spec.policy_types,
+                "ingress": rules(&spec.ingress, "from"),
+                "egress": rules(&spec.egress, "to"),
+            },
+        })
     }
 }
 
@@ -427,65 +321,16 @@ fn port(port: &PolicyPort) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::cases;
+    use crate::policy::cluster::World;
 
-    fn one(spec: &str) -> NetworkPolicy {
-        let head = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p, namespace: x}\nspec: ";
-        policies(&format!("{head}{spec}\n")).remove(0)
-    }
-
-    /// P1
+    /// A document means the same whether it is read as it is written or by way of its tree.
     #[test]
-    fn policy_types_default_to_ingress_and_to_egress_where_it_has_rules() {
-        let types = |spec: &str| {
-            let policy = one(spec);
-            (policy.ingress.map(|rules| rules.len()), policy.egress.map(|rules| rules.len()))
-        };
-        assert_eq!(types("{podSelector: {}}"), (Some(0), None));
-        assert_eq!(types("{podSelector: {}, egress: []}"), (Some(0), None));
-        assert_eq!(types("{podSelector: {}, egress: [{}]}"), (Some(0), Some(1)));
-        assert_eq!(
-            types("{podSelector: {}, policyTypes: [Egress], ingress: [{}]}"),
-            (None, Some(0))
-        );
-        assert_eq!(
-            types("{podSelector: {}, policyTypes: [Ingress], egress: [{}]}"),
-            (Some(0), None)
-        );
-    }
-
-    /// P11
-    #[test]
-    fn a_fault_is_named_and_closes_the_policy() {
-        let faults = |spec: &str| -> Vec<String> {
-            let policy = one(spec);
-            assert_eq!((&policy.ingress, &policy.egress), (&Some(vec![]), &Some(vec![])), "{spec}");
-            policy.faults.into_iter().map(|fault| fault.field).collect()
-        };
-        assert_eq!(
-            faults("{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/33}}]}]}"),
-            ["spec.ingress[0].from[0].ipBlock.cidr"]
-        );
-        assert_eq!(
-            faults("{podSelector: {}, egress: [{}, {ports: [{port: 90, endPort: 80}]}]}"),
-            ["spec.egress[1].ports[0]"]
-        );
-        let selector = "{matchLabels: {a: b}, matchExpressions: [{key: a, operator: Near}]}";
-        assert_eq!(
-            faults(&format!("{{podSelector: {selector}}}")),
-            ["spec.podSelector.matchExpressions[0]"]
-        );
-        assert!(one(&format!("{{podSelector: {selector}}}")).pods.labels.is_empty());
-    }
-
-    /// P4
-    #[test]
-    fn host_bits_of_a_cidr_are_cut_off() {
-        let policy = one(
-            "{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.1.2.3/8, except: [10.9.8.7/16]}}]}]}",
-        );
-        let rule = &policy.ingress.unwrap()[0];
-        let net = |text: &str| text.parse().unwrap();
-        let block = PolicyPeer::Block { cidr: net("10.0.0.0/8"), except: vec![net("10.9.0.0/16")] };
-        assert_eq!(rule.peers, [block]);
+    fn documents_mean_what_their_text_does() {
+        for case in cases::all(&World::standard()) {
+            let of_documents: Vec<NetworkPolicy> =
+                documents(&case.yaml).iter().map(convert).collect();
+            assert_eq!(of_documents, case.policies(), "{case}");
+        }
     }
 }

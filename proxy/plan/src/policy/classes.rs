@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use super::naming::Naming;
 use super::net::Net;
 use crate::ids::Ids;
 
@@ -45,7 +46,7 @@ pub(super) struct Classes {
     ids: Ids,
     by_class: HashMap<Class, u32>,
     identities: BTreeMap<u32, Identity>,
-    by_peer: HashMap<u32, BTreeSet<u32>>,
+    naming: Naming,
     prefixes: BTreeMap<Net, Prefix>,
     /// How many prefixes are bounds of blocks, by their length.
     lengths: BTreeMap<u8, u32>,
@@ -140,9 +141,7 @@ impl Classes {
             Some(number) => number,
             None => self.ids.allocate(|n| identities.contains_key(&n)),
         };
-        for element in &class {
-            self.by_peer.entry(element.peer).or_default().insert(number);
-        }
+        self.naming.add(class.iter().map(|element| element.peer), number);
         self.by_class.insert(class.clone(), number);
         self.identities.insert(number, Identity { class, nets: BTreeSet::new() });
         (number, true)
@@ -171,20 +170,13 @@ impl Classes {
         }
         let class = self.identities.remove(&old)?.class;
         self.by_class.remove(&class);
-        for element in &class {
-            if let Some(numbers) = self.by_peer.get_mut(&element.peer) {
-                numbers.remove(&old);
-                if numbers.is_empty() {
-                    self.by_peer.remove(&element.peer);
-                }
-            }
-        }
+        self.naming.remove(class.iter().map(|element| element.peer), old);
         Some((old, class))
     }
 
     /// The identities that are that peer.
     pub(super) fn of_peer(&self, peer: u32) -> impl Iterator<Item = u32> + use<'_> {
-        self.by_peer.get(&peer).into_iter().flatten().copied()
+        self.naming.of(peer)
     }
 
     /// The prefixes that have an identity which is that peer.

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use sluice_model::{ObjectName, PolicyPortRange, PolicyRule, Protocol};
 
+use super::classes::Element;
 use super::net::Net;
 use super::peers::Who;
 use super::planner::PolicyPlanner;
@@ -14,7 +15,7 @@ use super::selector::matches;
 pub enum Party {
     /// Whoever has the address: a pod, another node, somebody outside.
     Addr(IpAddr),
-    /// The node that the other end's pod is on, whose connections to its own pods no policy denies.
+    /// The node that the other end's pod is on: between the two, no policy denies anything.
     OwnNode(IpAddr),
 }
 
@@ -41,8 +42,8 @@ pub enum Judgement {
         /// Index of its rule.
         rule: usize,
     },
-    /// It is the node's own connection.
-    AllowedToNode,
+    /// The other end is the pod's own node.
+    OwnNode,
     /// Its object is not known yet, and there are policies that may select it: nothing passes.
     NotKnown,
     /// Policies isolate it, and no rule of theirs allows it.
@@ -78,6 +79,30 @@ impl Explanation {
 }
 
 impl PolicyPlanner {
+    /// What an identity stands for: the peers of rules that its addresses are, each with its port where
+    /// the rule names one. Sorted; nothing for one that is not in use.
+    pub fn identity(&self, number: u32) -> Vec<String> {
+        let peers = self.classes.class(number).iter().filter_map(|Element { peer, port }| {
+            let text = self.peers.get(*peer)?.to_string();
+            Some(if *port == 0 { text } else { format!("{text} ({port})") })
+        });
+        let mut peers: Vec<String> = peers.collect();
+        peers.sort();
+        peers
+    }
+
+    /// The pod that has an address, as far as policies are concerned.
+    pub fn pod_at(&self, addr: IpAddr) -> Option<&ObjectName> {
+        self.pods.name(self.pods.owner(Net::host(addr))?)
+    }
+
+    /// The addresses that a pod has, as far as policies are concerned: those of pods that have ended
+    /// or are on the host's network are not theirs.
+    pub fn addrs(&self, pod: &ObjectName) -> Vec<IpAddr> {
+        let number = self.pods.number(pod);
+        number.into_iter().flat_map(|number| self.pods.nets(number)).map(Net::addr).collect()
+    }
+
     /// What the policies say of a connection; `port` is that of the destination, after every
     /// translation. Without `protocol` it is of one that no policy names, such as ICMP. Pods of other
     /// nodes are judged like those of this one.
@@ -87,23 +112,23 @@ impl PolicyPlanner {
     pub fn explain(
         &self,
         from: Party,
-        to: IpAddr,
+        to: Party,
         protocol: Option<Protocol>,
         port: u16,
     ) -> Explanation {
-        let (source, destination) = (Net::host(from.addr()), Net::host(to));
+        let (source, destination) = (Net::host(from.addr()), Net::host(to.addr()));
         let name = |net| self.pods.name(self.pods.owner(net)?).cloned();
-        let ask = |subject, peer, ingress| {
-            self.judge(subject, peer, ingress, protocol.map(|protocol| (protocol, port)))
-        };
-        let ingress = match from {
-            Party::OwnNode(_) => Judgement::AllowedToNode,
-            Party::Addr(_) => ask(destination, source, true),
+        let ask = |subject, peer: Party, ingress| match peer {
+            Party::OwnNode(_) => Judgement::OwnNode,
+            Party::Addr(addr) => {
+                let port = protocol.map(|protocol| (protocol, port));
+                self.judge(subject, Net::host(addr), ingress, port)
+            }
         };
         Explanation {
             pods: (name(source), name(destination)),
-            egress: ask(source, destination, false),
-            ingress,
+            egress: ask(source, to, false),
+            ingress: ask(destination, from, true),
         }
     }
 

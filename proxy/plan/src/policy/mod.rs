@@ -21,6 +21,7 @@
 
 mod classes;
 mod explain;
+mod naming;
 mod net;
 mod peers;
 mod planner;

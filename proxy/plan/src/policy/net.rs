@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use sluice_abi::{Addr, CidrKey};
 
+use super::tables::PolicyTables;
+
 /// A prefix: those inside another one stand right behind it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(super) struct Net {
@@ -23,6 +25,11 @@ impl Net {
     /// One address.
     pub(super) fn host(addr: IpAddr) -> Self {
         Self { start: bits(addr), len: 128 }
+    }
+
+    /// Its first address.
+    pub(super) fn addr(self) -> IpAddr {
+        Addr::from(IpAddr::V6(std::net::Ipv6Addr::from_bits(self.start))).to_ip()
     }
 
     /// Whether it is one address.
@@ -59,6 +66,12 @@ impl Net {
     pub(super) fn key(self) -> CidrKey {
         let addr = std::net::Ipv6Addr::from_bits(self.start);
         CidrKey { prefix_len: u32::from(self.len), addr: Addr::from(IpAddr::V6(addr)) }
+    }
+}
+
+impl std::fmt::Display for Net {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&PolicyTables::prefix_text(&self.key()))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Whom rules name: each peer under a number, and which peers may be a given pod.
 
 use std::collections::{BTreeSet, HashMap};
+use std::fmt;
 
 use ipnet::{IpNet, Ipv6Net};
 use sluice_model::{LabelSelector, PolicyPeer, Protocol};
@@ -8,7 +9,7 @@ use sluice_model::{LabelSelector, PolicyPeer, Protocol};
 use super::classes::Element;
 use super::net::Net;
 use super::pods::Pods;
-use super::selector::{ByLabel, Labels, needed};
+use super::selector::{ByLabel, Labels, needed, text};
 use crate::ids::Ids;
 
 /// A peer of a rule, but for ports.
@@ -74,6 +75,30 @@ impl Peer {
         match (&self.who, &self.port) {
             (Who::Block { cidr, except }, None) => Some((*cidr, except)),
             _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.who {
+            Who::Pods { namespace: Some(namespace), pods, .. } => {
+                write!(f, "pods {{{}}} of {namespace}", text(pods))?;
+            }
+            Who::Pods { namespaces, pods, .. } => {
+                write!(f, "pods {{{}}} of namespaces {{{}}}", text(pods), text(namespaces))?;
+            }
+            Who::Block { cidr, except } => {
+                write!(f, "{cidr}")?;
+                let holes: Vec<String> = except.iter().map(ToString::to_string).collect();
+                if !holes.is_empty() {
+                    write!(f, " except {}", holes.join(", "))?;
+                }
+            }
+        }
+        match &self.port {
+            Some((protocol, name)) => write!(f, " with {name}/{protocol}"),
+            None => Ok(()),
         }
     }
 }

@@ -86,7 +86,7 @@ struct Compiled {
 /// A pod of this node.
 #[derive(Clone, Debug, Default)]
 pub(super) struct SubjectState {
-    ifindex: u32,
+    interfaces: BTreeSet<u32>,
     pub(super) sets: PolicySets,
     /// The policies that select it.
     selected: BTreeSet<ObjectName>,
@@ -173,6 +173,17 @@ impl PolicyPlanner {
     /// The policies that select a pod of this node.
     pub fn in_force(&self) -> impl Iterator<Item = &NetworkPolicy> {
         self.policies.values().filter(|entry| entry.compiled.is_some()).map(|entry| &entry.policy)
+    }
+
+    /// A pod's policies: those that select it, if it is of this node.
+    pub fn selecting(&self, pod: &ObjectName) -> impl Iterator<Item = &NetworkPolicy> {
+        let selected = self.subjects.get(pod).into_iter().flat_map(|state| &state.selected);
+        selected.filter_map(|name| self.policies.get(name)).map(|entry| &entry.policy)
+    }
+
+    /// How many pods of this node a policy selects.
+    pub fn selected(&self, policy: &ObjectName) -> usize {
+        self.policies.get(policy).map_or(0, |entry| entry.subjects.len())
     }
 
     /// What everything stated since the last plan asks of the kernel, in the order in which it must be
@@ -371,7 +382,7 @@ impl PolicyPlanner {
                 wanted.push((name, None));
                 continue;
             };
-            let (ifindex, subject) = found;
+            let (interfaces, subject) = found;
             let sets = match subject {
                 Subject::HostNetwork => PolicySets::default(),
                 // Without a policy in its namespace, none can select it.
@@ -382,28 +393,24 @@ impl PolicyPlanner {
                     egress: self.set(name, |compiled| compiled.egress.as_ref(), ops),
                 },
             };
-            wanted.push((name, Some((ifindex, sets))));
+            wanted.push((name, Some((interfaces, sets))));
         }
         let mut released = Vec::new();
         let (mut gone, mut there) = (BTreeSet::new(), BTreeSet::new());
         for (name, wanted) in wanted {
             let Some(state) = self.subjects.get_mut(name) else { continue };
-            let old = (state.ifindex, state.sets);
             released.extend([state.sets.ingress, state.sets.egress]);
-            match wanted {
-                Some((ifindex, sets)) => {
-                    (state.ifindex, state.sets) = (ifindex, sets);
-                    if old.0 != ifindex {
-                        gone.insert(old.0);
-                    }
-                    there.insert(ifindex);
-                    if self.tables.sets.get(&ifindex) != Some(&sets) {
-                        self.emit(PolicyOp::PutSets(ifindex, sets), ops);
-                    }
-                }
-                None => {
-                    self.subjects.remove(name);
-                    gone.insert(old.0);
+            let Some((interfaces, sets)) = wanted else {
+                gone.extend(std::mem::take(&mut state.interfaces));
+                self.subjects.remove(name);
+                continue;
+            };
+            gone.extend(state.interfaces.difference(&interfaces));
+            there.extend(&interfaces);
+            (state.interfaces, state.sets) = (interfaces.clone(), sets);
+            for ifindex in interfaces {
+                if self.tables.sets.get(&ifindex) != Some(&sets) {
+                    self.emit(PolicyOp::PutSets(ifindex, sets), ops);
                 }
             }
         }

@@ -19,6 +19,8 @@ const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 pub struct LocalPod {
     /// Interface index of its host-side veth.
     pub ifindex: u32,
+    /// Those of its other attachments: of a sandbox that is about to go, of further networks.
+    pub others: BTreeSet<u32>,
     /// Its addresses, which are known before the Pod object has them.
     pub addrs: Vec<IpAddr>,
 }
@@ -234,16 +236,17 @@ impl Pods {
             .map(|(name, _)| name)
     }
 
-    /// Interface index of a pod of this node, and whether its object is known and says that it has
-    /// a network of its own.
-    pub(super) fn subject(&self, name: &ObjectName) -> Option<(u32, Subject)> {
+    /// The interfaces of a pod of this node, and whether its object is known and says that it has a
+    /// network of its own.
+    pub(super) fn subject(&self, name: &ObjectName) -> Option<(BTreeSet<u32>, Subject)> {
         let state = self.states.get(self.by_name.get(name)?)?;
         let subject = match &state.known {
             None => Subject::Unknown,
             Some(known) if known.host_network => Subject::HostNetwork,
             Some(_) => Subject::Known,
         };
-        Some((state.local.as_ref()?.ifindex, subject))
+        let local = state.local.as_ref()?;
+        Some((local.others.iter().copied().chain([local.ifindex]).collect(), subject))
     }
 
     /// Whether policies can be for the pod, wherever it is.

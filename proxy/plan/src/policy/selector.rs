@@ -23,6 +23,25 @@ fn holds(requirement: &LabelRequirement, labels: &Labels) -> bool {
     }
 }
 
+/// A selector for people, as kubectl writes it: `app=web,tier in (a,b),!old`; an empty one is `all`.
+pub(super) fn text(selector: &LabelSelector) -> String {
+    let labels = selector.labels.iter().map(|(key, value)| format!("{key}={value}"));
+    let expressions = selector.expressions.iter().map(|LabelRequirement { key, operator }| {
+        let list = |values: &BTreeSet<String>| {
+            let values: Vec<&str> = values.iter().map(String::as_str).collect();
+            values.join(",")
+        };
+        match operator {
+            LabelOperator::In(values) => format!("{key} in ({})", list(values)),
+            LabelOperator::NotIn(values) => format!("{key} notin ({})", list(values)),
+            LabelOperator::Exists => key.clone(),
+            LabelOperator::DoesNotExist => format!("!{key}"),
+        }
+    });
+    let parts: Vec<String> = labels.chain(expressions).collect();
+    if parts.is_empty() { "all".to_owned() } else { parts.join(",") }
+}
+
 /// A label and values of it, one of which everything has that the selector selects; `None` where
 /// there is no such label. The last of the pairs, since labels sort from the general (`app`) to the
 /// particular (`tier`) more often than not.

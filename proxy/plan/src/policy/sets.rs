@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use sluice_abi::{PolicyKey, PolicySets};
 
 use super::classes::Element;
+use super::naming::Naming;
 use super::ports::{Ports, keys};
 use crate::ids::Ids;
 
@@ -41,7 +42,7 @@ pub(super) struct Sets {
     ids: Ids,
     by_content: HashMap<Content, u32>,
     sets: BTreeMap<u32, Set>,
-    by_peer: HashMap<u32, BTreeSet<u32>>,
+    naming: Naming,
     /// Numbers to prefer, from before a restart.
     hints: HashMap<Content, u32>,
 }
@@ -70,9 +71,7 @@ impl Sets {
             Some(number) => number,
             None => self.ids.allocate(taken),
         };
-        for (peer, _) in &content {
-            self.by_peer.entry(*peer).or_default().insert(number);
-        }
+        self.naming.add(content.iter().map(|(peer, _)| *peer), number);
         self.by_content.insert(content.clone(), number);
         self.sets.insert(number, Set { content, uses: 1 });
         (number, true)
@@ -87,14 +86,7 @@ impl Sets {
         }
         if let Some(Set { content, .. }) = self.sets.remove(&number) {
             self.by_content.remove(&content);
-            for (peer, _) in &content {
-                if let Some(numbers) = self.by_peer.get_mut(peer) {
-                    numbers.remove(&number);
-                    if numbers.is_empty() {
-                        self.by_peer.remove(peer);
-                    }
-                }
-            }
+            self.naming.remove(content.iter().map(|(peer, _)| *peer), number);
         }
         true
     }
@@ -107,8 +99,7 @@ impl Sets {
 
     /// The sets that name one of these peers.
     pub(super) fn naming(&self, class: &[Element]) -> BTreeSet<u32> {
-        let found = class.iter().filter_map(|element| self.by_peer.get(&element.peer));
-        found.flatten().copied().collect()
+        class.iter().flat_map(|element| self.naming.of(element.peer)).collect()
     }
 
     /// What a set says of an identity.

@@ -82,26 +82,37 @@ impl PolicyTables {
     /// Whether a set allows a peer, as the programs look it up. `port` is that of the destination;
     /// both are 0 for protocols without ports.
     pub fn allows(&self, set: u32, peer: IpAddr, proto: u8, port: u16) -> bool {
-        set == PolicySets::OPEN
-            || [self.identity(peer), PolicyKey::ANYBODY].into_iter().any(|identity| {
-                (PolicyKey::ANY..=PolicyKey::PORT).any(|prefix_len| {
-                    let bits = prefix_len.saturating_sub(PolicyKey::PROTO);
-                    let mask = if bits == 0 { 0 } else { u16::MAX << (16 - bits) };
-                    let any = prefix_len == PolicyKey::ANY;
-                    self.rules.contains(&PolicyKey {
-                        prefix_len,
-                        set,
-                        identity,
-                        proto: if any { 0 } else { proto },
-                        reserved: 0,
-                        port: Be16::new(port & mask),
-                    })
-                })
+        set == PolicySets::OPEN || self.matching(set, peer, proto, port).is_some()
+    }
+
+    /// The rule of a set that allows a peer, as the programs look it up; `None`: none does.
+    pub fn matching(&self, set: u32, peer: IpAddr, proto: u8, port: u16) -> Option<PolicyKey> {
+        let identities = [self.identity(peer), PolicyKey::ANYBODY];
+        let lengths = (PolicyKey::ANY..=PolicyKey::PORT).rev();
+        let mut keys = identities.into_iter().flat_map(|identity| {
+            lengths.clone().map(move |prefix_len| {
+                let bits = prefix_len.saturating_sub(PolicyKey::PROTO);
+                let mask = if bits == 0 { 0 } else { u16::MAX << (16 - bits) };
+                let proto = if prefix_len == PolicyKey::ANY { 0 } else { proto };
+                let port = Be16::new(port & mask);
+                PolicyKey { prefix_len, set, identity, proto, reserved: 0, port }
             })
+        });
+        keys.find(|key| self.rules.contains(key))
+    }
+
+    /// A rule for people: `set 3 allows identity 4 TCP 80`.
+    pub fn rule_text(key: &PolicyKey) -> String {
+        Rule(key).to_string()
+    }
+
+    /// A prefix for people: `10.0.0.0/8`.
+    pub fn prefix_text(key: &CidrKey) -> String {
+        Prefix(key).to_string()
     }
 
     /// The keys of a set, or of a set and one identity.
-    pub(super) fn of(
+    pub fn of(
         &self,
         set: u32,
         identities: std::ops::RangeInclusive<u32>,

@@ -102,7 +102,8 @@ impl Case {
                 verdict(self.planner.tables(), &(ifindex, ingress, peer, protocol, number))
             })
         });
-        let explanation = self.planner.explain(Party::Addr(from), to, protocol, number);
+        let explanation =
+            self.planner.explain(Party::Addr(from), Party::Addr(to), protocol, number);
         assert_eq!(tables, explanation.allows(), "{from} to {to} {port}: {explanation:?}");
         tables
     }
@@ -315,9 +316,10 @@ fn blocks_are_of_addresses_whoever_has_them() {
 fn pods_on_the_hosts_network_are_neither_subjects_nor_peers() {
     let case = with(&["{ingress: [{from: [{namespaceSelector: {}}]}]}"]);
     case.check(&[(MON, DB, "1/TCP", true), (HOST, DB, "1/TCP", false), (DB, HOST, "1/TCP", true)]);
-    let to = |party| case.planner.explain(party, ip(DB), Some(Protocol::Tcp), 1);
+    let db = Party::Addr(ip(DB));
+    let to = |party| case.planner.explain(party, db, Some(Protocol::Tcp), 1);
     assert!(!to(Party::Addr(ip(HOST))).allows());
-    assert_eq!(to(Party::OwnNode(ip(HOST))).ingress, Judgement::AllowedToNode);
+    assert_eq!(to(Party::OwnNode(ip(HOST))).ingress, Judgement::OwnNode);
 }
 
 /// P10: a policy that selects no pod of the node is nowhere in its kernel.
@@ -353,7 +355,8 @@ fn a_policy_with_a_fault_is_closed() {
 #[test]
 fn a_new_pod_is_shut_until_it_is_known() {
     let mut case = with(&["{podSelector: {matchLabels: {app: db}}}"]);
-    let local = |ifindex| Some(LocalPod { ifindex, addrs: vec![ip("10.244.0.9")] });
+    let local =
+        |ifindex| Some(LocalPod { ifindex, addrs: vec![ip("10.244.0.9")], ..LocalPod::default() });
     let name = ObjectName::new("shop", "new");
     case.planner.set_local(&name, local(9));
     case.planner.plan();
@@ -390,7 +393,10 @@ fn a_pod_of_the_node_is_known_by_its_interface() {
     let mut pod = case.world.pods[&ObjectName::new("shop", "web")].clone();
     pod.addrs.clear();
     case.planner.set_pod(&name, Some(&pod));
-    case.planner.set_local(&name, Some(LocalPod { ifindex: 9, addrs: vec![ip("10.244.0.9")] }));
+    case.planner.set_local(
+        &name,
+        Some(LocalPod { ifindex: 9, addrs: vec![ip("10.244.0.9")], ..LocalPod::default() }),
+    );
     case.planner.plan();
     case.check(&[("10.244.0.9", DB, "1/TCP", true)]);
 }
@@ -413,6 +419,30 @@ fn an_address_is_the_living_pods() {
     case.check(&[("10.244.1.9", DB, "1/TCP", false)]);
 }
 
+/// P9: a pod that is attached twice, in two sandboxes or to two networks, is isolated at both ends.
+#[test]
+fn every_attachment_of_a_pod_has_its_rules() {
+    let mut case =
+        with(&["{podSelector: {matchLabels: {app: db}}, ingress: [{ports: [{port: 1}]}]}"]);
+    let name = ObjectName::new("shop", "db");
+    let sets = |case: &Case, ifindex| case.planner.tables().sets.get(&ifindex).copied();
+    let local = |ifindex, others: &[u32]| LocalPod {
+        ifindex,
+        addrs: vec![ip(DB)],
+        others: others.iter().copied().collect(),
+    };
+    case.planner.set_local(&name, Some(local(90, &[91])));
+    case.planner.plan();
+    assert!(sets(&case, 90).is_some_and(|sets| sets.ingress != 0 && sets.egress == 0));
+    assert_eq!(sets(&case, 90), sets(&case, 91));
+    case.planner.set_local(&name, Some(local(91, &[])));
+    assert_eq!(case.planner.plan().len(), 1, "the other one is forgotten, this one stays");
+    assert_eq!(sets(&case, 90), None);
+    case.planner.set_local(&name, None);
+    case.planner.plan();
+    assert_eq!(sets(&case, 91), None);
+}
+
 /// P13: the explanation names the policy and the rule, or the policies that isolate.
 #[test]
 fn an_explanation_names_policy_and_rule() {
@@ -422,7 +452,8 @@ fn an_explanation_names_policy_and_rule() {
     ]);
     let policy = |i: u8| ObjectName::new("shop", format!("p{i}"));
     let tcp = |from: &str, to: &str| {
-        case.planner.explain(Party::Addr(ip(from)), ip(to), Some(Protocol::Tcp), 5432)
+        let [from, to] = [from, to].map(|addr| Party::Addr(ip(addr)));
+        case.planner.explain(from, to, Some(Protocol::Tcp), 5432)
     };
     let allowed = tcp(WEB, DB);
     assert_eq!(

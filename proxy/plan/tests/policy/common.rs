@@ -43,7 +43,7 @@ impl World {
         }
         let here = world.pods.iter().filter(|(_, pod)| pod.node.as_deref() == Some(NODE));
         let local = here.zip(1..).map(|((name, pod), ifindex)| {
-            (name.clone(), LocalPod { ifindex, addrs: pod.addrs.clone() })
+            (name.clone(), LocalPod { ifindex, addrs: pod.addrs.clone(), ..LocalPod::default() })
         });
         world.local = local.collect();
         world
@@ -121,7 +121,7 @@ pub(crate) fn explained(world: &World, planner: &PolicyPlanner, flow: &Flow) -> 
     let (name, local) = world.local.iter().find(|(_, local)| local.ifindex == ifindex)?;
     let own = *local.addrs.iter().find(|addr| addr.is_ipv4() == peer.is_ipv4())?;
     let (from, to) = if ingress { (peer, own) } else { (own, peer) };
-    let explanation = planner.explain(Party::Addr(from), to, protocol, port);
+    let explanation = planner.explain(Party::Addr(from), Party::Addr(to), protocol, port);
     let (subject, judgement) = if ingress {
         (explanation.pods.1, explanation.ingress)
     } else {

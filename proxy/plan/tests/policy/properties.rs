@@ -180,7 +180,10 @@ fn step() -> impl Strategy<Value = Step> {
     });
     let local =
         (name(PODS), option::weighted(0.9, (1_u32..7, addrs()))).prop_map(|(name, local)| {
-            Step::Local(name, local.map(|(ifindex, addrs)| LocalPod { ifindex, addrs }))
+            Step::Local(
+                name,
+                local.map(|(ifindex, addrs)| LocalPod { ifindex, addrs, ..LocalPod::default() }),
+            )
         });
     let policy = name(&["x", "y"]).prop_flat_map(|name| {
         (Just(name.clone()), option::weighted(0.9, policy(name)))

@@ -70,7 +70,10 @@ fn work_follows_the_change() {
     for i in 0..LOCAL {
         // The pods 0 to 9, 1000 to 1009 and so on: ten applications.
         let i = i / 10 * 1000 + i % 10;
-        planner.set_local(&name("pod", i), Some(LocalPod { ifindex: i + 1, addrs: vec![addr(i)] }));
+        planner.set_local(
+            &name("pod", i),
+            Some(LocalPod { ifindex: i + 1, addrs: vec![addr(i)], ..LocalPod::default() }),
+        );
     }
     for i in 0..POLICIES {
         planner.set_policy(&name("policy", i), Some(&policy(i)));
@@ -124,7 +127,7 @@ fn memory_follows_what_rules_tell_apart() {
         let pod = pod(i, i);
         planner.set_pod(&pod.meta.name, Some(&pod));
         if i < LOCAL {
-            let local = LocalPod { ifindex: i + 1, addrs: pod.addrs };
+            let local = LocalPod { ifindex: i + 1, addrs: pod.addrs, ..LocalPod::default() };
             planner.set_local(&pod.meta.name, Some(local));
         }
     }

@@ -154,6 +154,10 @@ fn ip_block(at: &str, wire: &wire::IpBlock) -> Result<PolicyPeer, FieldError> {
         if !block.contains(&hole) {
             return Err(FieldError::new(field, format_args!("{text:?} is not inside {block}")));
         }
+        // The API server asks for a strict part.
+        if hole == block {
+            return Err(FieldError::new(field, format_args!("{text:?} leaves nothing of {block}")));
+        }
         except.push(hole);
     }
     Ok(PolicyPeer::Block { cidr: block, except })

@@ -4,7 +4,7 @@ use super::{Case, policy};
 
 const POD_A: &str = "podSelector: {matchLabels: {pod: a}}\n";
 
-const SPECS: [(&str, &str); 12] = [
+const SPECS: [(&str, &str); 13] = [
     ("cidr", "ingress: [{from: [{ipBlock: {cidr: 10.244.0.0/40}}]}]"),
     (
         "except-not-within",
@@ -13,6 +13,10 @@ const SPECS: [(&str, &str); 12] = [
     (
         "except-of-the-other-family",
         "ingress: [{from: [{ipBlock: {cidr: 10.244.0.0/16, except: [\"fd00::/8\"]}}]}]",
+    ),
+    (
+        "except-of-all",
+        "ingress: [{from: [{ipBlock: {cidr: 10.244.0.0/16, except: [10.244.255.0/16]}}]}]",
     ),
     ("end-port-below-port", "ingress: [{ports: [{port: 81, endPort: 80}]}]"),
     ("end-port-of-a-name", "ingress: [{ports: [{port: web, endPort: 81}]}]"),

@@ -46,37 +46,19 @@ pub(super) fn all() -> Vec<Mutation> {
         mutation(
             "P4",
             "a block does not match pods",
-            concluding(|world, policies, query| {
-                let pods = |who| subject_pod(world, who).is_some();
-                let mut policies = policies.to_vec();
-                if pods(query.from.who) && pods(query.to.who) {
-                    replace_peers(&mut policies, |peer| {
-                        if matches!(peer, PolicyPeer::Block { .. }) {
-                            vec![nobody()]
-                        } else {
-                            vec![peer.clone()]
-                        }
-                    });
-                }
-                allowed(world, &policies, query)
+            without_blocks(|world, query| {
+                [query.from.who, query.to.who]
+                    .into_iter()
+                    .all(|who| subject_pod(world, who).is_some())
             }),
         ),
         mutation(
             "P4",
             "a block matches pods alone",
-            concluding(|world, policies, query| {
-                let pods = |who| subject_pod(world, who).is_some();
-                let mut policies = policies.to_vec();
-                if !pods(query.from.who) || !pods(query.to.who) {
-                    replace_peers(&mut policies, |peer| {
-                        if matches!(peer, PolicyPeer::Block { .. }) {
-                            vec![nobody()]
-                        } else {
-                            vec![peer.clone()]
-                        }
-                    });
-                }
-                allowed(world, &policies, query)
+            without_blocks(|world, query| {
+                [query.from.who, query.to.who]
+                    .into_iter()
+                    .any(|who| subject_pod(world, who).is_none())
             }),
         ),
         mutation(
@@ -157,6 +139,20 @@ pub(super) fn all() -> Vec<Mutation> {
     ]
 }
 
+/// Takes no block for anybody where the cell is one of those.
+fn without_blocks(of: impl Fn(&World, &Query) -> bool + 'static) -> Wrong {
+    concluding(move |world, policies, query| {
+        let mut policies = policies.to_vec();
+        if of(world, query) {
+            replace_peers(&mut policies, |peer| match peer {
+                PolicyPeer::Block { .. } => vec![nobody()],
+                other @ PolicyPeer::Pods { .. } => vec![other.clone()],
+            });
+        }
+        allowed(world, &policies, query)
+    })
+}
+
 /// Changes the excepts of each block.
 fn on_excepts(change: impl Fn(&mut Vec<IpNet>) + 'static) -> Wrong {
     on_policies(move |_, policies| {
@@ -172,8 +168,8 @@ fn on_excepts(change: impl Fn(&mut Vec<IpNet>) + 'static) -> Wrong {
 
 /// Changes each block as it is written.
 fn on_blocks(document: &mut Document, change: impl Fn(&mut Block)) {
-    let rules = document.spec.ingress.iter_mut().chain(&mut document.spec.egress);
-    rules
+    document
+        .rules_mut()
         .flat_map(|rule| &mut rule.peers)
         .filter_map(|peer| peer.ip_block.as_mut())
         .for_each(change);

@@ -120,7 +120,7 @@ pub(super) fn all() -> Vec<Mutation> {
             "P11",
             "what can be read of a policy with a fault is in force",
             on_documents(|document| {
-                for rule in document.spec.ingress.iter_mut().chain(&mut document.spec.egress) {
+                for rule in document.rules_mut() {
                     rule.peers.retain(|peer| {
                         peer.pod_selector.is_some()
                             || peer.namespace_selector.is_some()

@@ -22,7 +22,7 @@ pub(super) fn all() -> Vec<Mutation> {
             "P3",
             "a port without a protocol is of every protocol",
             on_documents(|document| {
-                for rule in document.spec.ingress.iter_mut().chain(&mut document.spec.egress) {
+                for rule in document.rules_mut() {
                     rule.ports = rule
                         .ports
                         .iter()
@@ -252,7 +252,7 @@ pub(super) fn all() -> Vec<Mutation> {
             "P3",
             "a name that no pod has is every port",
             on_documents(|document| {
-                for rule in document.spec.ingress.iter_mut().chain(&mut document.spec.egress) {
+                for rule in document.rules_mut() {
                     for port in &mut rule.ports {
                         if port.port == Some(NumberOrName::Name("nothing".to_owned())) {
                             port.port = None;

@@ -119,9 +119,13 @@ fn a_wrong_field_closes_the_policy() {
         ),
         (
             from(
-                json!({"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.0.0.0/8", "11.0.0.0/16"]}}),
+                json!({"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16", "11.0.0.0/16"]}}),
             ),
             "spec.ingress[1].from[0].ipBlock.except[1]: \"11.0.0.0/16\" is not inside 10.0.0.0/8",
+        ),
+        (
+            from(json!({"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/8"]}})),
+            "spec.ingress[1].from[0].ipBlock.except[0]: \"10.1.0.0/8\" leaves nothing of 10.0.0.0/8",
         ),
         (
             from(json!({"ipBlock": {"cidr": "10.0.0.0/8", "except": ["0.0.0.0/0"]}})),
