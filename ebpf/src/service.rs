@@ -141,15 +141,9 @@ pub fn direct(ip: &Ip, transport: &Transport, pick: &mut Pick) -> Chosen {
     if !transport.opens_connection() {
         return Chosen::NotService;
     }
-    let key = ct::key(ip, transport, Side::Client);
-    if let Some(entry) = ct::find(&key) {
-        if entry.addr == ip.dst && !ct::has_ended(&key, entry) {
-            // Its first packet comes again.
-            return Chosen::Kept;
-        }
-        // It is over, or of a service that this address was once.
-        ct::forget_answers(&key, entry);
-        ct::forget(&key);
+    if has_flow(ip, transport) {
+        // Its first packet comes again.
+        return Chosen::Kept;
     }
     if !calls::supersede(ip, transport) {
         return Chosen::NotService;
@@ -160,6 +154,23 @@ pub fn direct(ip: &Ip, transport: &Transport, pick: &mut Pick) -> Chosen {
     pick.backend.port = transport.dport;
     pick.backend.proto = transport.proto;
     Chosen::Backend
+}
+
+/// Whether a connection straight to a backend has another port there already. What is left of one that
+/// is over is forgotten.
+///
+/// A function of its own, so that its keys take no place on the stack that [`ct::supersede`] needs.
+#[inline(never)]
+fn has_flow(ip: &Ip, transport: &Transport) -> bool {
+    let key = ct::key(ip, transport, Side::Client);
+    let Some(entry) = ct::find(&key) else { return false };
+    if entry.addr == ip.dst && !ct::has_ended(&key, entry) {
+        return true;
+    }
+    // It is over, or of a service that this address was once.
+    ct::forget_answers(&key, entry);
+    ct::forget(&key);
+    false
 }
 
 /// Whether every port of the destination is a service's (a ClusterIP).
