@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! source ── Stream ─> Cache ─┬─> Reconciler ─> Planner ─> Dataplane   (services)
+//!                            ├─> Policies ─> PolicyPlanner ─> Dataplane (network policies)
 //!                            └─> routes, node.json                     (nodes)
 //! /ready of the node's own DNS ──> NodeLocal ─> Reconciler             (services)
 //! a backend that is gone ───────> Waker                            (sockets)
@@ -12,6 +13,7 @@
 //! One thread: the work is a few system calls a change, and nothing has to be locked. Leaving the
 //! loop, in whatever way, leaves programs, links and maps pinned in the kernel, where they go on.
 
+mod backoff;
 mod cleanup;
 mod endpoints;
 mod flows;
@@ -23,6 +25,8 @@ mod lock;
 mod node_file;
 mod node_local;
 mod pods;
+mod policy;
+mod policy_view;
 mod problems;
 mod reconcile;
 mod records;
@@ -39,6 +43,8 @@ pub use endpoints::{Endpoints, Work};
 pub use lock::{LockError, NodeLock};
 pub use node_file::NodeFile;
 pub use node_local::{Answers, NodeLocal};
+pub use policy::{LocalPods, Policies};
+pub(crate) use policy_view::identities;
 pub use reconcile::Reconciler;
 pub use records::{Record, RecordError};
 pub use run::run;
