@@ -6,7 +6,7 @@
 //! function has to compare with null. Results are numbers.
 
 use aya_ebpf::bindings::__sk_buff;
-use sluice_abi::{Counter, CtEntry, CtKey};
+use sluice_abi::{Addr, Counter, CtEntry, CtKey};
 
 use crate::{
     DROP, PASS,
@@ -18,7 +18,9 @@ use crate::{
     nat::{self, Rewrite},
     packet::Skb,
     parse::{Ip, Transport},
-    path, reject,
+    path,
+    policy::{self, Case},
+    reject,
     service::{self, Chosen, Decision, Place},
 };
 
@@ -219,6 +221,28 @@ families!(
     icmp_error = icmp4 sluice_icmp4, icmp6 sluice_icmp6
     (packet: packet (), ip: shared Ip, place: number Place, transport: changed Transport, to: changed Rewrite) -> Decision, else Decision::Leave,
     icmp::error::<V6>(packet, ip, place, transport, to)
+);
+families!(
+    /// [`policy::read`].
+    read = read4 sluice_read4, read6 sluice_read6
+    (packet: packet (), ip: shared Ip, transport: shared Transport, case: changed Case) -> u32, else 0,
+    policy::read::<V6>(packet, ip, transport, case)
+);
+families!(
+    /// [`policy::is_related`].
+    is_related = is_related4 sluice_is_related4, is_related6 sluice_is_related6
+    (packet: packet (), ip: shared Ip, at: number u32) -> bool, else false,
+    policy::is_related::<V6>(packet, ip, at)
+);
+global!(
+    /// [`policy::judge`].
+    judge = sluice_judge(ip: shared Ip, to: shared Rewrite, case: shared Case) -> bool, else false,
+    policy::judge(ip, to, case)
+);
+global!(
+    /// [`policy::allows`].
+    allows = sluice_allows(set: number u32, peer: shared Addr, wanted: number u32) -> bool, else false,
+    policy::allows(set, peer, wanted)
 );
 families!(
     /// [`reject::answer`].

@@ -42,6 +42,16 @@ pub fn is_endpoint(addr: &Addr) -> bool {
     ENDPOINTS.get_ptr(addr).is_some()
 }
 
+/// Index of the host-side interface of the pod of this node that has the address; 0: none has.
+#[inline(always)]
+pub fn interface(addr: &Addr) -> u32 {
+    match ENDPOINTS.get_ptr(addr) {
+        // SAFETY: an element that was found exists while this program runs; the field is a word.
+        Some(endpoint) => unsafe { (*endpoint).ifindex },
+        None => 0,
+    }
+}
+
 /// Whether a pod of this node has the address, and packets may be handed to it past the stack.
 #[inline(always)]
 pub fn takes(addr: &Addr) -> bool {
@@ -110,7 +120,9 @@ pub fn deliver<const V6: bool>(packet: Skb, to: &Endpoint) -> Option<i32> {
     // SAFETY: the helpers have no conditions. They only take down where to; a device that is gone by
     // then drops the packet.
     let verdict = if to.flags & Endpoint::NO_FAST_PATH != 0 {
-        // Not past the queueing discipline of the host's side.
+        // Not past the queueing discipline of the host's side, nor past the pod's own program: what it
+        // would see is changed.
+        packet.set_judged();
         unsafe { bpf_redirect(to.ifindex, 0) }
     } else {
         count(Counter::FastPathPod);

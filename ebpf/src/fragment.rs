@@ -45,8 +45,9 @@ pub fn transport<const V6: bool, P: Packet>(packet: P, ip: &Ip, out: &mut Transp
     if transport.part == Part::Later && !find(ip, out) { Ports::Orphan } else { Ports::Known }
 }
 
+/// Fills in the ports that the first fragment had, if they are known.
 #[inline(always)]
-fn find(ip: &Ip, transport: &mut Transport) -> bool {
+pub fn find(ip: &Ip, transport: &mut Transport) -> bool {
     // SAFETY: copied at once. Should the element have been reused meanwhile, the fragment goes
     // astray, as one that comes so late would anyway.
     match unsafe { FRAGMENTS.get(&key(ip, transport)).copied() } {

@@ -41,7 +41,7 @@ pub const ICMP_LEN: u32 = 8;
 /// Whether messages of the type quote a packet that could not be delivered: unreachable, too big,
 /// time exceeded, parameter problem.
 #[inline(always)]
-const fn is_error(v6: bool, kind: u8) -> bool {
+pub const fn is_error(v6: bool, kind: u8) -> bool {
     if v6 { matches!(kind, 1..=4) } else { matches!(kind, 3 | 11 | 12) }
 }
 

@@ -31,6 +31,7 @@ mod node;
 mod packet;
 mod parse;
 mod path;
+mod policy;
 mod reject;
 mod service;
 mod sock;
@@ -161,7 +162,8 @@ fn pod_send<const V6: bool>(packet: Skb) -> i32 {
     let delivered = fast && ip.hops > 1 && fastpath::takes(&ip.dst);
     // The node's loopback addresses are served to the node's own sockets alone.
     let may_be_service = lb::may_be_service(&ip.dst) && !ip.dst.is_loopback();
-    if may_be_service || state.ct_used != 0 {
+    let policed = policy::in_force();
+    if may_be_service || state.ct_used != 0 || policed {
         let place = match (delivered, fast) {
             (true, _) => Place::PodToPod,
             (false, true) => Place::PodFast,
@@ -171,9 +173,14 @@ fn pod_send<const V6: bool>(packet: Skb) -> i32 {
         let ports = calls::transport::<V6>(packet, &ip, &mut transport);
         let mut to = Rewrite::none(&ip, &transport);
         let mut decision = Decision::Leave;
+        let mut how = policy::FROM_POD;
         if ip.proto == parse::icmp_proto(V6) {
             if state.ct_used != 0 {
                 decision = calls::icmp_error::<V6>(packet, &ip, place, &mut transport, &mut to);
+                if decision != Decision::Leave {
+                    // About a flow that was allowed.
+                    how = 0;
+                }
             }
         } else if ports == Ports::Known {
             // What opens a connection is no answer.
@@ -182,12 +189,21 @@ fn pod_send<const V6: bool>(packet: Skb) -> i32 {
             }
             if decision == Decision::Leave && may_be_service {
                 decision = service::request::<V6>(packet, &ip, &transport, Origin::Pod, &mut to);
+                how |= policy::REQUEST;
             }
             if decision == Decision::Leave && state.ct_used != 0 && transport.opens_connection() {
                 calls::supersede(&ip, &transport);
             }
         } else if may_be_service {
             decision = service::without_ports(&ip, ports);
+        }
+        if policed && how != 0 && !matches!(decision, Decision::Drop | Decision::Reject) {
+            if fast || decision == Decision::Direct {
+                how |= policy::PAST_STACK;
+            }
+            if !policy::passes::<V6>(packet, &ip, &transport, &to, how) {
+                return DROP;
+            }
         }
         match decision {
             Decision::Leave => {}
@@ -214,28 +230,45 @@ fn pod_send<const V6: bool>(packet: Skb) -> i32 {
 
 #[classifier]
 pub fn sluice_pod_recv(context: TcContext) -> i32 {
-    if node::state().ct_used == 0 {
+    let translated = node::state().ct_used != 0;
+    let policed = policy::in_force();
+    if !translated && !policed {
         return PASS;
     }
     let packet = Skb(context.skb.skb);
     match packet.ethertype() {
-        Some(parse::ETH_P_IP) => pod_recv::<false>(packet),
-        Some(parse::ETH_P_IPV6) => pod_recv::<true>(packet),
+        Some(parse::ETH_P_IP) => pod_recv::<false>(packet, translated, policed),
+        Some(parse::ETH_P_IPV6) => pod_recv::<true>(packet, translated, policed),
         _ => PASS,
     }
 }
 
 #[inline(always)]
-fn pod_recv<const V6: bool>(packet: Skb) -> i32 {
+fn pod_recv<const V6: bool>(packet: Skb, translated: bool, policed: bool) -> i32 {
     let Some(mut ip) = parse::ip::<V6, _>(packet) else { return PASS };
     let mut transport = Transport::none();
     let ports = calls::transport::<V6>(packet, &ip, &mut transport);
     let mut to = Rewrite::none(&ip, &transport);
     let mut decision = Decision::Leave;
+    let mut how = policy::TO_POD;
     if ip.proto == parse::icmp_proto(V6) {
-        decision = calls::icmp_error::<V6>(packet, &ip, Place::AtPod, &mut transport, &mut to);
-    } else if ports == Ports::Known {
+        if translated {
+            decision = calls::icmp_error::<V6>(packet, &ip, Place::AtPod, &mut transport, &mut to);
+            if decision != Decision::Leave {
+                // About a flow that was allowed.
+                how = 0;
+            }
+        }
+    } else if translated && ports == Ports::Known {
         decision = calls::answer(&ip, &transport, Place::AtPod, &mut to);
+    }
+    if policed
+        && how != 0
+        && decision != Decision::Drop
+        && !packet.is_judged()
+        && !policy::passes::<V6>(packet, &ip, &transport, &to, how)
+    {
+        return DROP;
     }
     match decision {
         Decision::Leave => PASS,

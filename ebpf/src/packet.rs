@@ -119,6 +119,8 @@ impl Head {
 
 /// What [`Skb::set_done`] writes.
 const DONE: u32 = 0x51ce;
+/// What [`Skb::set_judged`] writes.
+const JUDGED: u32 = 0x51cf;
 
 /// A packet at a tc hook.
 #[derive(Clone, Copy)]
@@ -173,6 +175,28 @@ impl Skb {
     pub fn is_done(self) -> bool {
         // SAFETY: the context is valid while the program runs.
         unsafe { (*self.0).tc_index == DONE }
+    }
+
+    /// Tells the program at a pod's interface that policies have let the packet pass, in the field
+    /// that [`Skb::set_done`] uses.
+    #[inline(always)]
+    pub fn set_judged(self) {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.0).tc_index = JUDGED };
+    }
+
+    /// Whether policies have let the packet pass; see [`Skb::set_judged`].
+    #[inline(always)]
+    pub fn is_judged(self) -> bool {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.0).tc_index == JUDGED }
+    }
+
+    /// Index of the interface that the packet came in by; 0 if it is the node's own.
+    #[inline(always)]
+    pub fn ingress_ifindex(self) -> u32 {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.0).ingress_ifindex }
     }
 
     #[inline(always)]

@@ -17,6 +17,7 @@ use crate::{
     packet::Skb,
     parse::{self, Ip, Transport},
     path::translate,
+    policy,
     service::{self, Decision, Place},
 };
 
@@ -59,7 +60,17 @@ fn message_arrives<const V6: bool>(packet: Skb) -> i32 {
             _ => return calls::take::<V6>(packet, &mut ip, &mut transport, &to, decision),
         }
     }
-    if fast { calls::to_pod::<V6>(packet, &ip) } else { PASS }
+    if !fast {
+        return PASS;
+    }
+    if policy::in_force() {
+        let transport = Transport::none();
+        let to = Rewrite::none(&ip, &transport);
+        if !policy::passes::<V6>(packet, &ip, &transport, &to, policy::PAST_STACK) {
+            return DROP;
+        }
+    }
+    calls::to_pod::<V6>(packet, &ip)
 }
 
 /// A packet that is no ICMP message arrives from outside.
@@ -68,6 +79,7 @@ fn packet_arrives<const V6: bool>(packet: Skb) -> i32 {
     let Some(mut ip) = parse::ip::<V6, _>(packet) else { return PASS };
     let state = node::state();
     let fast = state.flags & NodeState::FAST_PATH != 0;
+    let policed = policy::in_force();
     // The host's own addresses for itself are served to nobody else.
     let may_be_service = lb::may_be_service(&ip.dst) && !ip.dst.is_loopback();
     let mut transport = Transport::none();
@@ -81,8 +93,13 @@ fn packet_arrives<const V6: bool>(packet: Skb) -> i32 {
         return match decision {
             Decision::Reject => calls::reject::<V6>(packet, &ip),
             Decision::Drop => DROP,
-            _ if fast => calls::to_pod::<V6>(packet, &ip),
-            _ => PASS,
+            _ if !fast => PASS,
+            _ if policed
+                && !policy::passes::<V6>(packet, &ip, &transport, &to, policy::PAST_STACK) =>
+            {
+                DROP
+            }
+            _ => calls::to_pod::<V6>(packet, &ip),
         };
     }
     if may_be_service {
@@ -90,6 +107,13 @@ fn packet_arrives<const V6: bool>(packet: Skb) -> i32 {
     }
     if decision == Decision::Leave && state.ct_used != 0 && node::is_own::<V6>(&ip.dst) {
         decision = calls::answer(&ip, &transport, Place::FromOutside, &mut to);
+    }
+    // The pod's own program sees what goes by the stack.
+    if policed
+        && (fast && matches!(decision, Decision::Translate) || decision == Decision::Direct)
+        && !policy::passes::<V6>(packet, &ip, &transport, &to, policy::PAST_STACK | policy::REQUEST)
+    {
+        return DROP;
     }
     match decision {
         Decision::Drop => DROP,
@@ -104,12 +128,19 @@ fn packet_arrives<const V6: bool>(packet: Skb) -> i32 {
                     calls::supersede(&ip, &transport);
                 } else if fast && ip.hops > 1 && fastpath::takes(&ip.dst) {
                     decision = calls::answer(&ip, &transport, Place::AtPod, &mut to);
-                    if decision != Decision::Leave {
-                        return calls::take::<V6>(packet, &mut ip, &mut transport, &to, decision);
-                    }
                 }
             }
-            if fast { calls::to_pod::<V6>(packet, &ip) } else { PASS }
+            if !fast {
+                return PASS;
+            }
+            if policed && !policy::passes::<V6>(packet, &ip, &transport, &to, policy::PAST_STACK) {
+                return DROP;
+            }
+            if decision == Decision::Leave {
+                calls::to_pod::<V6>(packet, &ip)
+            } else {
+                calls::take::<V6>(packet, &mut ip, &mut transport, &to, decision)
+            }
         }
         _ => calls::take::<V6>(packet, &mut ip, &mut transport, &to, decision),
     }
