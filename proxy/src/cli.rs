@@ -92,6 +92,11 @@ pub struct SluicedArgs {
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
     pub pod_programs: bool,
 
+    /// Enforce NetworkPolicies on pods that sluice-cni made. With false none is read, and none that was
+    /// in force stays so.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub network_policy: bool,
+
     /// Hand packets to pods of this node, and send those of its pods out by uplinks, without crossing
     /// the host's stack: netfilter does not see them.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
@@ -373,9 +378,59 @@ pub enum Noun {
     /// Routes to other nodes' pods: straight, by vxlan, or none and why.
     #[command(subcommand, visible_alias = "routes")]
     Route(ListVerb),
+    /// Network policies: which there are, what they make of a pod, and whether one end may talk to
+    /// another.
+    #[command(subcommand, alias = "netpol", visible_alias = "policies")]
+    Policy(PolicyVerb),
+    /// Addresses that the rules of network policies tell apart.
+    #[command(subcommand, visible_alias = "identities")]
+    Identity(ListVerb),
     /// What a pod gets for a name.
     #[command(subcommand)]
     Dns(DnsVerb),
+    /// What happens to packets, a line each, until it is interrupted.
+    Monitor(MonitorArgs),
+}
+
+/// What `proxyctl monitor` shows.
+#[derive(Clone, Debug, Args)]
+pub struct MonitorArgs {
+    /// Packets that network policies do not let pass: whose rules were asked, in which direction, why,
+    /// and who the other end is. Each is shown to one reader only.
+    #[arg(long, required = true)]
+    pub drops: bool,
+}
+
+/// Verbs of `proxyctl policy`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum PolicyVerb {
+    /// All policies of the source; of one that cannot be read, which field is wrong.
+    List,
+    /// What isolates a pod of this node, and what it is allowed, as the kernel has it.
+    Get {
+        /// NAMESPACE/NAME of the pod, or NAME in the namespace "default".
+        pod: String,
+    },
+    /// Whether FROM may talk to TO, and which rule says so: by the policies, and by the kernel's maps.
+    Trace {
+        /// A pod, NAMESPACE/NAME, or an address.
+        from: String,
+        /// The same of whom is asked. What goes by a Service is judged by the endpoint.
+        to: String,
+        /// Port of TO, such as 80 or 53/UDP; TCP where no protocol is given.
+        #[arg(value_parser = port_and_protocol)]
+        port: (u16, sluice_model::Protocol),
+    },
+}
+
+/// `80` or `53/UDP`.
+fn port_and_protocol(text: &str) -> Result<(u16, sluice_model::Protocol), String> {
+    use sluice_model::Protocol::{Sctp, Tcp, Udp};
+    let (number, name) = text.split_once('/').unwrap_or((text, "TCP"));
+    let number = number.parse().map_err(|_| format!("{number:?} is not a port"))?;
+    let known = [Tcp, Udp, Sctp].into_iter();
+    let protocol = known.into_iter().find(|known| known.to_string().eq_ignore_ascii_case(name));
+    Ok((number, protocol.ok_or_else(|| format!("{name:?} is not TCP, UDP or SCTP"))?))
 }
 
 /// Verbs of `proxyctl dns`.

@@ -13,11 +13,14 @@ use ipnet::IpNet;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType, netdevice};
 use sluice_abi::{Addr, Endpoint};
+use sluice_model::ObjectName;
 use sluice_netlink::NetlinkError;
 
 use super::attaching::{self, Prepared};
+use super::host_ports::pod_name;
 use super::leaks;
 use super::links::Links;
+use super::policy::LocalPods;
 use super::records::{self, Record, Stamp};
 use crate::control::EndpointRef;
 use crate::dataplane::{Attachment, Dataplane, DataplaneError, TcHook};
@@ -36,6 +39,9 @@ pub struct Endpoints {
     /// Pods that the plugin is taking away: their record is still there, but they are served no
     /// more.
     leaving: BTreeSet<EndpointRef>,
+    /// Interfaces of pods that the plugin is taking away, by index, with pod and interface: no packet
+    /// of theirs is to pass that policies deny.
+    departing: BTreeMap<u32, (ObjectName, String)>,
     /// What the kernel's map holds, as it was read last and written since.
     kernel: BTreeMap<Addr, Endpoint>,
     /// The queueing disciplines of what interfaces receive, by index.
@@ -115,6 +121,7 @@ impl Endpoints {
             files: BTreeMap::new(),
             pods: BTreeMap::new(),
             leaving: BTreeSet::new(),
+            departing: BTreeMap::new(),
             kernel: BTreeMap::new(),
             ingress: BTreeMap::new(),
             starved: BTreeSet::new(),
@@ -148,6 +155,7 @@ impl Endpoints {
             }
         }
         self.leaving.retain(|key| there.contains_key(key));
+        self.departing.retain(|_, (_, interface)| !interface_is_gone(interface));
         let lost = |key: &EndpointRef, pod: &Pod| {
             let stands = there.contains_key(key) && !self.leaving.contains(key);
             // A damaged record takes nothing from a pod that runs.
@@ -251,6 +259,10 @@ impl Endpoints {
         key: &EndpointRef,
     ) -> Result<(), DataplaneError> {
         self.leaving.insert(key.clone());
+        if let Some(pod) = self.pods.get(key).filter(|pod| pod.is_served()) {
+            let interface = pod.record.host_interface.clone();
+            self.departing.insert(pod.ifindex, (pod_name(&pod.record), interface));
+        }
         self.forget(dataplane, key)?;
         self.feed(dataplane)
     }
@@ -305,6 +317,7 @@ impl Endpoints {
     ) -> Result<(), DataplaneError> {
         let mut links = None;
         if gone {
+            self.departing.remove(&ifindex);
             self.ingress.remove(&ifindex);
             dataplane.unpin_pod(ifindex)?;
         }
@@ -623,6 +636,31 @@ impl Endpoints {
     /// The pods that ask for ports of the node.
     pub(super) fn with_ports(&self) -> impl Iterator<Item = &Record> {
         self.pods.values().map(|pod| &pod.record).filter(|record| !record.host_ports.is_empty())
+    }
+
+    /// The pods that have their programs, by name. Of several attachments of one, the youngest tells
+    /// its addresses; a pod that is going has none.
+    pub(super) fn local(&self) -> LocalPods {
+        let mut served: Vec<&Pod> = self.pods.values().filter(|pod| pod.is_served()).collect();
+        served.sort_by_key(|pod| (pod.record.created, pod.ifindex));
+        let mut pods = LocalPods::new();
+        for pod in served {
+            let local = pods.entry(pod_name(&pod.record)).or_default();
+            if local.ifindex != 0 {
+                local.others.insert(local.ifindex);
+            }
+            local.ifindex = pod.ifindex;
+            local.addrs.clone_from(&pod.record.addresses);
+        }
+        for (ifindex, (name, _)) in &self.departing {
+            let local = pods.entry(name.clone()).or_default();
+            if local.ifindex == 0 {
+                local.ifindex = *ifindex;
+            } else if local.ifindex != *ifindex {
+                local.others.insert(*ifindex);
+            }
+        }
+        pods
     }
 
     /// The pod at an interface.

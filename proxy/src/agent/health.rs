@@ -1,8 +1,10 @@
 //! What the loop tells the health and metrics servers.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use sluice_abi::maps;
+use sluice_model::ObjectName;
 use sluice_store::{Changes, SourceStatus};
 use tokio::sync::{mpsc, watch};
 
@@ -11,7 +13,7 @@ use super::reconcile::Reconciler;
 use super::run::Agent;
 use crate::cli::SluicedArgs;
 use crate::dataplane::{Pinned, SocketKind};
-use crate::health::{Config, Figures, Health, Refresh};
+use crate::health::{Config, Figures, Health, PolicyFigures, Refresh};
 
 /// Starts the servers, once the maps are pinned.
 pub(super) fn start(
@@ -46,7 +48,16 @@ impl Agent {
         if self.cache.synced() {
             self.health.programmed();
         }
-        self.health.end(begun, self.reconciler.retry_at().is_none(), changes.synced);
+        let done = self.reconciler.retry_at().is_none() && self.policies.retry_at().is_none();
+        self.health.end(begun, done, changes.synced);
+        self.note_policy_updates();
+    }
+
+    /// Hands on how long changes of policies took.
+    pub(super) fn note_policy_updates(&mut self) {
+        for took in self.policies.take_updates() {
+            self.health.metrics().policy_update(took);
+        }
     }
 
     /// Tries again what the kernel refused.
@@ -69,13 +80,20 @@ impl Agent {
             (maps::SOURCE_RANGES, tables.source_ranges.len()),
             (maps::NODE_PORTS, tables.node_ports.len()),
             (maps::ENDPOINTS, self.endpoints.addresses()),
+            (maps::IDENTITIES, self.policies.tables().identities.len()),
+            (maps::POLICY, self.policies.tables().rules.len()),
+            (maps::POLICY_SETS, self.policies.tables().sets.len()),
         ] {
             metrics.map_entries(map, entries);
         }
         for (map, failures) in self.reconciler.failures() {
             metrics.apply_failures(map, *failures);
         }
+        for (map, failures) in self.policies.failures() {
+            metrics.apply_failures(map, *failures);
+        }
         metrics.apply_failures(maps::ENDPOINTS, self.endpoints.failures());
+        metrics.network_policies(self.policy_figures());
         for (protocol, kind) in [("TCP", SocketKind::Stream), ("UDP", SocketKind::Datagram)] {
             metrics.sockets_destroyed(protocol, self.wakes.destroyed(kind));
         }
@@ -84,5 +102,34 @@ impl Agent {
             problems: self.problems().len(),
             endpoints: self.endpoints.served(),
         });
+    }
+
+    fn policy_figures(&self) -> PolicyFigures {
+        let refused = self.cache.policies().filter_map(|policy| {
+            let ObjectName { namespace, name } = policy.meta.name.clone();
+            Some([namespace, name, policy.faults.first()?.field.clone()])
+        });
+        let drops = match self.dataplane.view().policy_drops() {
+            Ok(drops) => drops,
+            Err(error) => {
+                tracing::warn!("counting drops: {error}");
+                Vec::new()
+            }
+        };
+        let mut of_pods: BTreeMap<ObjectName, (u64, u64)> = BTreeMap::new();
+        for (ifindex, drops) in drops {
+            let Some(pod) = self.policies.pod_at(ifindex) else { continue };
+            let sum = of_pods.entry(pod.clone()).or_default();
+            *sum = (sum.0 + drops.ingress, sum.1 + drops.egress);
+        }
+        let drops = of_pods
+            .into_iter()
+            .map(|(pod, (ingress, egress))| ([pod.namespace, pod.name], ingress, egress));
+        PolicyFigures {
+            known: self.cache.policies().count(),
+            in_force: self.policies.planner().in_force().count(),
+            refused: refused.collect(),
+            drops: drops.collect(),
+        }
     }
 }

@@ -95,7 +95,7 @@ pub(super) fn wanted<'a>(
     (wanted, problems)
 }
 
-fn pod_name(record: &Record) -> ObjectName {
+pub(super) fn pod_name(record: &Record) -> ObjectName {
     if record.pod_name.is_empty() {
         ObjectName::new("", &record.key.container_id)
     } else {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! source ── Stream ─> Cache ─┬─> Reconciler ─> Planner ─> Dataplane   (services)
+//!                            ├─> Policies ─> PolicyPlanner ─> Dataplane (network policies)
 //!                            └─> routes, node.json                     (nodes)
 //! /ready of the node's own DNS ──> NodeLocal ─> Reconciler             (services)
 //! a backend that is gone ───────> Waker                            (sockets)
@@ -13,6 +14,7 @@
 //! loop, in whatever way, leaves programs, links and maps pinned in the kernel, where they go on.
 
 mod attaching;
+mod backoff;
 mod cleanup;
 mod due;
 mod endpoints;
@@ -25,6 +27,8 @@ mod lock;
 mod node_file;
 mod node_local;
 mod pods;
+mod policy;
+mod policy_view;
 mod problems;
 mod reconcile;
 mod records;
@@ -41,6 +45,8 @@ pub use endpoints::{Endpoints, Work};
 pub use lock::{LockError, NodeLock};
 pub use node_file::NodeFile;
 pub use node_local::{Answers, NodeLocal};
+pub use policy::{LocalPods, Policies};
+pub(crate) use policy_view::identities;
 pub use reconcile::Reconciler;
 pub use records::{Record, RecordError};
 pub use run::run;

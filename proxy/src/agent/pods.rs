@@ -104,8 +104,12 @@ impl Agent {
         if let Err(error) = self.endpoints.add(&mut self.dataplane, key, record) {
             return Answer::error(error.to_string(), "see sluiced's log");
         }
+        // Before the answer: nothing in the pod runs until then.
+        self.sync_policies();
         self.sync_ports_of(key);
-        match self.endpoints.check(key) {
+        let pod = self.endpoints.record(key).map(host_ports::pod_name);
+        let protected = pod.map_or(Ok(()), |pod| self.policies.check(&self.dataplane, &pod));
+        match self.endpoints.check(key).and(protected) {
             Ok(()) => Answer::done(),
             Err(error) => Answer::error(error, "see sluiced's log"),
         }
@@ -114,6 +118,7 @@ impl Agent {
     /// The plugin is about to take a pod away.
     pub(super) fn remove_pod(&mut self, key: &EndpointRef) -> Answer {
         let removed = self.endpoints.remove(&mut self.dataplane, key);
+        self.sync_policies();
         self.sync_ports_of(key);
         match removed {
             Ok(()) => Answer::done(),
@@ -146,6 +151,7 @@ impl Agent {
                 self.sync_ports_of(&key);
             }
         }
+        self.sync_policies();
     }
 
     /// Looks at what was noticed.
@@ -168,6 +174,7 @@ impl Agent {
                 self.sync_ports_of(&key);
             }
         }
+        self.sync_policies();
         if self.noticed.addresses.is_some_and(|at| at <= now) {
             self.noticed.addresses = None;
             self.sync_host_ports();
@@ -179,6 +186,7 @@ impl Agent {
         if let Err(error) = self.endpoints.sync(&mut self.dataplane) {
             tracing::error!("pods of this node: {error}");
         }
+        self.sync_policies();
         self.sync_host_ports();
         self.wakes.changed(Instant::now());
     }

@@ -19,6 +19,7 @@ use super::lock::NodeLock;
 use super::node_file::NodeFile;
 use super::node_local::NodeLocal;
 use super::pods::{self, Noticed, PortProblems};
+use super::policy::Policies;
 use super::reconcile::Reconciler;
 use super::routes::Routes;
 use super::service_routes::ServiceRanges;
@@ -43,6 +44,7 @@ pub(super) struct Agent {
     pub(super) cache: Cache,
     pub(super) reconciler: Reconciler,
     pub(super) endpoints: Endpoints,
+    pub(super) policies: Policies,
     /// Ports of the node that pods ask for and cannot get.
     pub(super) port_problems: PortProblems,
     /// The node's addresses for such ports, as they were seen last.
@@ -113,6 +115,9 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
     let mut endpoints = Endpoints::new(records.clone(), args.pod_programs);
     endpoints.heal();
     endpoints.sync(&mut dataplane).map_err(start_error)?;
+    let mut policies =
+        Policies::restore(&mut dataplane, args.network_policy).map_err(start_error)?;
+    policies.begin(&mut dataplane, endpoints.local());
     let node_addrs = pods::first_addrs(reconciler.restored_addrs());
     let (wanted, port_problems) = host_ports::wanted(endpoints.with_ports(), &node_addrs);
     reconciler.host_ports(&mut dataplane, wanted);
@@ -133,7 +138,7 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
     let mut service_ranges = ServiceRanges::open(args.service_cluster_ip_range.clone())
         .map_err(|error| StartError::new(error.to_string(), ""))?;
     service_ranges.reconcile().await;
-    let options = settings::source_options(&args.etcd)?;
+    let options = settings::source_options(&args)?;
     let mut stream = Stream::open(&args.source, &options)
         .map_err(|error| StartError::new(error.to_string(), error.hint()))?;
     let mut calls = control::serve(&args.paths.socket())
@@ -150,6 +155,7 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
         cache: Cache::new(),
         reconciler,
         endpoints,
+        policies,
         port_problems,
         node_addrs,
         noticed: Noticed::default(),
@@ -174,6 +180,7 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
     collect.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let retry_at = agent.reconciler.retry_at();
+        let policies_at = agent.policies.retry_at();
         let wake_at = agent.wakes.due();
         let noticed_at = agent.noticed.due();
         tokio::select! {
@@ -204,6 +211,9 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
             () = sleep_until(retry_at) => {
                 agent.retry();
             }
+            () = sleep_until(policies_at) => {
+                agent.policies.retry(&mut agent.dataplane, &agent.cache);
+            }
             Some(service) = agent.reconciler.node_local_changed() => agent.node_local(&service),
             () = sleep_until(wake_at) => agent.wake(),
             Some(done) = refreshes.recv() => {
@@ -221,7 +231,7 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
             _ = interrupt.recv() => break,
         }
     }
-    tracing::info!("sluiced stops; services, pods and routes stay as they are");
+    tracing::info!("sluiced stops; services, policies, pods and routes stay as they are");
     Ok(())
 }
 
@@ -240,6 +250,8 @@ impl Agent {
             changes.services.extend(self.reconciler.node(context));
             self.sync_host_ports();
         }
+        // Before anybody is led to a new pod.
+        self.policies.changed(&mut self.dataplane, &self.cache, &changes);
         self.reconciler.services(&mut self.dataplane, &self.cache, &changes.services);
         if changes.synced {
             // Only now is it known what is in no source any more.

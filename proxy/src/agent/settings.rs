@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sluice_model::{Node, ResourceKind};
 use sluice_plan::NodeContext;
-use sluice_store::{EtcdArgs, SourceOptions};
+use sluice_store::SourceOptions;
 
 use super::StartError;
 use crate::cli::SluicedArgs;
@@ -74,9 +74,13 @@ fn cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
     })
 }
 
-pub(super) fn source_options(args: &EtcdArgs) -> Result<SourceOptions, StartError> {
-    use ResourceKind::{EndpointSlice, Node, Pod, Service};
-    args.options([Service, EndpointSlice, Pod, Node]).map_err(|error| {
+pub(super) fn source_options(args: &SluicedArgs) -> Result<SourceOptions, StartError> {
+    use ResourceKind::{EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Service};
+    let mut kinds = vec![Service, EndpointSlice, Pod, Node];
+    if args.network_policy {
+        kinds.extend([Namespace, NetworkPolicy]);
+    }
+    args.etcd.options(kinds).map_err(|error| {
         StartError::new(error.to_string(), "name a readable file that holds the password alone")
     })
 }

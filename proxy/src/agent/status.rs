@@ -2,12 +2,13 @@
 
 use std::time::{Instant, SystemTime};
 
+use sluice_model::ObjectName;
 use sluice_store::{Rejected, SourceStatus};
 
 use super::routes::Routes;
 use super::run::Agent;
 use crate::clock;
-use crate::control::{Answer, Reply, Request};
+use crate::control::{Answer, PodRef, Reply, Request};
 use crate::dataplane::DataplaneError;
 use crate::health::BindAddress;
 use crate::view::{
@@ -36,6 +37,14 @@ impl Agent {
                 let rows = self.routes.as_ref().map(Routes::rows).unwrap_or_default();
                 Ok(Reply::Routes(rows.to_vec()))
             }
+            Request::PolicyList => return self.policy_answer(self.policy_list()),
+            Request::PolicyGet(PodRef { pod }) => {
+                let (namespace, name) = pod.split_once('/').unwrap_or(("default", &pod));
+                let told = self.policy_get(&ObjectName::new(namespace, name));
+                return self.policy_answer(told);
+            }
+            Request::PolicyTrace(trace) => return self.policy_answer(self.policy_trace(&trace)),
+            Request::IdentityList => return self.policy_answer(self.identity_list()),
             Request::EndpointAdd(add) => return self.add_pod(&add.key, add.record.as_deref()),
             Request::EndpointDel(key) => return self.remove_pod(&key),
         };
@@ -86,6 +95,7 @@ impl Agent {
             part("Socket balancing", self.cgroup.is_some(), cgroup.unwrap_or_default()),
             part("Socket waking", true, self.wakes.note()),
             part("Pod programs", self.args.pod_programs, self.kernel.pod_hook().to_owned()),
+            part("Network policies", self.policies.is_on(), self.policies.note()),
             part("Fast path", self.args.pod_programs && self.args.fast_path, String::new()),
             part(
                 "Routes",
@@ -113,6 +123,8 @@ impl Agent {
         let mut rows: Vec<_> = self.reconciler.problems().map(|(s, m)| row(&s, &m)).collect();
         rows.extend(self.cache.rejected().map(rejected_row));
         rows.extend(self.endpoints.problems().map(|(s, m)| row(s, m)));
+        rows.extend(self.policies.problem().map(|(s, m)| row(s, m)));
+        rows.extend(self.without_programs());
         rows.extend(self.outside_of_the_node());
         rows.extend(self.too_large_for_the_tunnel());
         rows.extend(self.port_problems.values().flatten().map(|(s, m)| row(s, m)));
@@ -123,6 +135,20 @@ impl Agent {
         rows.extend(self.wakes.problem().map(|problem| row("sockets", &problem)));
         rows.extend(self.notices.iter().map(|notice| row("map size", notice)));
         rows
+    }
+}
+
+impl Agent {
+    /// Policies without anything to enforce them.
+    fn without_programs(&self) -> Option<ProblemRow> {
+        let idle = self.policies.is_on() && !self.args.pod_programs;
+        let policies = self.cache.policies().count();
+        (idle && policies > 0).then(|| ProblemRow {
+            subject: "policies".to_owned(),
+            message: format!(
+                "none of {policies} NetworkPolicies is enforced: sluiced runs with --pod-programs false"
+            ),
+        })
     }
 }
 

@@ -9,5 +9,8 @@ mod protocol;
 mod server;
 
 pub use client::{ClientError, request};
-pub use protocol::{Answer, EndpointAdd, EndpointRef, Envelope, PROTOCOL_VERSION, Reply, Request};
+pub use protocol::{
+    Answer, EndpointAdd, EndpointRef, Envelope, PROTOCOL_VERSION, PodRef, Reply, Request,
+    TraceRequest,
+};
 pub use server::{Call, ServeError, serve};

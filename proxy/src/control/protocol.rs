@@ -2,8 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use sluice_model::Protocol;
+
 use crate::view::{
-    AffinityRow, BackendRow, ConntrackRow, EndpointRow, RouteRow, ServiceRow, Status,
+    AffinityRow, BackendRow, ConntrackRow, EndpointRow, IdentityRow, PodPolicies, PolicyRow,
+    PolicyTrace, RouteRow, ServiceRow, Status,
 };
 
 /// Version of the protocol.
@@ -37,6 +40,14 @@ pub enum Request {
     EndpointList,
     /// Routes to other nodes' pods.
     RouteList,
+    /// Network policies of the source.
+    PolicyList,
+    /// What network policies make of a pod of this node.
+    PolicyGet(PodRef),
+    /// Whether one end may talk to another.
+    PolicyTrace(TraceRequest),
+    /// Addresses that the rules in force tell apart.
+    IdentityList,
     /// From `sluice-cni`: a pod's record and interface are there; answer once it is served.
     EndpointAdd(EndpointAdd),
     /// From `sluice-cni`: a pod is about to go.
@@ -52,6 +63,26 @@ pub struct EndpointAdd {
     /// The name of the record's file, which spares the agent a look through all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub record: Option<String>,
+}
+
+/// A pod by its name.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PodRef {
+    /// `NAMESPACE/NAME`, or a name in the namespace `default`.
+    pub pod: String,
+}
+
+/// A connection that policies are asked about.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TraceRequest {
+    /// Who asks: a pod as in [`PodRef`], or an address.
+    pub from: String,
+    /// Who is asked, in the same way.
+    pub to: String,
+    /// The port of `to`, after every translation.
+    pub port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
 }
 
 /// An attachment of a container to the network.
@@ -124,6 +155,14 @@ pub enum Reply {
     Endpoints(Vec<EndpointRow>),
     /// To [`Request::RouteList`].
     Routes(Vec<RouteRow>),
+    /// To [`Request::PolicyList`].
+    Policies(Vec<PolicyRow>),
+    /// To [`Request::PolicyGet`].
+    PodPolicies(Box<PodPolicies>),
+    /// To [`Request::PolicyTrace`].
+    PolicyTrace(Box<PolicyTrace>),
+    /// To [`Request::IdentityList`].
+    Identities(Vec<IdentityRow>),
 }
 
 #[cfg(test)]

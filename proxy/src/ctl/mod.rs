@@ -4,12 +4,17 @@
 //! and a note says that nobody keeps them up to date.
 
 pub mod dns;
+pub mod monitor;
 
+use std::fmt::Display;
+
+use serde::Serialize;
 use sluice_model::ObjectName;
 
-use crate::cli::{DnsVerb, ListVerb, NamedVerb, Noun, Output, ProxyctlArgs};
+use crate::agent::identities;
+use crate::cli::{DnsVerb, ListVerb, NamedVerb, Noun, Output, PolicyVerb, ProxyctlArgs};
 use crate::clock;
-use crate::control::{self, ClientError, Reply, Request};
+use crate::control::{self, ClientError, PodRef, Reply, Request, TraceRequest};
 use crate::dataplane::{DataplaneError, Pinned};
 use crate::routes::{RouteError, RouteManager};
 use crate::view::{
@@ -32,6 +37,12 @@ pub enum CtlError {
     /// The agent is there but did not answer as it should.
     #[error("{0}")]
     Client(#[source] ClientError),
+    /// What the programs tell cannot be read.
+    #[error(transparent)]
+    Monitor(DataplaneError),
+    /// No agent, and what was asked for is in no map.
+    #[error("{0}, and only the agent knows the policies")]
+    NeedsAgent(#[source] ClientError),
     /// No agent, and the pinned maps cannot be read either.
     #[error("{agent}, and {maps}")]
     Neither {
@@ -69,6 +80,12 @@ impl CtlError {
             Self::Neither { .. } => {
                 Some("is Sluice installed on this node? --run-dir and --bpf-root say where")
             }
+            Self::Monitor(_) => Some(
+                "is Sluice installed on this node? --bpf-root says where; run proxyctl as root",
+            ),
+            Self::NeedsAgent(_) => Some(
+                "what was in force stays so; proxyctl identity list shows what the kernel holds of it",
+            ),
             Self::NoRoutes { .. } => None,
             Self::NotFound(_) => Some(
                 "proxyctl service list shows what there is; headless Services have no frontend",
@@ -87,6 +104,10 @@ impl CtlError {
 pub fn run(args: &ProxyctlArgs) -> Result<Printed, CtlError> {
     let request = match &args.noun {
         Noun::Dns(verb) => return follow(args, verb),
+        Noun::Monitor(_) => {
+            monitor::drops(args, &mut std::io::stdout())?;
+            return Ok(Printed { text: String::new(), note: None });
+        }
         Noun::Status => Request::Status,
         Noun::Service(_) => Request::ServiceList,
         Noun::Backend(ListVerb::List) => Request::BackendList,
@@ -94,6 +115,8 @@ pub fn run(args: &ProxyctlArgs) -> Result<Printed, CtlError> {
         Noun::Affinity(ListVerb::List) => Request::AffinityList,
         Noun::Endpoint(ListVerb::List) => Request::EndpointList,
         Noun::Route(ListVerb::List) => Request::RouteList,
+        Noun::Policy(verb) => policy_request(verb),
+        Noun::Identity(ListVerb::List) => Request::IdentityList,
     };
     let (reply, note) = fetch(args, &request)?;
     let text = match reply {
@@ -111,6 +134,10 @@ pub fn run(args: &ProxyctlArgs) -> Result<Printed, CtlError> {
         Reply::Affinity(rows) => render(&rows, args.output)?,
         Reply::Endpoints(rows) => render(&rows, args.output)?,
         Reply::Routes(rows) => render(&rows, args.output)?,
+        Reply::Policies(rows) => render(&rows, args.output)?,
+        Reply::Identities(rows) => render(&rows, args.output)?,
+        Reply::PodPolicies(pod) => print(&*pod, args.output)?,
+        Reply::PolicyTrace(trace) => print(&*trace, args.output)?,
     };
     Ok(Printed { text, note })
 }
@@ -124,6 +151,12 @@ fn fetch(args: &ProxyctlArgs, request: &Request) -> Result<(Reply, Option<String
             hint: None,
         })),
         Err(agent @ ClientError::Absent { .. }) => {
+            if matches!(
+                request,
+                Request::PolicyList | Request::PolicyGet(_) | Request::PolicyTrace(_)
+            ) {
+                return Err(CtlError::NeedsAgent(agent));
+            }
             if *request == Request::RouteList {
                 let rows = from_kernel()
                     .map_err(|routes| CtlError::NoRoutes { agent: agent.to_string(), routes })?;
@@ -153,12 +186,28 @@ fn follow(args: &ProxyctlArgs, verb: &DnsVerb) -> Result<Printed, CtlError> {
         return Err(CtlError::Client(ClientError::Refused { message, hint: None }));
     };
     let lookup = dns::query(query, &services, &endpoints)?;
-    let text = match args.output {
-        Output::Table | Output::Wide => lookup.to_string(),
-        Output::Json => serde_json::to_string_pretty(&lookup).map_err(anyhow::Error::from)? + "\n",
-        Output::Yaml => serde_norway::to_string(&lookup).map_err(anyhow::Error::from)?,
-    };
-    Ok(Printed { text, note })
+    Ok(Printed { text: print(&lookup, args.output)?, note })
+}
+
+/// What is asked for policies.
+fn policy_request(verb: &PolicyVerb) -> Request {
+    match verb {
+        PolicyVerb::List => Request::PolicyList,
+        PolicyVerb::Get { pod } => Request::PolicyGet(PodRef { pod: pod.clone() }),
+        PolicyVerb::Trace { from, to, port: (port, protocol) } => {
+            let (from, to) = (from.clone(), to.clone());
+            Request::PolicyTrace(TraceRequest { from, to, port: *port, protocol: *protocol })
+        }
+    }
+}
+
+/// Something that is no list, as people read it or as scripts do.
+fn print<T: Display + Serialize>(told: &T, output: Output) -> Result<String, CtlError> {
+    Ok(match output {
+        Output::Table | Output::Wide => told.to_string(),
+        Output::Json => serde_json::to_string_pretty(told).map_err(anyhow::Error::from)? + "\n",
+        Output::Yaml => serde_norway::to_string(told).map_err(anyhow::Error::from)?,
+    })
 }
 
 /// One Service is shown with all that is known of it.
@@ -218,6 +267,11 @@ fn from_pins(root: &std::path::Path, request: &Request) -> Result<Reply, Datapla
         }
         // They are in no map.
         Request::RouteList => Reply::Routes(Vec::new()),
+        Request::IdentityList => Reply::Identities(identities(&pinned.policy_tables()?)),
+        // `fetch` does not come here: only the agent knows policies and pods.
+        Request::PolicyList | Request::PolicyGet(_) | Request::PolicyTrace(_) => {
+            Reply::Policies(Vec::new())
+        }
         Request::Status | Request::EndpointAdd(_) | Request::EndpointDel(_) => {
             Reply::Status(Box::new(Status::default().fill(&pinned)?))
         }

@@ -18,6 +18,19 @@ use prometheus_client::registry::Registry;
 use super::NoLocal;
 use super::collector::Collector;
 
+/// Network policies, now.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct PolicyFigures {
+    /// Those of the source.
+    pub known: usize,
+    /// Those that select a pod of this node.
+    pub in_force: usize,
+    /// Those that could not be read: namespace, name, and the first field that is wrong.
+    pub refused: Vec<[String; 3]>,
+    /// Packets that were dropped: namespace and name of the pod, to it, from it.
+    pub drops: Vec<([String; 2], u64, u64)>,
+}
+
 /// One label.
 type Label<V = &'static str> = [(&'static str, V); 1];
 
@@ -39,7 +52,18 @@ pub struct Metrics {
     rejected: Gauge,
     problems: Gauge,
     endpoints: Gauge,
+    policies: Gauge,
+    policies_in_force: Gauge,
+    policies_refused: Family<PolicyLabels, Gauge>,
+    policy_updates: Histogram,
+    policy_drops: Family<DropLabels, Counter>,
 }
+
+/// A policy that could not be read, and the first of its fields that is wrong.
+type PolicyLabels = [(&'static str, String); 3];
+
+/// A pod and a direction.
+type DropLabels = [(&'static str, String); 3];
 
 /// What the loop counts when it is asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -73,6 +97,11 @@ impl Metrics {
             rejected: Gauge::default(),
             problems: Gauge::default(),
             endpoints: Gauge::default(),
+            policies: Gauge::default(),
+            policies_in_force: Gauge::default(),
+            policies_refused: Family::default(),
+            policy_updates: histogram(),
+            policy_drops: Family::default(),
         }
     }
 
@@ -146,8 +175,61 @@ impl Metrics {
             "Pods of this node that have their programs",
             self.endpoints.clone(),
         );
+        self.register_policies(own);
         registry.register_collector(Box::new(collector));
         registry
+    }
+
+    fn register_policies(&self, own: &mut Registry) {
+        own.register("policies", "NetworkPolicies of the source", self.policies.clone());
+        own.register(
+            "policies_in_force",
+            "NetworkPolicies that select a pod of this node",
+            self.policies_in_force.clone(),
+        );
+        own.register(
+            "policy_refused",
+            "NetworkPolicies that could not be read and deny everything, with the first field that is wrong",
+            self.policies_refused.clone(),
+        );
+        own.register(
+            "policy_update_duration_seconds",
+            "Time to bring a change of policies, pods or namespaces into the kernel's policy maps",
+            self.policy_updates.clone(),
+        );
+        own.register(
+            "policy_drops",
+            "Packets that network policies did not let pass, by pod of this node and direction",
+            self.policy_drops.clone(),
+        );
+    }
+
+    /// Network policies.
+    pub fn network_policies(&self, figures: PolicyFigures) {
+        self.policies.set(signed(figures.known));
+        self.policies_in_force.set(signed(figures.in_force));
+        // One that was mended is not to be told any more, nor a pod that went.
+        self.policies_refused.clear();
+        for [namespace, name, field] in figures.refused {
+            let labels = [("namespace", namespace), ("name", name), ("field", field)];
+            self.policies_refused.get_or_create(&labels).set(1);
+        }
+        self.policy_drops.clear();
+        for ([namespace, name], ingress, egress) in figures.drops {
+            for (direction, count) in [("ingress", ingress), ("egress", egress)] {
+                let counter = self.policy_drops.get_or_create(&[
+                    ("namespace", namespace.clone()),
+                    ("pod", name.clone()),
+                    ("direction", direction.to_owned()),
+                ]);
+                counter.inner().store(count, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// A change of policies, pods or namespaces was brought into the kernel.
+    pub fn policy_update(&self, took: Duration) {
+        self.policy_updates.observe(took.as_secs_f64());
     }
 
     /// Changes came from the source.

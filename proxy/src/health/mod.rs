@@ -35,7 +35,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::bind::{BindAddress, BindAddressError, HEALTHZ_PORT, METRICS_PORT};
 pub use self::local::{NoLocal, ServiceCheck};
-pub use self::metrics::{Figures, Metrics};
+pub use self::metrics::{Figures, Metrics, PolicyFigures};
 pub use self::progress::{Progress, STUCK_AFTER, Verdict};
 use self::shared::Shared;
 use crate::dataplane::Pinned;

@@ -5,12 +5,14 @@
 //! do.
 
 mod affinity;
+mod policy;
 mod routes;
 mod rows;
 mod status;
 mod table;
 
 pub use affinity::AffinityRow;
+pub use policy::{DirectionView, IdentityRow, PodPolicies, PolicyRow, PolicyTrace, SideTrace};
 pub use routes::{RouteHow, RouteRow};
 pub use rows::{BackendRow, ConntrackRow, EndpointNote, EndpointRow, ServiceRow};
 pub use status::{AgentStatus, CounterRow, MapUse, PartStatus, ProblemRow, SourceView, Status};

@@ -141,6 +141,7 @@ fn etcd_key(kind: &str, namespace: &str, name: &str) -> Option<String> {
         "Pod" => format!("/registry/pods/{namespace}/{name}"),
         "Node" => format!("/registry/minions/{name}"),
         "Namespace" => format!("/registry/namespaces/{name}"),
+        "NetworkPolicy" => format!("/registry/networkpolicies/{namespace}/{name}"),
         _ => return None,
     })
 }

@@ -27,6 +27,7 @@ pub fn tell(screen: &mut Screen, kind: SourceKind) -> Result<Stage> {
     names(screen, &stage)?;
     spread(screen, &stage)?;
     by_name(screen, &stage)?;
+    policy(screen, &stage)?;
     rolling(screen, &mut stage)?;
     killed(screen, &mut stage)?;
     Ok(stage)
@@ -221,6 +222,64 @@ fn by_name(screen: &mut Screen, stage: &Stage) -> Result<()> {
             ensure!(answer.pod == "db-1", "db-1.db is answered by {}", answer.pod);
         }
     }
+    Ok(())
+}
+
+/// For the databases: clients may ask, and nobody else.
+const POLICY: &str = "
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: db-for-clients, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: db}}
+  ingress: [{from: [{podSelector: {matchLabels: {app: client}}}], ports: [{port: sql}]}]
+";
+
+fn policy(screen: &mut Screen, stage: &Stage) -> Result<()> {
+    screen.step("A NetworkPolicy: the databases answer clients alone");
+    let object = serde_norway::from_str(POLICY)?;
+    stage.publisher.apply(&object)?;
+    screen.progress("waiting for both nodes to have it in force");
+    for node in stage.cluster.nodes() {
+        node.wait_for_view(&["policy", "list"], Duration::from_secs(10), |view| {
+            let mut rows = view.as_array().into_iter().flatten();
+            rows.any(|row| row["name"] == "db-for-clients" && row["pods"] == 1)
+        })?;
+    }
+    for line in POLICY.trim().lines().skip(3) {
+        screen.plain(line);
+    }
+    let ask = |pod: &str| -> Result<std::process::Output> {
+        stage.pods[pod].command(&stage.env, &["testapp", "get", "db-0.db.shop:5432"])?.output()
+    };
+    let node = stage.cluster.node(stage.pods["db-0"].node);
+    for (pod, allowed) in [("client-0", true), ("client-1", true), ("web-0", false)] {
+        attentive()?;
+        screen.progress(&format!("{pod} asks db-0"));
+        let output = ask(pod)?;
+        let complaint = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        ensure!(output.status.success() == allowed, "{pod} to db-0: {output:?}");
+        screen.command(&format!("curl http://db-0.db.shop:5432/    # in {pod}"));
+        if allowed {
+            screen.ok("answered by db-0");
+        } else {
+            screen.ok(&format!("not answered: {}", complaint.lines().last().unwrap_or_default()));
+        }
+        let (from, to) = (format!("shop/{pod}"), "shop/db-0");
+        let trace = node.proxyctl(&["policy", "trace", &from, to, "5432"])?;
+        let word = if allowed { "allowed" } else { "denied" };
+        let first = trace.lines().next().unwrap_or_default();
+        ensure!(first.ends_with(word) && !trace.contains("does not do"), "{trace}");
+        if pod != "client-1" {
+            screen.command(&format!("proxyctl policy trace {from} {to} 5432"));
+            trace.lines().for_each(|line| screen.plain(line));
+        }
+    }
+    stage.publisher.delete("NetworkPolicy", "shop", "db-for-clients")?;
+    wait_for("the database to answer again", Duration::from_secs(10), || {
+        ask("web-0").is_ok_and(|output| output.status.success()).then_some(())
+    })?;
+    screen.ok("without the policy, web-0 is answered too");
     Ok(())
 }
 

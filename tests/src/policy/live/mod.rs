@@ -1,11 +1,11 @@
 //! Truth tables of a running data plane: real connections between real pods, one table in a fraction of a second.
 //!
 //! [`Stage`] wires the world's pods on two nodes and listens in each of them. [`Stage::observe`] then asks every cell at
-//! once from one thread (see [`probe`]). Whatever enforces policies is an [`Enforcer`]; [`filter::Filter`] is one made of
-//! nftables rules, which proves the stage itself.
+//! once from one thread (see [`probe`]). Whatever enforces policies is an [`Enforcer`]: [`agents::Agents`], the real ones,
+//! and [`filter::Filter`], made of nftables rules, which proves the stage itself.
 
+pub mod agents;
 pub mod filter;
-pub mod manifests;
 pub mod probe;
 
 use std::net::{IpAddr, SocketAddr};
@@ -175,6 +175,21 @@ impl Stage {
     /// The cluster below.
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
+    }
+
+    /// The cluster below, to start and stop its agents.
+    pub fn cluster_mut(&mut self) -> &mut Cluster {
+        &mut self.cluster
+    }
+
+    /// Changes the objects that policies select by, in the manifests and for the oracle. Returns when the manifests are
+    /// written; agents read them after that.
+    ///
+    /// # Errors
+    /// The manifests cannot be written.
+    pub fn change_world(&mut self, change: impl FnOnce(&mut World)) -> Result<()> {
+        change(&mut self.world);
+        self.cluster.apply("world", &self.world.manifests())
     }
 
     /// The pod of that name (`NAMESPACE/NAME`).
