@@ -7,9 +7,10 @@ use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 use sluice_abi::{Counter, Endpoint, proto};
 use sluice_tests::{
+    PATIENCE,
     kernel::Lab,
     netns::NetNs,
-    traffic::{self, PATIENCE, wire_pod},
+    traffic::{self, wire_pod},
 };
 
 /// A node with two pods, wired as the CNI plugin does it.
