@@ -14,7 +14,7 @@ use sluice_proxy::routes::{PodRoute, RouteManager, RouteReport, SkipReason, prep
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 /// How long anything may take; never reached when all is well.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A named network namespace; deleted when dropped, also by a failing test.
 struct Ns {

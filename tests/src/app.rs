@@ -17,6 +17,9 @@ pub struct Identity {
     pub peer: String,
 }
 
+/// What a line of `testapp load` begins with once a pod has answered for the first time; the pod's name follows.
+pub const FIRST_ANSWER: &str = "first answer of ";
+
 /// What `testapp load` prints at its end. One JSON object on one line.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct LoadReport {

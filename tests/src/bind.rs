@@ -5,8 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a process may take from its start to its `exec`.
-const LIMIT: Duration = Duration::from_secs(20);
+use crate::PATIENCE;
 
 /// Binds, and tries again while the address is in use.
 ///
@@ -14,12 +13,12 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// `exec`: a socket that was closed here lives on there for that moment, and so does its address.
 ///
 /// # Errors
-/// Any other error of `bind`, and `AddrInUse` after 20 seconds.
+/// Any other error of `bind`, and `AddrInUse` after [`PATIENCE`].
 pub fn bind<T>(mut bind: impl FnMut() -> Result<T>) -> Result<T> {
     let start = Instant::now();
     loop {
         match bind() {
-            Err(error) if error.kind() == ErrorKind::AddrInUse && start.elapsed() < LIMIT => {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && start.elapsed() < PATIENCE => {
                 std::thread::sleep(Duration::from_millis(1));
             }
             result => return result,

@@ -2,12 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{interrupt, names, root, sweep, wait_for};
+use crate::{PATIENCE, interrupt, names, root, sweep, wait_for};
 
 /// Where cgroup2 is mounted, from `/proc/self/mountinfo`; hybrid hosts have it at `/sys/fs/cgroup/unified`.
 ///
@@ -102,15 +101,17 @@ pub(crate) fn remove_tree(path: &Path) -> Result<()> {
     }
     let me = std::process::id();
     let mut stubborn = String::new();
-    wait_for(&format!("cgroup {} to be empty", path.display()), Duration::from_secs(10), || {
-        match empty_and_remove(path, me) {
+    wait_for(
+        &format!("cgroup {} to be empty", path.display()),
+        PATIENCE,
+        || match empty_and_remove(path, me) {
             Ok(()) => Some(()),
             Err(error) => {
                 stubborn = format!("{error:#}");
                 None
             }
-        }
-    })
+        },
+    )
     .with_context(|| stubborn.clone())
 }
 

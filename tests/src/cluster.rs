@@ -3,10 +3,10 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::PATIENCE;
 use crate::names;
 use crate::netns::NetNs;
 use crate::node::{Node, NodeSpec};
@@ -143,12 +143,13 @@ impl Cluster {
     /// Service has reached that node's kernel.
     ///
     /// # Errors
-    /// It is not within ten seconds; the message holds the last reason.
+    /// It is not within [`PATIENCE`]; the message holds the last reason.
     pub fn wait_served(&self, index: usize, target: &str) -> Result<()> {
         crate::wait::wait_ok(
             &format!("{target} to be served on {}", self.node(index).name()),
-            Duration::from_secs(10),
-            || self.node(index).get(target).map(drop),
+            PATIENCE,
+            // A request that got lost is not waited for.
+            || self.node(index).get_within(target, 5).map(drop),
         )
     }
 }

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::UdpSocket;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use hickory_proto::op::{Message, ResponseCode};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
+use crate::PATIENCE;
 use crate::app::Latency;
 use crate::bins::bin;
 use crate::cluster::Cluster;
@@ -25,9 +25,6 @@ pub const DNS_V4: &str = "10.96.0.10:53";
 pub const DNS_V6: &str = "[fd00:96::10]:53";
 /// A name that every instance answers in its own way: `192.0.2.(1+i)` on node *i*.
 pub const WHO: &str = "who.test";
-
-/// How long things may take that take no time.
-const LIMIT: Duration = Duration::from_secs(20);
 
 /// What `dnsload` prints at its end.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -143,7 +140,7 @@ impl DnsCluster {
     pub fn stop(&mut self, index: usize) -> Result<()> {
         let mut instance = self.instances[index].take().context("an instance")?;
         instance.signal(Signal::TERM)?;
-        let status = instance.wait(LIMIT)?;
+        let status = instance.wait(PATIENCE)?;
         anyhow::ensure!(status.success(), "{}", instance.log());
         Ok(())
     }
@@ -177,7 +174,7 @@ impl DnsCluster {
     fn wait_for_backends(&self, index: usize, condition: impl Fn(&[String]) -> bool) -> Result<()> {
         let node = self.cluster.node(index);
         let view = &["service", "get", "kube-system/kube-dns"];
-        node.wait_for_view(view, LIMIT, |view| {
+        node.wait_for_view(view, PATIENCE, |view| {
             let rows = view.as_array().into_iter().flatten();
             let mut four = rows.filter(|row| row["frontend"] == DNS_V4).map(|row| {
                 let backends = row["backends"].as_array().into_iter().flatten();
@@ -196,7 +193,7 @@ impl DnsCluster {
     /// It does not.
     pub fn wait_for_name(&self, index: usize, name: &str) -> Result<()> {
         let server = self.pods[index].ipv4()?.to_string();
-        wait_ok(&format!("{name} at {server}"), LIMIT, || {
+        wait_ok(&format!("{name} at {server}"), PATIENCE, || {
             let found = self.dig(index, &server, &[name])?;
             anyhow::ensure!(!found.is_empty(), "{name} is not known");
             Ok(())
@@ -209,7 +206,7 @@ impl DnsCluster {
     /// No answer.
     pub fn dig(&self, index: usize, server: &str, words: &[&str]) -> Result<Vec<String>> {
         let server = format!("@{server}");
-        let mut all = vec!["+short", "+tries=1", "+time=2", &server];
+        let mut all = vec!["+short", "+tries=1", "+time=20", &server];
         all.extend(words);
         let text = self.clients[index].launch("dig").args(all).run()?;
         let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
@@ -269,7 +266,7 @@ impl DnsLoad {
             launch = launch.args(["--name", name]);
         }
         let mut process = pod.spawn(&format!("dnsload-{label}"), &launch)?;
-        process.wait_for_log("running until", LIMIT)?;
+        process.wait_for_log("running until", PATIENCE)?;
         Ok(Self(process))
     }
 
@@ -279,7 +276,7 @@ impl DnsLoad {
     /// It ended before.
     pub fn stop(mut self) -> Result<DnsLoadReport> {
         self.0.signal(Signal::TERM)?;
-        self.0.wait(LIMIT)?;
+        self.0.wait(PATIENCE)?;
         let log = self.0.log();
         let line = log.lines().rfind(|line| line.starts_with('{')).unwrap_or_default();
         serde_json::from_str(line).with_context(|| format!("report of the load: {log}"))

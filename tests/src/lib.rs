@@ -55,4 +55,4 @@ pub mod wait;
 pub use anyhow::Result;
 pub use bins::bin;
 pub use root::require_root;
-pub use wait::wait_for;
+pub use wait::{PATIENCE, wait_for};

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
+use crate::PATIENCE;
 use crate::app::{Identity, LoadReport};
 use crate::bins::bin;
 use crate::bpffs::BpfRoot;
@@ -18,9 +19,6 @@ use crate::netns::NetNs;
 use crate::pod::{self, Pod};
 use crate::process::{Launch, Process};
 use crate::wait_for;
-
-/// How long an agent has to report that it is ready.
-pub const AGENT_START: Duration = Duration::from_secs(20);
 
 /// What distinguishes one node from another.
 #[derive(Debug, Clone)]
@@ -164,7 +162,7 @@ impl Node {
     /// Starts `sluiced` and waits until its socket and `node.json` are there.
     ///
     /// # Errors
-    /// It does not come up within [`AGENT_START`]; the message holds its log.
+    /// It does not come up within [`PATIENCE`]; the message holds its log.
     pub fn start_agent(&mut self, source: &str) -> Result<()> {
         self.start_agent_with(source, &[])
     }
@@ -184,7 +182,7 @@ impl Node {
         let launch = self.agent_launch(source)?.args(args);
         let mut agent = self.spawn("sluiced", &launch)?;
         let run = self.run_dir();
-        agent.wait_until("agent.sock and node.json", AGENT_START, |_| {
+        agent.wait_until("agent.sock and node.json", PATIENCE, |_| {
             run.join("agent.sock").exists() && run.join("node.json").exists()
         })?;
         self.agent = Some(agent);
@@ -205,7 +203,7 @@ impl Node {
     /// # Errors
     /// There is none, or it cannot be signalled.
     pub fn stop_agent(&mut self) -> Result<()> {
-        self.agent()?.terminate(Duration::from_secs(10))?;
+        self.agent()?.terminate(PATIENCE)?;
         self.agent = None;
         Ok(())
     }
@@ -370,6 +368,14 @@ impl Node {
     /// The request fails.
     pub fn get(&self, target: &str) -> Result<Identity> {
         pod::get(self.launch(bin("testapp")?), target)
+    }
+
+    /// The same, which gives up after so many seconds without a connection or an answer.
+    ///
+    /// # Errors
+    /// The request fails.
+    pub fn get_within(&self, target: &str, seconds: u32) -> Result<Identity> {
+        pod::get_within(self.launch(bin("testapp")?), target, seconds)
     }
 
     /// One UDP datagram from a host process of this node.

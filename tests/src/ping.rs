@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use anyhow::{Context as _, Result};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::traffic::PATIENCE;
+use crate::PATIENCE;
 
 /// A raw socket for the ICMP messages of a namespace: the one of the thread that opens it.
 #[derive(Debug)]

@@ -3,10 +3,10 @@
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::PATIENCE;
 use crate::app::{Identity, LoadReport};
 use crate::bins::bin;
 use crate::cgroup::Cgroup;
@@ -126,7 +126,7 @@ impl Pod {
         let port_text = port.to_string();
         let launch = self.launch(bin("testapp")?).args(["serve", "--udp", "--port", &port_text]);
         let mut process = self.spawn(&format!("serve-{port}"), &launch)?;
-        process.wait_for_log("listening", Duration::from_secs(10))?;
+        process.wait_for_log("listening", PATIENCE)?;
         Ok(process)
     }
 
@@ -141,7 +141,7 @@ impl Pod {
     /// One UDP datagram to `target` and its answer.
     ///
     /// # Errors
-    /// No answer within two seconds.
+    /// No answer.
     pub fn udp(&self, target: SocketAddr) -> Result<Identity> {
         udp(self.launch(bin("testapp")?), target)
     }
@@ -188,8 +188,16 @@ impl Pod {
 /// # Errors
 /// The request fails.
 pub fn get(testapp: Launch, target: &str) -> Result<Identity> {
-    let text = testapp.args(["get", target]).run()?;
-    serde_json::from_str(&text).with_context(|| format!("answer of {target}: {text}"))
+    answer(testapp.args(["get", target]), target)
+}
+
+/// The same, which gives up after so many seconds without a connection or an answer: for what is asked again, and for
+/// what is to have no answer.
+///
+/// # Errors
+/// The request fails.
+pub fn get_within(testapp: Launch, target: &str, seconds: u32) -> Result<Identity> {
+    answer(testapp.args(["get", target, "--timeout", &seconds.to_string()]), target)
 }
 
 /// One UDP datagram by the prepared `testapp`.
@@ -197,7 +205,11 @@ pub fn get(testapp: Launch, target: &str) -> Result<Identity> {
 /// # Errors
 /// No answer.
 pub fn udp(testapp: Launch, target: SocketAddr) -> Result<Identity> {
-    let text = testapp.args(["udp", &target.to_string()]).run()?;
+    answer(testapp.args(["udp", &target.to_string()]), &target.to_string())
+}
+
+fn answer(testapp: Launch, target: &str) -> Result<Identity> {
+    let text = testapp.run()?;
     serde_json::from_str(&text).with_context(|| format!("answer of {target}: {text}"))
 }
 

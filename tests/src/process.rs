@@ -16,7 +16,7 @@ use crate::netns::NetNs;
 use crate::wait_for;
 
 /// How long [`Launch::run`] waits for a command to end.
-pub const RUN_LIMIT: Duration = Duration::from_secs(60);
+pub const RUN_LIMIT: Duration = Duration::from_secs(300);
 /// How long a process has between SIGTERM and SIGKILL when it is dropped.
 pub const GRACE: Duration = Duration::from_secs(3);
 
@@ -350,6 +350,7 @@ fn readable(fd: &OwnedFd, limit: Duration) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::PATIENCE;
 
     #[test]
     fn output_holds_status_stdout_and_stderr() {
@@ -376,8 +377,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("log");
         let mut process = Launch::new("echo").arg("ready").spawn(&log).unwrap();
-        process.wait_for_log("ready", Duration::from_secs(5)).unwrap();
-        let error = process.wait_for_log("never", Duration::from_secs(5)).unwrap_err();
+        process.wait_for_log("ready", PATIENCE).unwrap();
+        let error = process.wait_for_log("never", PATIENCE).unwrap_err();
         assert!(format!("{error:#}").contains("ended before"), "{error:#}");
     }
 }

@@ -7,11 +7,11 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::json;
 
+use crate::PATIENCE;
 use crate::bins::bin;
 use crate::cgroup;
 use crate::cri::Cri;
@@ -29,8 +29,6 @@ pub const PAGE: &str = "hello from a container";
 
 /// Where distributions put the reference plugins.
 pub const PLUGINS: [&str; 3] = ["/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni"];
-
-const START: Duration = Duration::from_secs(30);
 
 /// The directories of a runtime: its state, the plugin and its configuration, and the image.
 #[derive(Debug)]
@@ -196,7 +194,7 @@ state = "{dir}/containerd-state"
         fs::write(&path, config)?;
         let launch = home.launch(node, "containerd").arg("--config").arg(&path);
         let mut process = node.spawn("containerd", &launch)?;
-        process.wait_for_log("containerd successfully booted", START)?;
+        process.wait_for_log("containerd successfully booted", PATIENCE)?;
         let this = Self { process, socket };
         for namespace in ["default", "k8s.io"] {
             this.ctr(node, home)
@@ -218,7 +216,7 @@ state = "{dir}/containerd-state"
     /// It does not get ready.
     pub fn cri(&self) -> Result<Cri> {
         let cri = Cri::connect(&self.socket)?;
-        wait_ok("the network of containerd", START, || cri.network_ready())?;
+        wait_ok("the network of containerd", PATIENCE, || cri.network_ready())?;
         Ok(cri)
     }
 

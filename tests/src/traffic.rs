@@ -2,18 +2,16 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
-    time::Duration,
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    sync::atomic::{AtomicU16, Ordering},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
-use crate::{bind::bind, netns::NetNs};
-
-/// A limit for calls that must not hang; nothing is measured by it.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+use crate::PATIENCE;
+use crate::{bind::bind, netns::NetNs, wait::wait_ok};
 
 /// The hardware address as `ip` writes it.
 pub fn mac_text(mac: [u8; 6]) -> String {
@@ -95,8 +93,33 @@ pub struct Exchanged {
     pub segment: u32,
 }
 
+/// Waits until no end of a TCP connection is left in the namespace but one in TIME_WAIT. When that is so on both sides,
+/// nothing of the connection is on its way any more, and what counts packets stands still.
+fn closed(netns: &NetNs, ends: impl Fn(u16, u16) -> bool + Sync) -> Result<()> {
+    const TIME_WAIT: &str = "06";
+    let port = |end: &str| u16::from_str_radix(end.rsplit(':').next()?, 16).ok();
+    let open = |line: &&str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [_, local, remote, state, ..] = words[..] else { return false };
+        let of_it =
+            port(local).zip(port(remote)).is_some_and(|(local, remote)| ends(local, remote));
+        of_it && state != TIME_WAIT
+    };
+    wait_ok("the end of a connection", PATIENCE, || {
+        let tables = netns.run(|| -> Result<String> {
+            // Of the thread, not of the process: the thread is in the namespace.
+            Ok(std::fs::read_to_string("/proc/thread-self/net/tcp")?
+                + &std::fs::read_to_string("/proc/thread-self/net/tcp6")?)
+        })??;
+        match tables.lines().find(open) {
+            Some(line) => bail!("{line}"),
+            None => Ok(()),
+        }
+    })
+}
+
 /// Sends a large body there and back over TCP, so that segments are as large as offload makes them. The client asks
-/// `target`, the server is at `server`.
+/// `target`, the server is at `server`. The connection is over when this returns, to its last packet.
 ///
 /// # Errors
 /// A call failed or took too long, or the body arrived changed.
@@ -137,9 +160,18 @@ pub fn exchange(
             Ok((stream.local_addr()?, segment))
         })?;
         let seen = serving.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        let (client, segment) = asked?;
-        Ok(Exchanged { client, seen: seen?, segment })
+        let ((from, segment), seen) = (asked?, seen?);
+        closed(client, |local, _| local == from.port())?;
+        closed(serves, |local, remote| (local, remote) == (server.port(), seen.port()))?;
+        Ok(Exchanged { client: from, seen, segment })
     })
+}
+
+/// A port that no socket picks by itself, another one each time: sockets made one after the other may get the same port
+/// from the kernel, and then they are one flow to whoever counts flows.
+fn next_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    10_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 20_000
 }
 
 /// One datagram of the length given there and back; the client's address as the server saw it.
@@ -154,8 +186,8 @@ pub fn datagram(
     len: usize,
 ) -> Result<SocketAddr> {
     let serving = serves.run(|| bind(|| UdpSocket::bind(server)))??;
-    let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-    let client = client.run(|| UdpSocket::bind(any))??;
+    let any: IpAddr = if target.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+    let client = client.run(|| UdpSocket::bind((any, next_port())))??;
     for socket in [&serving, &client] {
         socket.set_read_timeout(Some(PATIENCE))?;
     }

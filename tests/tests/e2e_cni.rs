@@ -12,9 +12,7 @@ use sluice_tests::node::Node;
 use sluice_tests::pod::Pod;
 use sluice_tests::runtime::PLUGINS;
 use sluice_tests::wait::wait_ok;
-use sluice_tests::{Result, wait_for};
-
-const LIMIT: Duration = Duration::from_secs(30);
+use sluice_tests::{PATIENCE, Result, wait_for};
 
 /// The record that holds the pod's first address.
 fn record(node: &Node, pod: &Pod) -> Result<PathBuf> {
@@ -34,6 +32,12 @@ fn age(record: &PathBuf) -> Result<()> {
     Ok(file.set_modified(SystemTime::now() - Duration::from_secs(600))?)
 }
 
+/// As if the pod were made only in ten minutes: young however long the test takes.
+fn keep_young(record: &PathBuf) -> Result<()> {
+    let file = File::options().write(true).open(record)?;
+    Ok(file.set_modified(SystemTime::now() + Duration::from_secs(600))?)
+}
+
 /// C5: a pod that went without a DEL leaves no address behind, and no runtime has to call GC; a pod
 /// that is there, and one whose ADD may be under way, keep theirs.
 #[test]
@@ -49,16 +53,20 @@ fn the_agent_frees_what_a_pod_left_that_went_without_a_del() -> Result<()> {
     let [old, leaked, fresh] =
         [&stays, &goes, &young].map(|pod| record(node, pod).expect("a record"));
     age(&old)?;
+    keep_young(&leaked)?;
+    keep_young(&fresh)?;
     let address = goes.addresses()[0].to_string();
     // The namespaces go, and with them the interfaces.
     drop((goes, young));
-    node.wait_for_view(&["endpoint", "list"], LIMIT, |rows| !rows.to_string().contains(&address))?;
+    node.wait_for_view(&["endpoint", "list"], PATIENCE, |rows| {
+        !rows.to_string().contains(&address)
+    })?;
     ensure!(leaked.exists(), "it is young");
     age(&leaked)?;
-    wait_for("the record to go", LIMIT, || (!leaked.exists()).then_some(()))?;
+    wait_for("the record to go", PATIENCE, || (!leaked.exists()).then_some(()))?;
     ensure!(old.exists() && fresh.exists(), "only what leaked goes");
     let agent = cluster.node_mut(0).agent()?;
-    agent.wait_for_log("the pod went without a DEL", LIMIT)?;
+    agent.wait_for_log("the pod went without a DEL", PATIENCE)?;
     Ok(())
 }
 
@@ -77,7 +85,7 @@ fn a_changed_pod_cidr_is_for_new_pods_and_the_others_are_named() -> Result<()> {
     spec.pod_cidrs = vec!["10.244.9.0/24".to_owned(), "fd00:244:9::/64".to_owned()];
     cluster.apply("node-a", &node_manifest(&spec))?;
     let node_file = cluster.node(0).run_dir().join("node.json");
-    wait_ok("the new ranges", LIMIT, || {
+    wait_ok("the new ranges", PATIENCE, || {
         let text = fs::read_to_string(&node_file)?;
         ensure!(text.contains("10.244.9.0/24"), "{text}");
         Ok(())
@@ -112,7 +120,7 @@ fn row(rows: &Value, pod: &Pod) -> Option<Value> {
 /// How a pod is attached, once that is what `expected` says.
 fn wait_attached(node: &Node, pod: &Pod, expected: &str) -> Result<()> {
     let there = |rows: &Value| row(rows, pod).is_some_and(|row| row["attached"] == expected);
-    node.wait_for_view(&["endpoint", "list"], LIMIT, there).map(drop)
+    node.wait_for_view(&["endpoint", "list"], PATIENCE, there).map(drop)
 }
 
 /// A network with that hook in its configuration, or none, is served by the hook expected, also from an agent that starts
@@ -307,7 +315,8 @@ fn the_agent_follows_what_is_done_by_hand() -> Result<()> {
     let node = cluster.node(0);
     let (a, b) = (node.add_pod("default", "a")?, node.add_pod("default", "b")?);
     let gone = |pod: &Pod| {
-        node.wait_for_view(&["endpoint", "list"], LIMIT, |rows| row(rows, pod).is_none()).map(drop)
+        node.wait_for_view(&["endpoint", "list"], PATIENCE, |rows| row(rows, pod).is_none())
+            .map(drop)
     };
     a.netns().ip("link del eth0")?;
     gone(&a)?;
@@ -320,6 +329,6 @@ fn the_agent_follows_what_is_done_by_hand() -> Result<()> {
     let server = c.serve(8080)?;
     assert_eq!(node.get(&format!("{}:8080", c.ipv4()?))?.pod, "c");
     drop(server);
-    node.wait_for_view(&["endpoint", "list"], LIMIT, |rows| row(rows, &c).is_some())?;
+    node.wait_for_view(&["endpoint", "list"], PATIENCE, |rows| row(rows, &c).is_some())?;
     node.del_pod(c)
 }

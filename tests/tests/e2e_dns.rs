@@ -1,11 +1,9 @@
 //! The cluster's DNS on every node: who answers, and what a restart of it costs.
 
-use std::time::Duration;
-
 use sluice_tests::dns::{DNS_V4, DNS_V6, DnsCluster, DnsLoad, DnsLoadReport, WHO};
 use sluice_tests::manifests::Service;
 use sluice_tests::wait::wait_ok;
-use sluice_tests::{Result, bin};
+use sluice_tests::{PATIENCE, Result, bin};
 
 /// Queries a second, of all nodes together; `SLUICE_DNS_RATE` says otherwise.
 const RATE: u64 = 3000;
@@ -102,9 +100,9 @@ fn an_instance_without_a_source_gets_no_queries() -> Result<()> {
         .args(["--source", "etcd:http://127.0.0.1:1", "--resolv-conf", "/dev/null"])
         .args(["--listen", &format!("{}:53", pod.ipv4()?)]);
     let mut blind = pod.spawn("dns-blind", &launch)?;
-    blind.wait_for_log("serving DNS", Duration::from_secs(20))?;
+    blind.wait_for_log("serving DNS", PATIENCE)?;
     let status = dns.cluster.node(0);
-    status.wait_for_view(&["status"], Duration::from_secs(20), |view| {
+    status.wait_for_view(&["status"], PATIENCE, |view| {
         view.to_string().contains(&format!("{} not ready", pod.addresses()[0]))
     })?;
     for _ in 0..8 {
@@ -176,7 +174,7 @@ fn a_killed_instance_loses_only_what_it_has_in_hand() -> Result<()> {
     dns.wait_for_others(1)?;
     let after = DnsLoad::start(&dns.clients[1], "after", DNS_V4, rate() / 3, &names)?;
     // As long as it takes to see that nothing more gets lost.
-    wait_ok("answers after the kill", Duration::from_secs(20), || {
+    wait_ok("answers after the kill", PATIENCE, || {
         dns.dig(1, "10.96.0.10", &["web.shop.svc.cluster.local"]).map(drop)
     })?;
     dns.start(1)?;

@@ -5,11 +5,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
-use sluice_tests::Result;
 use sluice_tests::dns::DnsCluster;
 use sluice_tests::manifests::Service;
 use sluice_tests::process::Launch;
 use sluice_tests::wait::wait_ok;
+use sluice_tests::{PATIENCE, Result};
 
 /// Builds `resolve.c` with that compiler.
 fn build(dir: &Path, compiler: &str) -> Result<PathBuf> {
@@ -77,7 +77,8 @@ impl Resolvers {
     fn dig(&self, name: &str) -> Result<BTreeSet<String>> {
         let mut found = BTreeSet::new();
         for kind in ["A", "AAAA"] {
-            let text = self.run(&["dig", "+short", "+search", "+tries=1", name, kind])?;
+            let text =
+                self.run(&["dig", "+short", "+search", "+tries=1", "+time=20", name, kind])?;
             // An alias is a line of its own, with the final dot.
             found.extend(text.lines().filter(|line| !line.ends_with('.')).map(str::to_owned));
         }
@@ -113,7 +114,7 @@ fn open() -> Result<Resolvers> {
     fs::write(
         &conf,
         "nameserver 10.96.0.10\nsearch shop.svc.cluster.local svc.cluster.local cluster.local\n\
-         options ndots:5 timeout:2 attempts:1\n",
+         options ndots:5 timeout:20 attempts:1\n",
     )?;
     let glibc = build(dns.cluster.dir(), "cc")?;
     let musl = build(dns.cluster.dir(), "musl-gcc")?;
@@ -173,16 +174,18 @@ fn all_resolvers_get_the_same() -> Result<()> {
 fn records_that_libraries_do_not_ask_for() -> Result<()> {
     let resolvers = open()?;
     let short = |words: &[&str]| {
-        let words = [&["dig", "+short", "+search", "+tries=1"], words].concat();
+        let words = [&["dig", "+short", "+search", "+tries=1", "+time=20"], words].concat();
         Ok::<_, anyhow::Error>(resolvers.run(&words)?.trim().to_owned())
     };
     assert_eq!(short(&["_http._tcp.web", "SRV"])?, "0 50 80 web.shop.svc.cluster.local.");
     assert_eq!(short(&["alias", "CNAME"])?, "web.shop.svc.cluster.local.");
     assert_eq!(short(&["-x", "10.96.0.80"])?, "web.shop.svc.cluster.local.");
     assert_eq!(short(&["dns-version.cluster.local", "TXT"])?, "\"1.1.0\"");
-    let denied = resolvers.run(&["dig", "+tries=1", "no-such.shop.svc.cluster.local"])?;
+    let denied =
+        resolvers.run(&["dig", "+tries=1", "+time=20", "no-such.shop.svc.cluster.local"])?;
     assert!(denied.contains("status: NXDOMAIN"), "{denied}");
-    let none = resolvers.run(&["dig", "+tries=1", "six.shop.svc.cluster.local", "A"])?;
+    let none =
+        resolvers.run(&["dig", "+tries=1", "+time=20", "six.shop.svc.cluster.local", "A"])?;
     assert!(none.contains("status: NOERROR") && none.contains("ANSWER: 0"), "{none}");
     Ok(())
 }
@@ -197,7 +200,7 @@ fn imports_are_resolved() -> Result<()> {
                   spec: {type: ClusterSetIP, ips: [10.96.9.1], ports: [{name: http, port: 80}]}\n";
     resolvers.dns.cluster.apply("far", import)?;
     let name = "far.shop.svc.clusterset.local";
-    wait_ok("the import", std::time::Duration::from_secs(20), || {
+    wait_ok("the import", PATIENCE, || {
         ensure!(resolvers.dig(name)? == ["10.96.9.1".to_owned()].into(), "{name} is not known");
         Ok(())
     })?;

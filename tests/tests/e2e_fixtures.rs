@@ -3,13 +3,12 @@
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use sluice_tests::bpffs::BpfRoot;
 use sluice_tests::cgroup::{self, Cgroup};
 use sluice_tests::cluster::Cluster;
 use sluice_tests::netns::{self, NetNs, run};
-use sluice_tests::{Result, names, sweep, wait_for};
+use sluice_tests::{PATIENCE, Result, names, sweep, wait_for};
 
 fn netns_path(name: &str) -> PathBuf {
     Path::new(netns::DIR).join(name)
@@ -71,13 +70,13 @@ fn a_cgroup_ends_what_runs_in_it_and_below() -> Result<()> {
         .cgroup(&child)
         .spawn(&dir.path().join("log"))?;
     let pid = sleeper.pid();
-    wait_for("the process in its cgroup", Duration::from_secs(5), || {
+    wait_for("the process in its cgroup", PATIENCE, || {
         child.processes().is_ok_and(|pids| pids.contains(&pid)).then_some(())
     })?;
     let path = cgroup.path().to_owned();
     drop((child, cgroup));
     assert!(!path.exists());
-    assert!(!sleeper.wait(Duration::from_secs(5))?.success());
+    assert!(!sleeper.wait(PATIENCE)?.success());
     Ok(())
 }
 
@@ -97,7 +96,7 @@ fn leftovers_of_a_dead_run_are_swept_and_those_of_a_living_one_stay() -> Result<
     // Another test process that starts now may be the one that sweeps; either way they go.
     sweep::dead();
     for path in [netns_path(&dead), group, dead_pins] {
-        wait_for(&format!("{} to be swept", path.display()), Duration::from_secs(5), || {
+        wait_for(&format!("{} to be swept", path.display()), PATIENCE, || {
             (!path.exists()).then_some(())
         })?;
     }

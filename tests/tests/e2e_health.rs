@@ -2,20 +2,17 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde_json::Value;
-use sluice_tests::Result;
 use sluice_tests::cluster::{Cluster, node_manifest};
 use sluice_tests::manifests::{Service, namespace};
 use sluice_tests::netns::NetNs;
 use sluice_tests::node::Node;
 use sluice_tests::shop::{Shop, WEB_V4, web_service};
 use sluice_tests::wait::wait_ok;
+use sluice_tests::{PATIENCE, Result};
 
-/// How long a change of an object may take to be seen.
-const LIMIT: Duration = Duration::from_secs(20);
 /// Where `sluiced` answers by default.
 const HEALTHZ_PORT: u16 = 10256;
 const METRICS: &str = "127.0.0.1:10249";
@@ -31,8 +28,8 @@ struct Answer {
 fn ask(from: &NetNs, addr: &str, path: &str) -> Result<Answer> {
     let addr: SocketAddr = addr.parse().with_context(|| addr.to_owned())?;
     let text = from.run(|| -> Result<String> {
-        let mut stream = TcpStream::connect_timeout(&addr, LIMIT)?;
-        stream.set_read_timeout(Some(LIMIT))?;
+        let mut stream = TcpStream::connect_timeout(&addr, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
@@ -49,7 +46,7 @@ fn ask(from: &NetNs, addr: &str, path: &str) -> Result<Answer> {
 
 /// Waits for a status, and returns the answer's JSON.
 fn wait_for_status(from: &NetNs, addr: &str, path: &str, status: u16) -> Result<Value> {
-    wait_ok(&format!("{status} from {addr}{path}"), LIMIT, || {
+    wait_ok(&format!("{status} from {addr}{path}"), PATIENCE, || {
         let answer = ask(from, addr, path)?;
         if answer.status != status {
             bail!("{} {}", answer.status, answer.body);
@@ -129,7 +126,7 @@ fn a_health_check_node_port_tells_which_nodes_have_endpoints() -> Result<()> {
     // A port that somebody else has is a problem row, not the end of the agent.
     let holder = shop.cluster.node(0).netns().run(|| TcpListener::bind("0.0.0.0:32101"))??;
     shop.cluster.apply("web", &balanced(32101, &[&shop.web[0]]))?;
-    let status = shop.cluster.node(0).wait_for_view(&["status"], LIMIT, |status| {
+    let status = shop.cluster.node(0).wait_for_view(&["status"], PATIENCE, |status| {
         status["agent"]["problems"].to_string().contains("32101")
     })?;
     assert!(status["agent"]["problems"].to_string().contains("Service shop/web"), "{status}");
@@ -137,7 +134,7 @@ fn a_health_check_node_port_tells_which_nodes_have_endpoints() -> Result<()> {
     wait_for_status(outside, "172.31.0.11:32101", "/", 200)?;
 
     shop.cluster.delete("web")?;
-    wait_ok("the port to be closed", LIMIT, || match ask(outside, "172.31.0.11:32101", "/") {
+    wait_ok("the port to be closed", PATIENCE, || match ask(outside, "172.31.0.11:32101", "/") {
         Err(_) => Ok(()),
         Ok(answer) => bail!("{} {}", answer.status, answer.body),
     })?;
@@ -188,7 +185,7 @@ fn figures_tell_what_the_kernel_did_and_what_it_refused() -> Result<()> {
     }
     cluster.apply("large", &large.with_endpoints(&[&pod]))?;
     let node = cluster.node(0);
-    wait_ok("the failure to be counted", LIMIT, || {
+    wait_ok("the failure to be counted", PATIENCE, || {
         let failures = metric(node, "sluice_apply_failures_total{map=\"FRONTENDS\"}")?;
         let waiting = metric(node, "sluice_change_waiting_seconds")?;
         let problems = metric(node, "sluice_problems")?;
@@ -197,7 +194,7 @@ fn figures_tell_what_the_kernel_did_and_what_it_refused() -> Result<()> {
         }
         Ok(())
     })?;
-    node.wait_for_view(&["status"], LIMIT, |status| {
+    node.wait_for_view(&["status"], PATIENCE, |status| {
         status["agent"]["problems"].to_string().contains("--map-size-frontends")
     })?;
     assert_eq!(node.get(WEB_V4)?.pod, "web-0", "what was programmed stays");
@@ -206,7 +203,7 @@ fn figures_tell_what_the_kernel_did_and_what_it_refused() -> Result<()> {
 
     cluster.delete("large")?;
     let node = cluster.node(0);
-    wait_ok("the kernel to have everything again", LIMIT, || {
+    wait_ok("the kernel to have everything again", PATIENCE, || {
         let waiting = metric(node, "sluice_change_waiting_seconds")?;
         if waiting > 0.0 { bail!("waiting for {waiting} s") } else { Ok(()) }
     })
@@ -221,7 +218,7 @@ fn servers_that_are_turned_off_or_find_no_port_do_not_keep_the_agent_from_its_wo
     cluster.node_mut(0).start_agent_with(&source, &args)?;
     let pod = cluster.node(0).add_pod("default", "web-0")?;
     let node = cluster.node(0);
-    let status = node.wait_for_view(&["status"], LIMIT, |status| {
+    let status = node.wait_for_view(&["status"], PATIENCE, |status| {
         status["agent"]["problems"].to_string().contains("198.51.100.1:10249")
     })?;
     let part = |name: &str| {

@@ -11,9 +11,8 @@ use sluice_tests::node::Node;
 use sluice_tests::pod::{self, Pod};
 use sluice_tests::process::{Launch, Process};
 use sluice_tests::wait::wait_ok;
-use sluice_tests::{Result, bin};
+use sluice_tests::{PATIENCE, Result, bin};
 
-const LIMIT: Duration = Duration::from_secs(10);
 const TARGET: u16 = 8080;
 const ON_NODE: [&str; 2] = ["172.31.0.11:9080", "[fd00:172:31::11]:9080"];
 const LOCALHOST: [&str; 2] = ["127.0.0.1:9080", "[::1]:9080"];
@@ -111,7 +110,7 @@ fn a_host_port_leads_pods_and_the_node_to_the_pod_and_goes_with_it() -> Result<(
     for target in ON_NODE.iter().chain(&LOCALHOST) {
         stage.refused_by_node(target)?;
     }
-    let rows = stage.node().wait_for_view(&["service", "list"], LIMIT, |_| true)?;
+    let rows = stage.node().wait_for_view(&["service", "list"], PATIENCE, |_| true)?;
     assert_eq!(rows, json!([]));
     Ok(())
 }
@@ -183,9 +182,9 @@ fn a_host_port_outlives_its_agent_but_not_its_pod() -> Result<()> {
     stage.refused_by_node("127.0.0.1:9090")?;
     // An agent that has read all of its source keeps it, too.
     stage.cluster.apply("web", &Service::new("shop", "web").cluster_ip("10.96.0.7").yaml())?;
-    stage
-        .node()
-        .wait_for_view(&["status"], LIMIT, |status| status["agent"]["source"]["synced"] == true)?;
+    stage.node().wait_for_view(&["status"], PATIENCE, |status| {
+        status["agent"]["source"]["synced"] == true
+    })?;
     stage.reached_by_all(&ON_NODE, "stays")
 }
 
@@ -216,8 +215,8 @@ fn a_udp_flow_does_not_stick_to_a_former_owner() -> Result<()> {
     let own = SocketAddr::from((stage.client.ipv4()?, 40_000));
     // No socket hook sees this one: the thread is in the pod's namespace and outside its cgroup.
     let socket = stage.client.netns().run(|| UdpSocket::bind(own))??;
-    socket.set_read_timeout(Some(Duration::from_millis(500)))?;
-    let ask = || -> Result<String> {
+    let ask = |limit: Duration| -> Result<String> {
+        socket.set_read_timeout(Some(limit))?;
         socket.send_to(b"hello", target)?;
         let mut buffer = [0; 2048];
         let (length, from) = socket.recv_from(&mut buffer)?;
@@ -225,14 +224,16 @@ fn a_udp_flow_does_not_stick_to_a_former_owner() -> Result<()> {
         Ok(serde_json::from_slice::<Identity>(&buffer[..length])?.pod)
     };
     let (old, server) = stage.serve("old", both(9080))?;
-    assert_eq!(ask()?, "old");
-    assert_eq!(ask()?, "old");
+    assert_eq!(ask(PATIENCE)?, "old");
+    assert_eq!(ask(PATIENCE)?, "old");
     drop(server);
     stage.node().del_pod(old)?;
-    assert!(ask().is_err(), "nobody has the port");
+    // Too long for an answer, were there one, and not so long that nobody would wait for the test.
+    let moment = Duration::from_millis(500);
+    assert!(ask(moment).is_err(), "nobody has the port");
     let _new = stage.serve("new", both(9080))?;
-    wait_ok("an answer of the new owner", LIMIT, || {
-        let name = ask()?;
+    wait_ok("an answer of the new owner", PATIENCE, || {
+        let name = ask(moment)?;
         anyhow::ensure!(name == "new", "{name} answered");
         Ok(())
     })

@@ -1,7 +1,6 @@
 //! Clients outside the cluster, and pods that leave it: real agents, real sockets, two nodes, fast path on and off.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use sluice_tests::app::Identity;
 use sluice_tests::load::Load;
@@ -11,9 +10,8 @@ use sluice_tests::pod;
 use sluice_tests::process::{Launch, Process};
 use sluice_tests::shop::{Shop, web_service};
 use sluice_tests::wait::wait_ok;
-use sluice_tests::{Result, bin};
+use sluice_tests::{PATIENCE, Result, bin};
 
-const LIMIT: Duration = Duration::from_secs(10);
 /// Node ports of `node-a` and `node-b` in both families.
 const NODE_PORTS: [[&str; 2]; 2] = [
     ["172.31.0.11:30080", "[fd00:172:31::11]:30080"],
@@ -70,7 +68,7 @@ impl Outside {
             &port.to_string(),
         ]);
         let mut process = self.spawn("serve", &launch)?;
-        process.wait_for_log("listening", LIMIT)?;
+        process.wait_for_log("listening", PATIENCE)?;
         Ok(process)
     }
 }
@@ -107,7 +105,7 @@ fn node_ports_serve_clients_outside_on_every_node() -> Result<()> {
             for (index, targets) in NODE_PORTS.iter().enumerate() {
                 for (family, target) in targets.iter().enumerate() {
                     let label = format!("fast path {fast_path}, {name} through {target}");
-                    let answer = wait_ok(&label, LIMIT, || {
+                    let answer = wait_ok(&label, PATIENCE, || {
                         let answer = outside.tcp(target)?;
                         anyhow::ensure!(answer.pod == name, "{answer:?}");
                         Ok(answer)
@@ -117,7 +115,7 @@ fn node_ports_serve_clients_outside_on_every_node() -> Result<()> {
                     assert_eq!(peer(&answer)?, expected, "TCP, {label}");
                     // The program checks that the answer comes from whom it asked. The two protocols are switched one
                     // after the other.
-                    let answer = wait_ok(&label, LIMIT, || {
+                    let answer = wait_ok(&label, PATIENCE, || {
                         let answer = outside.udp(target)?;
                         anyhow::ensure!(answer.pod == name, "{answer:?}");
                         Ok(answer)
@@ -129,7 +127,7 @@ fn node_ports_serve_clients_outside_on_every_node() -> Result<()> {
         let pods: Vec<_> = shop.web.iter().collect();
         shop.cluster.apply("web", &node_port_service().with_endpoints(&pods))?;
         for target in NODE_PORTS.iter().flatten() {
-            wait_ok("both endpoints", LIMIT, || {
+            wait_ok("both endpoints", PATIENCE, || {
                 let report = pod::load(outside.testapp()?, target, 60)?;
                 anyhow::ensure!(report.ok == 60 && report.backends.len() == 2, "{report:?}");
                 Ok(())
@@ -195,12 +193,12 @@ fn connections_from_outside_outlive_the_agents() -> Result<()> {
     shop.cluster.apply("web", &node_port_service().with_endpoints(&pods))?;
     let mut loads = Vec::new();
     for (n, target) in NODE_PORTS.iter().flatten().enumerate() {
-        wait_ok("the NodePort", LIMIT, || outside.tcp(target))?;
+        wait_ok("the NodePort", PATIENCE, || outside.tcp(target))?;
         let launch =
             outside.testapp()?.args(["load", target, "--rate", "50", "--concurrency", "4"]);
-        loads.push(Load::new(outside.spawn(&format!("new-{n}"), &launch)?));
+        loads.push(Load::new(outside.spawn(&format!("new-{n}"), &launch)?)?);
         let kept = outside.spawn(&format!("kept-{n}"), &launch.arg("--keep-alive"))?;
-        loads.push(Load::new(kept));
+        loads.push(Load::new(kept)?);
     }
     let source = shop.cluster.source();
     for index in 0..2 {
@@ -228,13 +226,13 @@ fn uplinks_follow_the_flag() -> Result<()> {
     let pods: Vec<_> = shop.web.iter().collect();
     shop.cluster.apply("web", &node_port_service().with_endpoints(&pods))?;
     let target = NODE_PORTS[0][0];
-    wait_ok("the NodePort", LIMIT, || outside.tcp(target))?;
+    wait_ok("the NodePort", PATIENCE, || outside.tcp(target))?;
     restart_agents(&mut shop, &["--uplinks", ""])?;
-    wait_ok("the end of the NodePort for clients outside", LIMIT, || {
+    wait_ok("the end of the NodePort for clients outside", PATIENCE, || {
         anyhow::ensure!(outside.tcp(target).is_err(), "still served");
         Ok(())
     })?;
     restart_agents(&mut shop, &["--uplinks", "eth0"])?;
-    wait_ok("the NodePort", LIMIT, || outside.tcp(target))?;
+    wait_ok("the NodePort", PATIENCE, || outside.tcp(target))?;
     Ok(())
 }

@@ -1,10 +1,8 @@
 //! Operation: bad input, a second agent, and the tool without an agent.
 
-use std::time::Duration;
-
 use sluice_tests::manifests::Service;
 use sluice_tests::shop::{Shop, WEB_V4};
-use sluice_tests::{Result, bin};
+use sluice_tests::{PATIENCE, Result, bin};
 
 /// O4: programs, maps and routes of this version and of others, files of the agent; not what the CNI
 /// plugin made, nor what somebody else did. A second time finds nothing to do.
@@ -103,7 +101,7 @@ fn malformed_objects_are_skipped_with_one_warning_each_and_the_others_are_served
     let warnings = |log: &str, name: &str| {
         log.lines().filter(|line| line.contains("WARN") && line.contains(name)).count()
     };
-    agent.wait_until("a warning for every bad object", Duration::from_secs(10), |log| {
+    agent.wait_until("a warning for every bad object", PATIENCE, |log| {
         names.iter().all(|name| warnings(log, name) > 0)
     })?;
     // Further changes repeat no warning.

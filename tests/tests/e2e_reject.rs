@@ -1,19 +1,15 @@
 //! What clients see whose packets no socket hook has seen, with the real agent.
 
 use std::net::{SocketAddr, TcpStream, UdpSocket};
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use nix::errno::Errno;
-use sluice_tests::Result;
 use sluice_tests::app::Identity;
 use sluice_tests::manifests::Service;
 use sluice_tests::netns::NetNs;
 use sluice_tests::shop::{Shop, WEB_V4, WEB_V6};
 use sluice_tests::wait::wait_ok;
-
-/// A limit for calls that must not hang; nothing is measured by it.
-const PATIENCE: Duration = Duration::from_secs(20);
+use sluice_tests::{PATIENCE, Result};
 
 /// The error that a TCP connection from the namespace to the target fails with.
 fn tcp(from: &NetNs, target: SocketAddr) -> Result<Errno> {

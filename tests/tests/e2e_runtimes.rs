@@ -3,7 +3,6 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::ensure;
 use serde_json::Value;
@@ -11,9 +10,7 @@ use sluice_tests::cri::{Linux, Metadata, PortMapping, Sandbox};
 use sluice_tests::node::{Node, PodRef};
 use sluice_tests::runtime::{Containerd, Home, IMAGE, PAGE, PORT, Podman};
 use sluice_tests::shop::{Shop, WEB_V4};
-use sluice_tests::{Result, wait_for};
-
-const LIMIT: Duration = Duration::from_secs(20);
+use sluice_tests::{PATIENCE, Result, wait_for};
 
 /// The records on the node.
 fn records(node: &Node) -> Result<Vec<Value>> {
@@ -97,7 +94,7 @@ fn a_pod_sandbox_of_the_cri_is_served_until_it_is_stopped() -> Result<()> {
 
     // Its pause process is a web server.
     let direct = format!("http://{}:{PORT}/", addresses[0]);
-    wait_for("the page", LIMIT, || page(node, &direct).ok().filter(|text| text == PAGE))?;
+    wait_for("the page", PATIENCE, || page(node, &direct).ok().filter(|text| text == PAGE))?;
     for url in ["http://172.31.0.11:9080/", "http://127.0.0.1:9080/"] {
         assert_eq!(page(node, url)?, PAGE, "{url}");
     }

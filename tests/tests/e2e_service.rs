@@ -1,13 +1,12 @@
 //! Services on a real kernel: who reaches them, by which path, and what answers.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use sluice_tests::manifests::Service;
 use sluice_tests::process::Launch;
 use sluice_tests::shop::{Shop, WEB_V4, WEB_V6, web_service};
 use sluice_tests::wait::wait_ok;
-use sluice_tests::{Result, bin, pod};
+use sluice_tests::{PATIENCE, Result, bin, pod};
 
 /// Asks over TCP and UDP, both families, and expects a web pod each time.
 fn ask_every_way(who: &str, testapp: impl Fn() -> Launch) -> Result<()> {
@@ -60,7 +59,7 @@ fn one_address_and_port_leads_elsewhere_for_tcp_than_for_udp() -> Result<()> {
     let split = Service::new("shop", "split-udp").cluster_ip("10.96.0.20").udp("udp", 53, 8080);
     shop.cluster.apply("split-udp", &split.with_endpoints(&[&shop.web[1]]))?;
     shop.cluster.wait_served(0, tcp)?;
-    wait_ok("UDP to be served", Duration::from_secs(10), || shop.client.udp(udp))?;
+    wait_ok("UDP to be served", PATIENCE, || shop.client.udp(udp))?;
     for _ in 0..8 {
         assert_eq!(shop.client.get(tcp)?.pod, "web-0");
         assert_eq!(shop.client.udp(udp)?.pod, "web-1");
@@ -108,11 +107,11 @@ fn a_service_without_endpoints_refuses_until_it_has_one() -> Result<()> {
             other => anyhow::bail!("{other:?}"),
         }
     };
-    wait_ok("the refusal", Duration::from_secs(10), refused)?;
+    wait_ok("the refusal", PATIENCE, refused)?;
     shop.cluster.apply("empty", &empty.with_endpoints(&[&shop.web[0]]))?;
     shop.cluster.wait_served(0, "10.96.0.30:80")?;
     shop.cluster.apply("empty", &empty.with_endpoints(&[]))?;
-    wait_ok("the refusal again", Duration::from_secs(10), refused)
+    wait_ok("the refusal again", PATIENCE, refused)
 }
 
 #[test]
@@ -135,7 +134,7 @@ fn a_service_that_is_deleted_is_served_no_more() -> Result<()> {
     let shop = Shop::open()?;
     shop.cluster.delete("web")?;
     for target in [WEB_V4, WEB_V6] {
-        wait_ok("the end of the service", Duration::from_secs(10), || {
+        wait_ok("the end of the service", PATIENCE, || {
             // No route leads to the address once nothing translates it: any failure will do, an answer will not.
             let launch = shop.client.launch(bin("testapp")?);
             match launch.args(["get", target, "--timeout", "0.5"]).run() {

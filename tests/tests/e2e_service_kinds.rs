@@ -1,7 +1,6 @@
 //! Every address of a Service, from inside: NodePort, load balancer, external IP; traffic policies; changes of type.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use serde_json::Value;
 use sluice_tests::cluster::node_manifest;
@@ -10,9 +9,8 @@ use sluice_tests::manifests::Service;
 use sluice_tests::process::Launch;
 use sluice_tests::shop::{Shop, WEB_V4, WEB_V6, web_service};
 use sluice_tests::wait::wait_ok;
-use sluice_tests::{Result, bin, pod};
+use sluice_tests::{PATIENCE, Result, bin, pod};
 
-const LIMIT: Duration = Duration::from_secs(10);
 /// Node ports of `node-a` and `node-b` in both families.
 const NODE_PORTS: [[&str; 2]; 2] = [
     ["172.31.0.11:30080", "[fd00:172:31::11]:30080"],
@@ -122,7 +120,7 @@ fn a_load_balancers_address_and_an_external_ip_serve_pods_and_host_processes() -
     let report = shop.client.load(targets[2], 200)?;
     assert_eq!((report.ok, report.backends.len()), (200, 2), "{report:?}");
 
-    let rows = shop.cluster.node(0).wait_for_view(&["service", "list"], LIMIT, |_| true)?;
+    let rows = shop.cluster.node(0).wait_for_view(&["service", "list"], PATIENCE, |_| true)?;
     assert_eq!(
         frontends(&rows, "LoadBalancer"),
         [targets[2], targets[3]].map(str::to_owned).into(),
@@ -142,7 +140,7 @@ fn flags_choose_what_is_served() -> Result<()> {
     shop.cluster.apply("web", &service.with_endpoints(&pods))?;
     let [v4, v6] = NODE_PORTS[0];
     let all: BTreeSet<String> = [v4, v6, LOCALHOST[0], LOCALHOST[1]].map(str::to_owned).into();
-    shop.cluster.node(0).wait_for_view(&["service", "list"], LIMIT, |rows| {
+    shop.cluster.node(0).wait_for_view(&["service", "list"], PATIENCE, |rows| {
         frontends(rows, "NodePort") == all
             && frontends(rows, "ExternalIP") == ["192.0.2.10:80".to_owned()].into()
     })?;
@@ -153,7 +151,7 @@ fn flags_choose_what_is_served() -> Result<()> {
         ["--allow-service-external-ips", "false", "--nodeport-addresses", "172.31.0.0/24,::1/128"];
     node.start_agent_with(&source, &flags)?;
     let some: BTreeSet<String> = [v4, LOCALHOST[1]].map(str::to_owned).into();
-    shop.cluster.node(0).wait_for_view(&["service", "list"], LIMIT, |rows| {
+    shop.cluster.node(0).wait_for_view(&["service", "list"], PATIENCE, |rows| {
         frontends(rows, "NodePort") == some && frontends(rows, "ExternalIP").is_empty()
     })?;
     shop.cluster.node(0).get(v4)?;
@@ -172,7 +170,7 @@ fn internal_traffic_policy_local_keeps_a_cluster_ip_on_the_node() -> Result<()> 
     shop.cluster.apply("web", &service.with_endpoints(&pods))?;
     for (index, own) in [(0, "web-0"), (1, "web-1")] {
         let node = shop.cluster.node(index);
-        wait_ok("the node's own endpoint alone", LIMIT, || {
+        wait_ok("the node's own endpoint alone", PATIENCE, || {
             let report = node.load(WEB_V4, 32)?;
             let alone = report.ok == 32 && report.backends.keys().eq([own]);
             if alone { Ok(()) } else { anyhow::bail!("{report:?}") }
@@ -184,8 +182,16 @@ fn internal_traffic_policy_local_keeps_a_cluster_ip_on_the_node() -> Result<()> 
 
     // None on node-a: refused there, though node-b has one; the NodePort has the cluster's endpoints.
     shop.cluster.apply("web", &service.with_endpoints(&[&shop.web[1]]))?;
-    wait_ok("the refusal", LIMIT, || refused(client(), WEB_V4))?;
+    // Frontends are switched one after the other.
+    for target in [WEB_V4, WEB_V6] {
+        wait_ok("the refusal", PATIENCE, || refused(client(), target))?;
+    }
     refused(shop.cluster.node(0).launch(bin("testapp")?), WEB_V6)?;
+    wait_ok("the NodePort's other endpoint", PATIENCE, || {
+        let report = pod::load(client(), NODE_PORTS[0][1], 32)?;
+        let alone = report.ok == 32 && report.backends.keys().eq(["web-1"]);
+        if alone { Ok(()) } else { anyhow::bail!("{report:?}") }
+    })?;
     ask("pod on node-a", client, &NODE_PORTS[0], &["web-1"])?;
     assert_eq!(shop.cluster.node(1).get(WEB_V4)?.pod, "web-1");
     Ok(())
@@ -218,7 +224,7 @@ fn zone_hints_lead_to_the_nodes_zone_and_follow_the_node() -> Result<()> {
     shop.cluster.apply("node-a", &in_zone("west"))?;
     shop.cluster.apply("web", &hinted)?;
     let reaches = |expected: &[&str]| {
-        wait_ok(&format!("{expected:?}"), LIMIT, || {
+        wait_ok(&format!("{expected:?}"), PATIENCE, || {
             let report = shop.client.load(WEB_V4, 64)?;
             let found = report.backends.keys().map(String::as_str).eq(expected.iter().copied());
             if found && report.ok == 64 { Ok(()) } else { anyhow::bail!("{report:?}") }
@@ -238,7 +244,7 @@ fn a_service_changes_its_type_in_place_and_fails_no_request() -> Result<()> {
     let pods: Vec<_> = shop.web.iter().collect();
     let launch = shop.client.launch(bin("testapp")?);
     let launch = launch.args(["load", WEB_V4, "--rate", "200", "--concurrency", "2"]);
-    let load = Load::new(shop.client.spawn("load", &launch)?);
+    let load = Load::new(shop.client.spawn("load", &launch)?)?;
     let [node_port, _] = NODE_PORTS[0];
     let client = || shop.client.launch(bin("testapp").unwrap());
     for _ in 0..3 {
@@ -247,9 +253,9 @@ fn a_service_changes_its_type_in_place_and_fails_no_request() -> Result<()> {
         let balanced = web_service().kind("LoadBalancer").ingress("198.51.100.10", "VIP");
         shop.cluster.apply("web", &balanced.with_endpoints(&pods))?;
         shop.cluster.wait_served(0, "198.51.100.10:80")?;
-        wait_ok("the end of the NodePort", LIMIT, || refused(client(), node_port))?;
+        wait_ok("the end of the NodePort", PATIENCE, || refused(client(), node_port))?;
         shop.cluster.apply("web", &web_service().with_endpoints(&pods))?;
-        shop.cluster.node(0).wait_for_view(&["service", "list"], LIMIT, |rows| {
+        shop.cluster.node(0).wait_for_view(&["service", "list"], PATIENCE, |rows| {
             frontends(rows, "LoadBalancer").is_empty()
         })?;
     }
@@ -266,7 +272,7 @@ fn a_node_port_outlives_its_agent_and_follows_the_node() -> Result<()> {
     shop.cluster.wait_served(0, NODE_PORTS[0][0])?;
     let launch = shop.client.launch(bin("testapp")?);
     let launch = launch.args(["load", NODE_PORTS[0][0], "--rate", "200", "--concurrency", "2"]);
-    let load = Load::new(shop.client.spawn("load", &launch)?);
+    let load = Load::new(shop.client.spawn("load", &launch)?)?;
     let source = shop.cluster.source();
     shop.cluster.node_mut(0).kill_agent()?;
     for target in NODE_PORTS[0].iter().chain(&LOCALHOST) {
@@ -284,7 +290,7 @@ fn a_node_port_outlives_its_agent_and_follows_the_node() -> Result<()> {
     spec.addresses[0] = "172.31.0.111/24".to_owned();
     shop.cluster.apply("node-a", &node_manifest(&spec))?;
     shop.cluster.wait_served(0, "172.31.0.111:30080")?;
-    wait_ok("the end of the old address", LIMIT, || {
+    wait_ok("the end of the old address", PATIENCE, || {
         refused(shop.client.launch(bin("testapp")?), NODE_PORTS[0][0])
     })?;
     Ok(())

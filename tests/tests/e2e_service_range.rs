@@ -1,13 +1,10 @@
 //! Addresses in the range of ClusterIPs that no Service has.
 
-use std::time::Duration;
-
 use anyhow::bail;
 use sluice_tests::shop::{Shop, WEB_V4, WEB_V6};
 use sluice_tests::wait::wait_ok;
-use sluice_tests::{Result, bin};
+use sluice_tests::{PATIENCE, Result, bin, pod};
 
-const LIMIT: Duration = Duration::from_secs(10);
 const RANGES: &str = "10.96.0.0/16,fd00:96::/112";
 /// Nobody's; a server beyond the default route has them all the same.
 const STRAYS: [(&str, &str); 2] =
@@ -26,7 +23,7 @@ fn unallocated_service_address_ends_at_the_node() -> Result<()> {
     lan.ip("link set lo up\nroute add 10.244.1.0/24 via 172.31.0.11\nroute add fd00:244:1::/64 via fd00:172:31::11")?;
     let launch = lan.launch(bin("testapp")?).args(["serve", "--udp", "--port", "8080"]);
     let mut server = launch.spawn(&shop.cluster.dir().join("stray.log"))?;
-    server.wait_for_log("listening", LIMIT)?;
+    server.wait_for_log("listening", PATIENCE)?;
     let node = shop.cluster.node(0).netns();
     node.ip("route add default via 172.31.0.1\nroute add default via fd00:172:31::1")?;
     for (_, target) in STRAYS {
@@ -38,14 +35,15 @@ fn unallocated_service_address_ends_at_the_node() -> Result<()> {
     shop.cluster.node_mut(0).stop_agent()?;
     shop.cluster.node_mut(0).start_agent_with(&source, &["--service-cluster-ip-range", RANGES])?;
     let node = shop.cluster.node(0);
-    let pod = shop.client.ipv4()?.to_string();
-    let pod6 = shop.client.ipv6()?.to_string();
+    let own = shop.client.ipv4()?.to_string();
+    let own6 = shop.client.ipv6()?.to_string();
     for (addr, target) in STRAYS {
-        assert!(shop.client.get(target).is_err(), "{target} is reached from a pod");
-        assert!(node.get(target).is_err(), "{target} is reached from the node");
+        let from_pod = shop.client.launch(bin("testapp")?);
+        assert!(pod::get_within(from_pod, target, 2).is_err(), "{target} is reached from a pod");
+        assert!(node.get_within(target, 2).is_err(), "{target} is reached from the node");
         // What arrives from a pod, and from outside, has no way on.
         let (from, lan) =
-            if addr.contains(':') { (&*pod6, "fd00:172:31::1") } else { (&*pod, "172.31.0.1") };
+            if addr.contains(':') { (&*own6, "fd00:172:31::1") } else { (&*own, "172.31.0.1") };
         let veths = node.netns().ip_output(&["-o", "route", "get", from])?;
         let veth = veths.split(" dev ").nth(1).and_then(|rest| rest.split(' ').next());
         let Some(veth) = veth else { bail!("no interface in {veths}") };
@@ -84,7 +82,7 @@ fn route_of_the_service_range_is_kept_and_taken_back() -> Result<()> {
             + &node.ip_output(&["-6", "route", "show", "type", "blackhole"])?)
     };
     let there = |shop: &Shop, want: &[&str]| {
-        wait_ok("the routes", LIMIT, || {
+        wait_ok("the routes", PATIENCE, || {
             let text = routes(shop)?;
             let found: Vec<&str> = text.lines().filter(|line| line.contains("proto 93")).collect();
             if found.len() == want.len() && want.iter().all(|w| text.contains(w)) {

@@ -2,16 +2,13 @@
 //! manifest to the application's errno.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use sluice_tests::netns::NetNs;
 use sluice_tests::process::{Launch, Process};
 use sluice_tests::shop::{Shop, WEB_V4, WEB_V6, web_service};
 use sluice_tests::wait::{wait_for, wait_ok};
-use sluice_tests::{Result, bin, pod};
-
-const LIMIT: Duration = Duration::from_secs(20);
+use sluice_tests::{PATIENCE, Result, bin, pod};
 
 /// A client that holds on to one connected socket, and how much of its story was read.
 struct Story {
@@ -28,7 +25,7 @@ impl Story {
 
     /// Expects the next line to begin so.
     fn expect(&mut self, start: &str) -> Result<()> {
-        let line = wait_for(&format!("{}: {start}", self.name), LIMIT, || {
+        let line = wait_for(&format!("{}: {start}", self.name), PATIENCE, || {
             self.process.log().lines().nth(self.read).map(str::to_owned)
         })?;
         ensure!(line.starts_with(start), "{}: {start} expected, not {line}", self.name);
@@ -38,7 +35,7 @@ impl Story {
 
     /// Expects that the pod answers.
     fn expect_answer(&mut self, pod: &str) -> Result<()> {
-        let line = wait_for(&format!("{}: an answer of {pod}", self.name), LIMIT, || {
+        let line = wait_for(&format!("{}: an answer of {pod}", self.name), PATIENCE, || {
             self.process.log().lines().nth(self.read).map(str::to_owned)
         })?;
         ensure!(
@@ -76,7 +73,7 @@ fn connected_udp_sockets_never_stay_with_a_backend_that_is_gone() -> Result<()> 
     };
     publish(&shop, &service.slices(&[&shop.web[0]]))?;
     let only = format!("{}:8080", shop.web[0].ipv4()?);
-    shop.cluster.node(0).wait_for_view(&["service", "get", "shop/web"], LIMIT, |rows| {
+    shop.cluster.node(0).wait_for_view(&["service", "get", "shop/web"], PATIENCE, |rows| {
         let udp = rows.as_array().into_iter().flatten().filter(|row| row["protocol"] == "UDP");
         udp.filter(|row| row["frontend"] == WEB_V4)
             .any(|row| row["backends"] == serde_json::json!([only]))
@@ -123,13 +120,12 @@ fn connected_udp_sockets_never_stay_with_a_backend_that_is_gone() -> Result<()> 
     shop.cluster.delete("web")?;
     each(&|story| story.expect("woken ConnectionAborted"))?;
 
-    let status = shop.cluster.node(0).proxyctl(&["status", "-o", "json"])?;
-    let status: serde_json::Value = serde_json::from_str(&status)?;
-    let parts = status["agent"]["parts"].as_array().context("parts")?;
-    let waking = parts.iter().find(|part| part["name"] == "Socket waking").context("its part")?;
-    // Two rounds of this agent, four sockets each.
-    assert_eq!(waking["note"], "8 UDP so far", "{waking}");
-    Ok(())
+    // Two rounds of this agent, four sockets each. They are counted after they have woken.
+    let said = |status: &serde_json::Value| {
+        let mut parts = status["agent"]["parts"].as_array().into_iter().flatten();
+        parts.any(|part| part["name"] == "Socket waking" && part["note"] == "8 UDP so far")
+    };
+    shop.cluster.node(0).wait_for_view(&["status"], PATIENCE, said).map(drop)
 }
 
 /// S24, S15: with the flag, a TCP connection to an endpoint that is gone is reset, but not while the endpoint is
@@ -154,7 +150,7 @@ fn tcp_connections_are_reset_when_their_endpoint_is_gone_if_asked_for() -> Resul
             }
         }
         for node in shop.cluster.nodes() {
-            node.wait_for_view(&["service", "get", "shop/web"], LIMIT, |rows| {
+            node.wait_for_view(&["service", "get", "shop/web"], PATIENCE, |rows| {
                 let mut rows = rows.as_array().into_iter().flatten();
                 rows.any(|row| {
                     row["frontend"] == WEB_V4
@@ -235,13 +231,13 @@ fn a_client_keeps_its_backend_across_a_restart_of_the_agent() -> Result<()> {
     let other = shop.web.iter().find(|pod| !first.contains(pod.name())).context("the other")?;
     shop.cluster.apply("sticky", &service.with_endpoints(&[other]))?;
     let second = BTreeSet::from([other.name().to_owned()]);
-    wait_ok("the other backend", LIMIT, || {
+    wait_ok("the other backend", PATIENCE, || {
         let now = ask(&shop)?;
         ensure!(now == second, "{now:?}");
         Ok(())
     })?;
     shop.cluster.apply("sticky", &service.with_endpoints(&pods))?;
-    shop.cluster.node(0).wait_for_view(&["service", "get", "shop/sticky"], LIMIT, |rows| {
+    shop.cluster.node(0).wait_for_view(&["service", "get", "shop/sticky"], PATIENCE, |rows| {
         let mut rows = rows.as_array().into_iter().flatten();
         rows.all(|row| row["backends"].as_array().is_some_and(|backends| backends.len() == 2))
     })?;
@@ -273,7 +269,7 @@ fn other_network_namespaces_of_the_node_keep_working() -> Result<()> {
 
     let hooked = || node.launch(&testapp).netns(&other);
     let unhooked = || other.launch(&testapp);
-    wait_ok("the service from the other namespace", LIMIT, || {
+    wait_ok("the service from the other namespace", PATIENCE, || {
         let answer = pod::get(hooked(), WEB_V4)?;
         ensure!(answer.pod == "web-0", "{answer:?}");
         Ok(())
@@ -286,7 +282,7 @@ fn other_network_namespaces_of_the_node_keep_working() -> Result<()> {
     // Its loopback is its own, though the node has a NodePort there.
     let launch = hooked().env("POD_NAME", "other").args(["serve", "--port", "30080"]);
     let mut server = node.spawn("other-server", &launch)?;
-    server.wait_for_log("listening", LIMIT)?;
+    server.wait_for_log("listening", PATIENCE)?;
     assert_eq!(pod::get(hooked(), "127.0.0.1:30080")?.pod, "other");
     assert_eq!(node.get("127.0.0.1:30080")?.pod, "web-0");
     Ok(())

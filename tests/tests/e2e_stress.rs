@@ -17,7 +17,7 @@ use sluice_tests::demo::publish::Publisher;
 use sluice_tests::pod::Pod;
 use sluice_tests::process::{Launch, Process};
 use sluice_tests::stress::{Answers, BUCKET_MS, History, Marks};
-use sluice_tests::{bin, wait_for};
+use sluice_tests::{PATIENCE, bin, wait_for};
 
 /// Services that clients ask; each has a ClusterIP, an external IP and a node port, TCP and UDP.
 const SERVICES: u32 = 32;
@@ -36,13 +36,13 @@ const MARKED: u32 = 63;
 /// Changes between two marks.
 const MARK_EVERY: u64 = 20;
 /// How long what was written last may take to be in force, on a machine that has other things to do.
-const SETTLED: Duration = Duration::from_secs(60);
+const SETTLED: Duration = Duration::from_secs(120);
 /// Requests after the last change, to see that it is in force.
 const REQUESTS_AFTER: u64 = 40_000;
 /// Requests, of all clients together; `SLUICE_STRESS_REQUESTS` says otherwise.
 const REQUESTS: u64 = 1_000_000;
 /// How long the clients may take.
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_secs(1_000);
 
 /// Number `index` of the services' addresses.
 fn cluster_ip(service: u32) -> Ipv4Addr {
@@ -142,7 +142,7 @@ impl Stage {
                 &number.to_string(),
             ]);
             let mut server = pod.spawn("stress", &launch)?;
-            server.wait_for_log("listening", Duration::from_secs(10))?;
+            server.wait_for_log("listening", PATIENCE)?;
             for port in 0..PORTS {
                 endpoints.push(Endpoint {
                     number: number + u32::from(port),
@@ -485,7 +485,7 @@ fn a_million_requests_under_change_are_answered_by_their_own_service() -> Result
         let changer = scope.spawn(move || lan.run(move || runtime.block_on(change())));
         let result = started.recv().context("the changer failed").and_then(|()| {
             for node in stage.cluster.nodes() {
-                wait_for(&format!("services on {}", node.name()), Duration::from_secs(60), || {
+                wait_for(&format!("services on {}", node.name()), PATIENCE, || {
                     let list = node.proxyctl(&["service", "list"]).ok()?;
                     let served = (0..SERVICES).all(|service| {
                         let at = format!("{}:80", external_ip(service));

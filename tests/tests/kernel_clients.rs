@@ -6,7 +6,6 @@ use std::{
     io,
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::PathBuf,
-    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -20,18 +19,17 @@ use sluice_proxy::{
     wake::absent_here,
 };
 use sluice_tests::{
+    PATIENCE,
     bind::bind,
     kernel::{Lab, addr, frontend_key, isolated},
     netns::NetNs,
     packet::{Packet, tcp},
+    wait_for,
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
 const VIP: &str = "10.96.0.10:80";
 const VIP6: &str = "[fd00:96::10]:80";
-
-/// A limit for calls that must not hang; nothing is measured by it.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 const EADDRINUSE: i32 = 98;
 const ECONNREFUSED: i32 = 111;
@@ -200,17 +198,21 @@ fn datagram_sockets_of_a_client_share_a_backend() -> Result<()> {
                 client.send_to(b"ping", VIP)?;
             }
         }
-        let mut met = 0;
+        let mut met = [0; 8];
         for server in &servers {
             server.set_nonblocking(true)?;
-            let mut count = 0;
-            while server.recv_from(&mut [0; 8]).is_ok() {
-                count += 1;
-            }
-            assert!(count == 0 || count == 30, "{count} of 30 datagrams");
-            met += count;
         }
-        assert_eq!(met, 30);
+        // On a busy machine a datagram may wait for a kernel thread, also on the loopback.
+        wait_for("all datagrams", PATIENCE, || {
+            for (server, met) in servers.iter().zip(&mut met) {
+                while server.recv_from(&mut [0; 8]).is_ok() {
+                    *met += 1;
+                }
+            }
+            (met.iter().sum::<i32>() >= 30).then_some(())
+        })?;
+        met.sort_unstable();
+        assert_eq!(met, [0, 0, 0, 0, 0, 0, 0, 30]);
         Ok(())
     })
 }
@@ -498,7 +500,7 @@ fn sockets_of_the_kernel_reach_services() -> Result<()> {
             .map(|(cookie, _)| cookie)
             .collect();
         assert_eq!(noted.len(), 41, "should the kernel tell one day, this is not needed any more");
-        let gone = sluice_tests::wait_for("the kernel to close", PATIENCE, || {
+        let gone = wait_for("the kernel to close", PATIENCE, || {
             let gone = absent_here(SocketKind::Stream, &noted).ok()?;
             (gone.len() == 40).then_some(gone)
         })?;

@@ -10,9 +10,10 @@ use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike as _};
 use sluice_abi::{Counter, proto};
 use sluice_tests::{
+    PATIENCE,
     bind::bind,
     pair::{ADDRESSES, Pair, socket},
-    traffic::{self, PATIENCE},
+    traffic,
 };
 use socket2::{Domain, Type};
 

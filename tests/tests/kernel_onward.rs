@@ -12,11 +12,12 @@ use rustix::net::sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover};
 use sluice_abi::{CidrKey, Counter, Endpoint, NodeAddrs, proto};
 use sluice_proxy::dataplane::{Dataplane, TcHook};
 use sluice_tests::{
+    PATIENCE,
     bind::bind,
     kernel::{Lab, addr},
     netns::NetNs,
     ping::{Message, Pinger},
-    traffic::{self, PATIENCE, datagram, exchange, forwarded, wire_pod},
+    traffic::{self, datagram, exchange, forwarded, wire_pod},
 };
 
 /// One family's addresses.

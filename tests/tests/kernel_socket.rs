@@ -14,17 +14,16 @@ use anyhow::{Context, Result, ensure};
 use sluice_abi::{ABI_VERSION, Counter, maps, programs, proto};
 use sluice_proxy::dataplane::SocketKind;
 use sluice_tests::{
+    PATIENCE,
     kernel::{Lab, isolated},
     netns::NetNs,
     wait::wait_ok,
+    wait_for,
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
 const VIP: &str = "10.96.0.10:80";
 const VIP6: &str = "[fd00:96::10]:80";
-
-/// A limit for calls that must not hang; nothing is measured by it.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 fn address(text: &str) -> SocketAddr {
     text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
@@ -254,11 +253,12 @@ fn unconnected_datagram_socket_talks_to_several_services() -> Result<()> {
             let vip = [VIP, OTHER_VIP][round % 2];
             client.send_to(b"ping", vip)?;
             let mut buffer = [0; 16];
-            let (server, from) = servers
-                .iter()
-                .enumerate()
-                .find_map(|(n, (server, _))| Some((n, server.recv_from(&mut buffer).ok()?.1)))
-                .context("a server has the datagram as soon as it is sent, on the loopback")?;
+            // On a busy machine a datagram may wait for a kernel thread, also on the loopback.
+            let (server, from) = wait_for("a server to have the datagram", PATIENCE, || {
+                let mut servers = servers.iter().enumerate();
+                servers
+                    .find_map(|(n, (server, _))| Some((n, server.recv_from(&mut buffer).ok()?.1)))
+            })?;
             servers[server].0.send_to(b"pong", from)?;
             assert_eq!(client.recv_from(&mut buffer)?.1, address(vip));
             seen.entry(vip).or_default().push(server);
@@ -528,20 +528,26 @@ fn programs_outlive_the_agent_and_are_replaced_in_place() -> Result<()> {
         let before = links()?;
         assert_eq!(before.len(), programs::CGROUP.len(), "{before:?}");
         let stop = AtomicBool::new(false);
+        let count = AtomicU32::new(0);
         std::thread::scope(|scope| -> Result<()> {
-            let client = scope.spawn(|| -> Result<u32> {
-                let mut count = 0;
+            let client = scope.spawn(|| -> Result<()> {
                 while !stop.load(Ordering::Relaxed) {
                     let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
                     socket.set_linger(Some(Duration::ZERO))?;
                     socket.connect(&address(VIP).into())?;
                     listener.accept()?;
-                    count += 1;
+                    count.fetch_add(1, Ordering::Relaxed);
                 }
-                Ok(count)
+                Ok(())
             });
-            let mut reopened = Ok(());
+            let asks = wait_for("the client to be served", PATIENCE, || {
+                (client.is_finished() || count.load(Ordering::Relaxed) > 0).then_some(())
+            });
+            let mut reopened = asks;
             for _ in 0..3 {
+                if reopened.is_err() {
+                    break;
+                }
                 reopened = (|| {
                     let mut dataplane = Dataplane::open(lab.config().clone())?;
                     ensure!(dataplane.notices().is_empty());
@@ -549,13 +555,9 @@ fn programs_outlive_the_agent_and_are_replaced_in_place() -> Result<()> {
                     dataplane.attach_cgroup()?;
                     Ok(())
                 })();
-                if reopened.is_err() {
-                    break;
-                }
             }
             stop.store(true, Ordering::Relaxed);
-            let count = client.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-            assert!(count > 0);
+            client.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
             reopened
         })?;
         assert_eq!(links()?, before);

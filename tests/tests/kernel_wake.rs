@@ -7,7 +7,6 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::PathBuf,
     process::{Command, Stdio},
-    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -17,6 +16,7 @@ use sluice_proxy::{
     wake::{Diag, Doomed, Waker, destroy_here, doomed},
 };
 use sluice_tests::{
+    PATIENCE,
     kernel::{Lab, isolated},
     netns::NetNs,
     wait_for,
@@ -28,9 +28,6 @@ const OTHER_VIP: &str = "10.96.0.11:80";
 
 const ECONNABORTED: i32 = 103;
 const ECONNREFUSED: i32 = 111;
-
-/// A limit for calls that must not hang; nothing is measured by it.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 fn attached(label: &str, test: impl FnOnce(&mut Lab) -> Result<()> + Send) -> Result<()> {
     isolated(label, |_: &NetNs, cgroup: PathBuf| {

@@ -12,7 +12,7 @@ use sluice_store::{Cache, SourceError, SourceOptions, SourceUrl, Stream};
 use tempfile::TempDir;
 
 /// Long enough for the slowest machine; no test waits for it unless it fails.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A cache that follows a directory.
 struct Follower {

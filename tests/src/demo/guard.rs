@@ -8,11 +8,10 @@ use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{names, sweep, wait_for};
+use crate::{PATIENCE, names, sweep, wait_for};
 
 /// The argument that makes the demo's program a guard.
 pub const ARGUMENT: &str = "guard";
@@ -57,9 +56,7 @@ pub fn watch(owner: u32) -> Result<()> {
     let mut nothing = Vec::new();
     std::io::stdin().read_to_end(&mut nothing).context("the demo's pipe")?;
     let proc_dir = format!("/proc/{owner}");
-    wait_for("the demo's end", Duration::from_secs(60), || {
-        (!Path::new(&proc_dir).exists()).then_some(())
-    })?;
+    wait_for("the demo's end", PATIENCE, || (!Path::new(&proc_dir).exists()).then_some(()))?;
     sweep::dead();
     if fs::read_to_string(pid_file()).is_ok_and(|text| text.trim() == owner.to_string()) {
         fs::remove_file(pid_file()).context("the demo's pid file")?;
@@ -118,7 +115,7 @@ pub fn down() -> Result<String> {
         // It may end by itself in this moment.
         let _ = rustix::process::kill_process(raw, rustix::process::Signal::TERM);
         let proc_dir = format!("/proc/{pid}");
-        wait_for("the demo to take itself down", Duration::from_secs(60), || {
+        wait_for("the demo to take itself down", PATIENCE, || {
             (!Path::new(&proc_dir).exists()).then_some(())
         })?;
         text.push_str("The demo is down. ");

@@ -12,14 +12,12 @@ use serde_json::{Value, json};
 
 use super::app::PodSpec;
 use super::publish::Publisher;
+use crate::PATIENCE;
 use crate::bins::bin;
 use crate::node::Node;
 use crate::pod::Pod;
 use crate::process::{Launch, Process};
 use crate::wait::wait_ok;
-
-/// How long a pod has to become ready.
-const READY_LIMIT: Duration = Duration::from_secs(20);
 
 /// A pod with its process. Dropped: the process ends, the namespace goes.
 #[derive(Debug)]
@@ -76,7 +74,7 @@ impl Running {
         if let Some((port, path)) = self.spec.probe() {
             let address = SocketAddr::new(IpAddr::V4(self.pod.ipv4()?), port);
             let process = &mut self.process;
-            wait_ok(&format!("pod {} to be ready", self.spec.name), READY_LIMIT, || {
+            wait_ok(&format!("pod {} to be ready", self.spec.name), PATIENCE, || {
                 if !process.is_running() {
                     bail!("it ended:\n{}", process.log());
                 }

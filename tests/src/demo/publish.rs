@@ -1,11 +1,11 @@
 //! Objects into the source.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::PATIENCE;
 use crate::cgroup::Cgroup;
 use crate::cluster::Cluster;
 use crate::netns::NetNs;
@@ -67,7 +67,7 @@ impl Publisher {
             "--command-timeout",
             "5s",
         ]);
-        wait_ok("etcd to be healthy", Duration::from_secs(20), || {
+        wait_ok("etcd to be healthy", PATIENCE, || {
             if !process.is_running() {
                 bail!("etcd ended:\n{}", process.log());
             }

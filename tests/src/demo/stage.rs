@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -11,6 +10,7 @@ use super::MANIFESTS;
 use super::app::{self, Document, PodSpec, Workload};
 use super::kubelet::{PodEnv, Running};
 use super::publish::Publisher;
+use crate::PATIENCE;
 use crate::cluster::{Cluster, node_manifest};
 use crate::netns::run;
 use crate::node::Node;
@@ -189,7 +189,7 @@ impl Stage {
             wanted.push(IpAddr::V4(pod.pod.ipv4()?));
         }
         wanted.sort_unstable();
-        node.wait_for_view(&["service", "get", service], Duration::from_secs(10), |view| {
+        node.wait_for_view(&["service", "get", service], PATIENCE, |view| {
             let rows = view.as_array().into_iter().flatten();
             let four = rows.filter(|row| {
                 row["frontend"].as_str().is_some_and(|address| !address.starts_with('['))

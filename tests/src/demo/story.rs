@@ -9,9 +9,9 @@ use rustix::process::Signal;
 
 use super::screen::Screen;
 use super::stage::{SourceKind, Stage};
-use crate::app::LoadReport;
+use crate::app::{FIRST_ANSWER, LoadReport};
 use crate::process::Process;
-use crate::{interrupt, wait_for};
+use crate::{PATIENCE, interrupt, wait_for};
 
 /// Requests of the step that shows the spread.
 const REQUESTS: u64 = 2_000;
@@ -119,7 +119,7 @@ fn names(screen: &mut Screen, stage: &Stage) -> Result<()> {
         Ok::<_, anyhow::Error>(())
     };
     // The DNS servers may have been ready before the source told them of the last pod.
-    wait_for("DNS to know both databases", Duration::from_secs(10), || {
+    wait_for("DNS to know both databases", PATIENCE, || {
         dig(stage, "client-0", &["db"]).is_ok_and(|found| found.len() == 2).then_some(())
     })?;
     let text = |addresses: &[&str]| addresses.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>();
@@ -297,7 +297,7 @@ impl Background {
         let name = format!("load-{}", words.join("-").replace(['/', ':', '[', ']'], "_"));
         let launch = client.command(&stage.env, &command)?;
         let mut process = client.pod.spawn(&name, &launch)?;
-        process.wait_for_log("running until", Duration::from_secs(10))?;
+        process.wait_for_log(FIRST_ANSWER, PATIENCE)?;
         Ok(Self { name: format!("{pod}: load {}", words.join(" ")), process })
     }
 
@@ -306,7 +306,7 @@ impl Background {
             bail!("{} ended by itself:\n{}", self.name, self.process.log());
         }
         self.process.signal(Signal::TERM)?;
-        self.process.wait(Duration::from_secs(10))?;
+        self.process.wait(PATIENCE)?;
         let report = report(&self.process.log())?;
         none_failed(&report, &self.name)?;
         Ok(report)

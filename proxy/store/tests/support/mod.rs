@@ -54,8 +54,26 @@ impl Etcd {
     }
 
     /// Starts it on the same ports, and waits until it answers.
+    ///
+    /// A process that another test starts has copies of what this one had open until its `exec`, a
+    /// port among them perhaps: where etcd ends, it is started again.
     pub(crate) async fn restart(&mut self) {
         assert!(self.child.is_none(), "it runs already");
+        let deadline = Instant::now() + START;
+        loop {
+            self.child = Some(self.spawn());
+            while self.is_running() {
+                match self.connect().await {
+                    Ok(_) => return,
+                    Err(error) if Instant::now() > deadline => panic!("{}", self.silent(&error)),
+                    Err(_) => sleep(ASK).await,
+                }
+            }
+            assert!(Instant::now() < deadline, "etcd ended:\n{}", self.log());
+        }
+    }
+
+    fn spawn(&self) -> Child {
         let (client, peer) = (self.url(), format!("http://127.0.0.1:{}", self.peer_port));
         let log = fs::File::create(self.directory.path().join("log")).unwrap();
         let mut command = Command::new("etcd");
@@ -73,15 +91,25 @@ impl Etcd {
             command.arg("--trusted-ca-file").arg(file("ca.pem")).arg("--client-cert-auth");
         }
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-        let child = match command.spawn() {
+        match command.spawn() {
             Ok(child) => child,
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 panic!("etcd is not installed: apt-get install etcd-server")
             }
             Err(error) => panic!("cannot start etcd: {error}"),
-        };
-        self.child = Some(child);
-        self.client().await;
+        }
+    }
+
+    fn is_running(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+
+    fn silent(&self, error: &etcd_client::Error) -> String {
+        format!("etcd does not answer: {error}\n{}", self.log())
     }
 
     /// Ends it at once.
@@ -114,6 +142,17 @@ impl Etcd {
 
     /// A client, once etcd answers.
     pub(crate) async fn client(&self) -> Client {
+        let deadline = Instant::now() + START;
+        loop {
+            match self.connect().await {
+                Ok(client) => return client,
+                Err(error) if Instant::now() > deadline => panic!("{}", self.silent(&error)),
+                Err(_) => sleep(ASK).await,
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<Client, etcd_client::Error> {
         let options = self.tls.then(|| {
             let read = |name: &str| fs::read(self.certificates().join(name)).unwrap();
             let tls = TlsOptions::new()
@@ -121,21 +160,9 @@ impl Etcd {
                 .identity(Identity::from_pem(read("client.pem"), read("client.key")));
             ConnectOptions::new().with_tls(tls)
         });
-        let deadline = Instant::now() + START;
-        loop {
-            let error = match Client::connect([self.url()], options.clone()).await {
-                Ok(mut client) => match client.get("ready?", None).await {
-                    Ok(_) => return client,
-                    Err(error) => error,
-                },
-                Err(error) => error,
-            };
-            if Instant::now() > deadline {
-                let log = fs::read_to_string(self.directory.path().join("log"));
-                panic!("etcd does not answer: {error}\n{}", log.unwrap_or_default());
-            }
-            sleep(ASK).await;
-        }
+        let mut client = Client::connect([self.url()], options).await?;
+        client.get("ready?", None).await?;
+        Ok(client)
     }
 }
 
@@ -146,7 +173,7 @@ impl Drop for Etcd {
 }
 
 /// Two ports that are free now, below those that the kernel gives to outgoing connections: one of
-/// those could be taken while etcd is down.
+/// those could be taken while nobody listens at it.
 fn free_ports() -> (u16, u16) {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let base = 12_000 + (std::process::id() % 15_000) as u16;
@@ -200,7 +227,9 @@ impl Proxy {
     /// Forwards to that port.
     pub(crate) async fn start(target: u16) -> Self {
         let frozen = Arc::new(AtomicBool::new(false));
-        let mut proxy = Self { port: 0, target, frozen, task: None };
+        // While it is cut, its port is nobody's.
+        let (port, _) = free_ports();
+        let mut proxy = Self { port, target, frozen, task: None };
         proxy.restore().await;
         proxy
     }
@@ -234,7 +263,6 @@ impl Proxy {
                 Err(error) => panic!("cannot listen on port {}: {error}", self.port),
             }
         };
-        self.port = listener.local_addr().unwrap().port();
         self.task = Some(tokio::spawn(forward(listener, self.target, self.frozen.clone())));
     }
 }

@@ -38,7 +38,7 @@ struct Args {
     #[arg(long = "name", value_name = "NAME=[ADDR[+ADDR]]", value_parser = question, required = true)]
     names: Vec<Question>,
     /// How long a query may take, in milliseconds
-    #[arg(long, default_value_t = 2000)]
+    #[arg(long, default_value_t = 10_000)]
     timeout: u64,
     /// Stop after so many seconds, and not at SIGTERM
     #[arg(long)]

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use sluice_tests::app::{Identity, Latency, LoadReport};
+use sluice_tests::app::{FIRST_ANSWER, Identity, Latency, LoadReport};
 use sluice_tests::interrupt;
 
 use crate::http::{Connection, Response, Target};
@@ -137,6 +137,10 @@ fn client(options: &Load, start: Instant, count: &Count) {
         match outcome {
             Ok(identity) => {
                 report.ok += 1;
+                // Who watches this program learns that it asks, and whom it has reached.
+                if !report.backends.contains_key(&identity.pod) {
+                    eprintln!("{FIRST_ANSWER}{}", identity.pod);
+                }
                 *report.backends.entry(identity.pod).or_default() += 1;
                 latencies.push(taken);
             }

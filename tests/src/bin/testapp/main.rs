@@ -46,7 +46,7 @@ enum Command {
         #[arg(long)]
         unconnected: bool,
         /// Seconds to wait for each answer
-        #[arg(long, default_value_t = 2.0)]
+        #[arg(long, default_value_t = 10.0)]
         timeout: f64,
     },
     /// Hold on to one connected socket, and print a line for whatever becomes of it, until SIGTERM
@@ -71,7 +71,7 @@ struct ClientOptions {
     #[arg(long, value_delimiter = ',')]
     search: Vec<String>,
     /// Seconds to wait for a connection and for each read
-    #[arg(long, default_value_t = 5.0)]
+    #[arg(long, default_value_t = 20.0)]
     timeout: f64,
 }
 
