@@ -235,17 +235,21 @@ fn encode(
     explanation: Option<&str>,
 ) -> Result<Vec<u8>, ProtoError> {
     let limit = request.limit(transport);
+    let mut bytes = Vec::with_capacity(usize::from(MIN_UDP));
+    let mut encoder = BinEncoder::new(&mut bytes);
+    encoder.emit_vec(&[0; HEADER])?;
+    // The longest name leaves room for much.
+    request.question.emit(&mut encoder)?;
+    // What explains comes before what is explained, and behind the question.
+    let room = usize::from(limit - OPT - 4).saturating_sub(encoder.len());
     let explanation = explanation.map(|text| {
         let fits = |end: &usize| text.is_char_boundary(*end);
-        &text[..(0..=text.len().min(MAX_EXPLANATION)).rev().find(fits).unwrap_or(0)]
+        let most = text.len().min(MAX_EXPLANATION).min(room);
+        &text[..(0..=most).rev().find(fits).unwrap_or(0)]
     });
     // A code and a length before it.
     let option = explanation.map_or(0, |text| 4 + text.len() as u16);
-    let mut bytes = Vec::with_capacity(usize::from(MIN_UDP));
-    let mut encoder = BinEncoder::new(&mut bytes);
     encoder.set_max_size(if request.edns.is_some() { limit - OPT - option } else { limit });
-    encoder.emit_vec(&[0; HEADER])?;
-    request.question.emit(&mut encoder)?;
     let mut owner = Owner::new(request.question.name(), QUESTION);
     let (answers, mut complete) = emit(&mut encoder, &mut owner, &answer.answers)?;
     let (mut authorities, mut additionals) = (0, 0);

@@ -49,6 +49,15 @@ fn loads(dns: &DnsCluster, names: &[String]) -> Result<Vec<DnsLoad>> {
     dns.clients.iter().enumerate().map(start).collect()
 }
 
+/// Ends the loads, and prints what each of them has seen, node by node.
+fn stop(loads: Vec<DnsLoad>) -> Result<Vec<DnsLoadReport>> {
+    let reports = loads.into_iter().map(DnsLoad::stop).collect::<Result<Vec<_>>>()?;
+    for (node, report) in reports.iter().enumerate() {
+        println!("node {node}: {report:?}");
+    }
+    Ok(reports)
+}
+
 fn total(reports: &[DnsLoadReport]) -> (u64, f64) {
     (reports.iter().map(|r| r.asked).sum(), reports.iter().map(|r| r.rate).sum())
 }
@@ -151,11 +160,10 @@ fn a_rolling_restart_loses_no_query() -> Result<()> {
         dns.start(node)?;
         dns.wait_for_own(node)?;
     }
-    let reports = loads.into_iter().map(DnsLoad::stop).collect::<Result<Vec<_>>>()?;
+    let reports = stop(loads)?;
     let (asked, rate) = total(&reports);
     println!("{asked} queries, {rate:.0} a second");
     for (node, report) in reports.iter().enumerate() {
-        println!("node {node}: {report:?}");
         assert!(report.answered > 0, "node {node}: {report:?}");
         assert_eq!((report.lost, report.wrong), (0, 0), "node {node}: {report:?}");
         assert_eq!(report.answered, report.asked, "node {node}: {report:?}");
@@ -181,9 +189,7 @@ fn a_killed_instance_loses_only_what_it_has_in_hand() -> Result<()> {
     dns.wait_for_own(1)?;
     let after = after.stop()?;
     assert_eq!((after.lost, after.wrong), (0, 0), "{after:?}");
-    let reports = loads.into_iter().map(DnsLoad::stop).collect::<Result<Vec<_>>>()?;
-    for (node, report) in reports.iter().enumerate() {
-        println!("node {node}: {report:?}");
+    for (node, report) in stop(loads)?.iter().enumerate() {
         assert_eq!(report.wrong, 0, "node {node}: {report:?}");
         // Of a second's queries, most were answered.
         let bound = if node == 1 { rate() / 3 } else { 0 };

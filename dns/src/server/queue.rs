@@ -106,6 +106,18 @@ struct State {
     sweeping: bool,
 }
 
+impl State {
+    /// Takes the newest that waits and is still waited for.
+    fn newest(&mut self) -> Option<Job> {
+        loop {
+            let (job, _) = self.waiting.pop_back()?;
+            if !job.to.is_gone() {
+                return Some(job);
+            }
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Queue {
@@ -162,7 +174,7 @@ impl Queue {
         let sweep = !std::mem::replace(&mut state.sweeping, true);
         drop(state);
         if sweep {
-            self.runtime.spawn(Sweeper(Arc::clone(self)).run());
+            self.runtime.spawn(Sweeper::new(Arc::clone(self)).run());
         }
         if oldest.is_some() {
             self.resolver.metrics().shared().event(Event::ForwardReject);
@@ -170,7 +182,7 @@ impl Queue {
     }
 
     fn start(self: &Arc<Self>, job: Job) {
-        self.runtime.spawn(run(job, Turn(Arc::clone(self))));
+        self.runtime.spawn(run(job, Turn::new(Arc::clone(self))));
     }
 
     /// Waits until nothing is under way and nothing waits.
@@ -197,54 +209,86 @@ impl Queue {
     }
 }
 
-/// The right to be under way; it passes to the newest that waits when it is dropped.
-struct Turn(Arc<Queue>);
+/// The right to be under way.
+///
+/// Nothing is started where this is dropped: that happens at the end of the runtime too, which drops
+/// whatever is started then, and each would drop the next one inside of itself.
+struct Turn {
+    queue: Arc<Queue>,
+    /// Given back already.
+    over: bool,
+}
 
-impl Drop for Turn {
-    fn drop(&mut self) {
-        let mut state = self.0.lock();
-        while let Some((job, _)) = state.waiting.pop_back() {
-            if !job.to.is_gone() {
-                drop(state);
-                self.0.start(job);
-                return;
-            }
+impl Turn {
+    fn new(queue: Arc<Queue>) -> Self {
+        Self { queue, over: false }
+    }
+
+    /// The newest that waits; `None` gives the turn back.
+    fn next(&mut self) -> Option<Job> {
+        let mut state = self.queue.lock();
+        let next = state.newest();
+        if next.is_none() {
+            self.over = true;
+            state.free += 1;
+            self.queue.tell_if_idle(&state);
         }
-        state.free += 1;
-        self.0.tell_if_idle(&state);
+        next
     }
 }
 
-async fn run(job: Job, turn: Turn) {
-    let Job { pending, to } = job;
-    let reply = tokio::select! {
-        reply = turn.0.resolver.finish(pending) => reply,
-        () = to.gone() => return,
-    };
-    to.send(reply).await;
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if !self.over {
+            // A mistake of ours made the task panic. Who waits is started by another, or swept.
+            let mut state = self.queue.lock();
+            state.free += 1;
+            self.queue.tell_if_idle(&state);
+        }
+    }
+}
+
+async fn run(first: Job, mut turn: Turn) {
+    let mut next = Some(first);
+    while let Some(Job { pending, to }) = next {
+        let reply = tokio::select! {
+            reply = turn.queue.resolver.finish(pending) => Some(reply),
+            () = to.gone() => None,
+        };
+        if let Some(reply) = reply {
+            to.send(reply).await;
+        }
+        next = turn.next();
+    }
 }
 
 /// Answers those that have waited as long as they may, until none waits.
-struct Sweeper(Arc<Queue>);
+struct Sweeper {
+    queue: Arc<Queue>,
+    over: bool,
+}
 
 impl Sweeper {
-    async fn run(self) {
-        loop {
+    fn new(queue: Arc<Queue>) -> Self {
+        Self { queue, over: false }
+    }
+
+    async fn run(mut self) {
+        while !self.over {
             tokio::time::sleep(SWEEP).await;
             for mut job in self.expired() {
-                self.0.resolver.metrics().shared().event(Event::ForwardReject);
+                self.queue.resolver.metrics().shared().event(Event::ForwardReject);
                 job.pending.expire();
-                job.to.send(self.0.resolver.finish(job.pending).await).await;
+                job.to.send(self.queue.resolver.finish(job.pending).await).await;
             }
-            if self.0.lock().waiting.is_empty() {
-                return;
-            }
+            self.end_if_none_waits();
         }
     }
 
     fn expired(&self) -> Vec<Job> {
         let now = Instant::now();
-        let mut state = self.0.lock();
+        self.start_free();
+        let mut state = self.queue.lock();
         let mut expired = Vec::new();
         for _ in 0..state.waiting.len() {
             let Some((job, until)) = state.waiting.pop_front() else { break };
@@ -256,17 +300,39 @@ impl Sweeper {
         }
         expired
     }
+
+    /// Starts those that wait although they need not: a turn was not passed on.
+    fn start_free(&self) {
+        loop {
+            let job = {
+                let mut state = self.queue.lock();
+                if state.free == 0 {
+                    return;
+                }
+                let Some(job) = state.newest() else { return };
+                state.free -= 1;
+                job
+            };
+            self.queue.start(job);
+        }
+    }
+
+    fn end_if_none_waits(&mut self) {
+        let mut state = self.queue.lock();
+        if state.waiting.is_empty() {
+            self.over = true;
+            state.sweeping = false;
+            self.queue.tell_if_idle(&state);
+        }
+    }
 }
 
 impl Drop for Sweeper {
     fn drop(&mut self) {
-        let mut state = self.0.lock();
-        // What came since the look has to be seen to as well.
-        state.sweeping = !state.waiting.is_empty();
-        if state.sweeping {
-            self.0.runtime.spawn(Self(Arc::clone(&self.0)).run());
+        if !self.over {
+            // It panicked; whoever comes next starts another.
+            self.queue.lock().sweeping = false;
         }
-        self.0.tell_if_idle(&state);
     }
 }
 

@@ -283,3 +283,32 @@ proptest! {
         prop_assert!(reply.is_ok_and(|r| r.metadata.message_type == MessageType::Response));
     }
 }
+
+/// D20: an explanation takes the room that the question leaves, and no more.
+#[test]
+fn an_explanation_leaves_room_for_the_question() {
+    let mut long = query(RecordType::A);
+    long.queries[0] = Query::query(
+        name(&format!("{}.", ["a"; 4].map(|a| a.repeat(61)).join("."))),
+        RecordType::A,
+    );
+    let long = with_edns(long, |edns| {
+        edns.set_max_payload(512);
+    });
+    let Incoming::Query(request) = read(&long.to_vec().expect("a message")) else {
+        panic!("it is a query");
+    };
+    let why = "why ".repeat(100);
+    let bytes = write_explained(&request, Transport::Udp, &answer(3, 0), true, Some(&why));
+    assert!(bytes.len() <= 512, "{}", bytes.len());
+    let reply = Message::from_vec(&bytes).expect("a message");
+    assert_eq!(
+        (reply.metadata.response_code, &reply.queries),
+        (ResponseCode::NoError, &long.queries)
+    );
+    let edns = reply.edns.expect("the client speaks it");
+    let Some(EdnsOption::Unknown(_, text)) = edns.option(EdnsCode::Unknown(EXPLAIN)) else {
+        panic!("it is explained");
+    };
+    assert!(text.len() > 200 && why.as_bytes().starts_with(text));
+}

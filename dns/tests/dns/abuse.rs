@@ -12,17 +12,8 @@ use hickory_proto::rr::rdata::opt::EdnsOption;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::support::{
-    Dns, Upstream, answers, ask_tcp, ask_udp, query, read_framed, response, write_framed,
+    Dns, SHOP, Upstream, WEB, answers, ask_tcp, ask_udp, query, read_framed, response, write_framed,
 };
-
-const SHOP: &str = r#"
-apiVersion: v1
-kind: Service
-metadata: {name: web, namespace: shop}
-spec: {clusterIP: 10.96.0.10, clusterIPs: [10.96.0.10], ports: [{name: http, port: 80}]}
-"#;
-
-const WEB: &str = "web.shop.svc.cluster.local.";
 
 /// What a server may take in memory, in KiB, whatever is done to it.
 const MEMORY: u64 = 60 * 1024;

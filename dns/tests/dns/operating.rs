@@ -9,7 +9,7 @@ use std::time::Duration;
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::RecordType;
 
-use crate::support::{Dns, Upstream, answers, eventually, query, response};
+use crate::support::{Dns, Upstream, WEB, answers, eventually, query, response};
 
 const SHOP: &str = r#"
 apiVersion: v1
@@ -23,8 +23,6 @@ metadata: {name: worker, namespace: shop}
 spec: {nodeName: n1}
 status: {phase: Running, podIP: 10.1.0.7, podIPs: [{ip: 10.1.0.7}]}
 "#;
-
-const WEB: &str = "web.shop.svc.cluster.local.";
 
 /// D17: what was answered is counted under CoreDNS's names, whichever way it was answered.
 #[test]

@@ -15,6 +15,17 @@ use tempfile::TempDir;
 /// Far longer than anything takes that works.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// A Service in a manifest.
+pub(crate) const SHOP: &str = r#"
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {clusterIP: 10.96.0.10, clusterIPs: [10.96.0.10], ports: [{name: http, port: 80}]}
+"#;
+
+/// Its name.
+pub(crate) const WEB: &str = "web.shop.svc.cluster.local.";
+
 /// A running `sluice-dns`; it is killed when this goes.
 pub(crate) struct Dns {
     child: Child,

@@ -15,17 +15,9 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, Server
 use tempfile::TempDir;
 
 use crate::support::{
-    Dns, Upstream, answers, command, eventually, query, read_framed, response, write_framed,
+    Dns, SHOP, Upstream, WEB, answers, command, eventually, query, read_framed, response,
+    write_framed,
 };
-
-const SHOP: &str = r#"
-apiVersion: v1
-kind: Service
-metadata: {name: web, namespace: shop}
-spec: {clusterIP: 10.96.0.10, clusterIPs: [10.96.0.10], ports: [{name: http, port: 80}]}
-"#;
-
-const WEB: &str = "web.shop.svc.cluster.local.";
 
 /// Far longer than anything takes that works.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);

@@ -13,6 +13,10 @@ use crate::{Event, SourceError, SourceOptions, SourceUrl};
 /// an etcd then holds the rest back by flow control.
 const CHANNEL: usize = 4096;
 
+/// The same for a source that is read in place. Objects are at their largest on this way: thousands
+/// of them are megabytes that nobody needs again.
+const CHANNEL_IN_PLACE: usize = 256;
+
 /// The most events of one batch. Small enough that a reader soon sees the first changes of a large
 /// list, large enough to coalesce a burst.
 const BATCH: usize = 4096;
@@ -64,7 +68,8 @@ impl Stream {
         if options.kinds.is_empty() {
             return Err(SourceError::NoKinds);
         }
-        let (sender, events) = mpsc::channel(CHANNEL);
+        let room = if options.in_place { CHANNEL_IN_PLACE } else { CHANNEL };
+        let (sender, events) = mpsc::channel(room);
         let (status_sender, status) = watch::channel(SourceStatus::new());
         let sink = Sink { events: sender, status: status_sender };
         let task = match url {

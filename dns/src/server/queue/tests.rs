@@ -148,11 +148,43 @@ async fn what_nobody_waits_for_takes_no_place() {
 async fn a_query_under_way_takes_little() {
     let bench = Bench::new((1, 8)).await;
     let job = Job { pending: bench.pending("first."), to: To::Nobody };
-    let future = run(job, Turn(Arc::clone(&bench.queue)));
+    let future = run(job, Turn::new(Arc::clone(&bench.queue)));
     let size = size_of_val(&future);
     bench.queue.lock().free -= 1;
     drop(future);
     assert!(size < 4096, "a task of {size} octets");
     let waiting = size_of::<Job>() + size_of::<Pending>();
     assert!(waiting < 1024, "{waiting} octets for one that waits");
+}
+
+/// D18: a server that ends at once has thousands of queries waiting, and neither their number nor that
+/// nothing can be started any more is a matter.
+#[test]
+fn a_runtime_that_ends_takes_what_waits_with_it() {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    let bench = runtime.block_on(async {
+        let bench = Bench::new((8, 20_000)).await;
+        for n in 0..20_000 {
+            bench.push(&format!("n{n}."));
+        }
+        bench.asked().await;
+        bench
+    });
+    drop(runtime);
+    assert_eq!(bench.queue.lock().free, 8);
+    assert!(!bench.queue.lock().sweeping);
+}
+
+/// D18: a turn that nobody passed on is not lost: who waits gets it.
+#[tokio::test]
+async fn a_turn_that_was_dropped_is_found_again() {
+    let mut bench = Bench::new((1, 8)).await;
+    bench.queue.lock().free = 0;
+    let turn = Turn::new(Arc::clone(&bench.queue));
+    bench.push("waits.");
+    drop(turn);
+    assert_eq!(bench.deny().await, "waits.");
+    assert_eq!(bench.reply().await, denied("waits."));
+    bench.queue.idle().await;
 }

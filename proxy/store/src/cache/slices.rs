@@ -30,15 +30,28 @@ pub(super) struct Import {
 /// What a slice says about its Service.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Content {
-    endpoints: Box<[Entry]>,
+    endpoints: Entries,
     ports: Box<[SlicePort]>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Entries {
+    /// Of endpoints that say no more than this, as all do for whom Services are names.
+    Plain(Box<[Plain]>),
+    Full(Box<[Entry]>),
+}
+
+/// What every endpoint of a slice says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Plain {
+    addr: IpAddr,
+    conditions: Conditions,
 }
 
 /// One endpoint of a slice.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Entry {
-    addr: IpAddr,
-    conditions: Conditions,
+    plain: Plain,
     /// Shared by all endpoints of a node.
     place: Option<Arc<Place>>,
     target: Option<Box<Target>>,
@@ -69,11 +82,31 @@ struct Rare {
 impl Content {
     /// The slice's endpoints with its ports.
     pub(super) fn endpoints(&self) -> impl Iterator<Item = Endpoint> {
-        let texts = |texts: &[Arc<str>]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
-        self.endpoints.iter().map(move |entry| Endpoint {
-            addr: entry.addr,
+        let (plain, full): (&[Plain], &[Entry]) = match &self.endpoints {
+            Entries::Plain(plain) => (plain, &[]),
+            Entries::Full(full) => (&[], full),
+        };
+        let plain = plain.iter().map(|plain| self.endpoint(*plain));
+        plain.chain(full.iter().map(|entry| self.full_endpoint(entry)))
+    }
+
+    fn endpoint(&self, Plain { addr, conditions }: Plain) -> Endpoint {
+        Endpoint {
+            addr,
             ports: self.ports.to_vec(),
-            conditions: entry.conditions,
+            conditions,
+            hostname: None,
+            node: None,
+            zone: None,
+            target: None,
+            for_zones: Vec::new(),
+            for_nodes: Vec::new(),
+        }
+    }
+
+    fn full_endpoint(&self, entry: &Entry) -> Endpoint {
+        let texts = |texts: &[Arc<str>]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
+        Endpoint {
             hostname: entry.rare.as_ref().and_then(|rare| rare.hostname.clone()),
             node: entry.place.as_ref().and_then(|it| it.node.as_ref()).map(ToString::to_string),
             zone: entry.place.as_ref().and_then(|it| it.zone.as_ref()).map(ToString::to_string),
@@ -83,7 +116,19 @@ impl Content {
             }),
             for_zones: entry.rare.as_ref().map_or_else(Vec::new, |rare| texts(&rare.for_zones)),
             for_nodes: entry.rare.as_ref().map_or_else(Vec::new, |rare| texts(&rare.for_nodes)),
-        })
+            ..self.endpoint(entry.plain)
+        }
+    }
+}
+
+impl Entries {
+    fn new(full: Vec<Entry>) -> Self {
+        let is_plain = |it: &Entry| it.place.is_none() && it.target.is_none() && it.rare.is_none();
+        if full.iter().all(is_plain) {
+            Self::Plain(full.iter().map(|entry| entry.plain).collect())
+        } else {
+            Self::Full(full.into())
+        }
     }
 }
 
@@ -186,12 +231,13 @@ impl Texts {
         self.shed();
         let endpoints = match slice.address_type {
             // Host names have no place in a data plane; the slice itself still counts.
-            AddressType::Fqdn => Box::default(),
+            AddressType::Fqdn => Vec::new(),
             AddressType::V4 | AddressType::V6 => {
                 slice.endpoints.into_iter().filter_map(|e| self.entry(e)).collect()
             }
         };
-        let content = Content { endpoints, ports: slice.ports.into_boxed_slice() };
+        let content =
+            Content { endpoints: Entries::new(endpoints), ports: slice.ports.into_boxed_slice() };
         let cluster = slice.cluster;
         let import = slice.import.map(|name| Box::new(Import { name, cluster }));
         Slice { service: slice.service, import, content }
@@ -211,8 +257,7 @@ impl Texts {
         let SliceEndpoint { hostname, for_zones, for_nodes, .. } = endpoint;
         let plain = hostname.is_none() && for_zones.is_empty() && for_nodes.is_empty();
         Some(Entry {
-            addr: *endpoint.addresses.first()?,
-            conditions: endpoint.conditions,
+            plain: Plain { addr: *endpoint.addresses.first()?, conditions: endpoint.conditions },
             place,
             target: endpoint.target.map(|target| {
                 Box::new(Target {
@@ -269,6 +314,60 @@ impl Texts {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// There is one for every endpoint of a cluster.
+    #[test]
+    fn a_plain_endpoint_takes_little_room() {
+        assert!(size_of::<Plain>() <= 20, "{}", size_of::<Plain>());
+    }
+
+    /// O7: what an endpoint says comes out again, in whichever form it is kept.
+    #[test]
+    fn an_endpoint_says_what_its_slice_says() {
+        let bare = SliceEndpoint {
+            addresses: vec![[10, 1, 0, 1].into()],
+            conditions: Conditions { ready: false, ..Conditions::default() },
+            ..SliceEndpoint::default()
+        };
+        let full = SliceEndpoint {
+            hostname: Some("db-0".to_owned()),
+            node: Some("n1".to_owned()),
+            zone: Some("z1".to_owned()),
+            target: Some(ObjectRef { kind: "Pod".to_owned(), name: ObjectName::new("a", "b") }),
+            for_zones: vec!["z1".to_owned()],
+            for_nodes: vec!["n1".to_owned()],
+            ..bare.clone()
+        };
+        let ports = vec![SlicePort { port: Some(80), ..SlicePort::default() }];
+        for (endpoints, is_plain) in
+            [(vec![bare.clone()], true), (vec![bare.clone(), full], false), (vec![], true)]
+        {
+            let slice = EndpointSlice {
+                endpoints: endpoints.clone(),
+                ports: ports.clone(),
+                ..EndpointSlice::default()
+            };
+            let kept = Texts::default().slice(slice).content;
+            assert_eq!(matches!(kept.endpoints, Entries::Plain(_)), is_plain);
+            let out: Vec<_> = kept
+                .endpoints()
+                .map(|it| {
+                    assert_eq!(it.ports, ports);
+                    SliceEndpoint {
+                        addresses: vec![it.addr],
+                        conditions: it.conditions,
+                        hostname: it.hostname,
+                        node: it.node,
+                        zone: it.zone,
+                        target: it.target,
+                        for_zones: it.for_zones,
+                        for_nodes: it.for_nodes,
+                    }
+                })
+                .collect();
+            assert_eq!(out, endpoints);
+        }
+    }
 
     #[test]
     fn texts_that_nobody_uses_are_dropped() {

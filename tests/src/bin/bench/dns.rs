@@ -9,10 +9,13 @@ mod names;
 
 use std::fs;
 use std::io::{IsTerminal as _, Write as _};
+use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 use sluice_tests::cluster::WorkDir;
 use sluice_tests::netns::NetNs;
 use sluice_tests::process::{Launch, Process};
@@ -262,7 +265,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Vec<Measured>> {
         measured.push(figure(server, "memory", "MiB", vec![server.memory()? as f64 / 1_048_576.0]));
     }
     if wanted("sluice") {
-        measured.push(memory(&mut stage)?);
+        measured.extend(at_size(plan, &mut stage)?);
     }
     progress("");
     Ok(measured)
@@ -311,12 +314,19 @@ fn figure(server: &Server, case: &'static str, unit: &'static str, rounds: Vec<f
     Measured { bench: "dns", case, variant, n, unit, rounds }
 }
 
-/// Memory with 10,000 services of ten endpoints each.
-fn memory(stage: &mut Stage<'_>) -> Result<Measured> {
-    progress("memory with 10000 services of 10 endpoints");
+/// Services, and endpoints of each, that the bounds on memory and on the time of a change are for.
+const SIZE: (usize, usize) = (10_000, 10);
+/// Changes in a round.
+const CHANGES: usize = 100;
+
+/// Memory with 10,000 services of ten endpoints each, and there, how long after a manifest was put in
+/// its place the new address is answered: the median of a round, and what 99 of 100 keep to.
+fn at_size(plan: &Plan, stage: &mut Stage<'_>) -> Result<Vec<Measured>> {
+    let (services, endpoints) = SIZE;
+    progress(&format!("{services} services of {endpoints} endpoints"));
     let manifests = stage.path("manifests-memory");
     fs::create_dir(&manifests)?;
-    for (index, chunk) in names::with_endpoints(10_000, 10).into_iter().enumerate() {
+    for (index, chunk) in names::with_endpoints(services, endpoints).into_iter().enumerate() {
         fs::write(manifests.join(format!("{index}.json")), chunk)?;
     }
     let port = stage.port();
@@ -330,9 +340,70 @@ fn memory(stage: &mut Stage<'_>) -> Result<Measured> {
     ]);
     let mut process = launch.spawn(&stage.path("memory.log"))?;
     process.wait_for_log("synced", START)?;
-    stage.wait_for_answer(&mut process, port, &Names { services: 10_000 }.name(0))?;
-    let server = Server { variant: "sluice", n: 10_000, port, process };
-    Ok(figure(&server, "memory-10x", "MiB", vec![server.memory()? as f64 / 1_048_576.0]))
+    stage.wait_for_answer(&mut process, port, &Names { services }.name(0))?;
+    let server = Server { variant: "sluice", n: services, port, process };
+    let memory = server.memory()? as f64 / 1_048_576.0;
+    let (mut medians, mut worst) = (Vec::new(), Vec::new());
+    for round in 0..plan.rounds {
+        if interrupt::interrupted() {
+            bail!("interrupted");
+        }
+        progress(&format!("round {}/{}: changes", round + 1, plan.rounds));
+        let (cpu, netns) = (stage.client_cpu, &stage.netns);
+        let mut times = netns.run(|| changes(&manifests, port, round, cpu))??;
+        times.sort_unstable_by(f64::total_cmp);
+        worst.push(times[CHANGES * 99 / 100 - 1]);
+        medians.push(median(&times));
+    }
+    Ok(vec![
+        figure(&server, "memory-10x", "MiB", vec![memory]),
+        figure(&server, "change-p50", "ms", medians),
+        figure(&server, "change-p99", "ms", worst),
+    ])
+}
+
+/// Changes a Service again and again, and says how long each change took to be answered, in
+/// milliseconds. The clock starts before the new manifest is in its place.
+fn changes(manifests: &Path, port: u16, round: usize, cpu: usize) -> Result<Vec<f64>> {
+    // This one asks without a pause, and the server has its CPU to itself.
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu)?;
+    sched_setaffinity(Pid::from_raw(0), &cpus).context("sched_setaffinity")?;
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    socket.connect(("127.0.0.1", port))?;
+    socket.set_read_timeout(Some(START))?;
+    let mut query = vec![0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in ["changing", "team-0", "svc", "cluster", "local"] {
+        query.push(u8::try_from(label.len())?);
+        query.extend(label.bytes());
+    }
+    // The root, type A, class IN.
+    query.extend([0, 0, 1, 0, 1]);
+    let mut times = Vec::with_capacity(CHANGES);
+    for n in 0..CHANGES {
+        let address = [10, 90, u8::try_from(round % 256)?, u8::try_from(n + 1)?];
+        let [a, b, c, d] = address;
+        let text = format!(
+            r#"{{"apiVersion":"v1","kind":"Service","metadata":{{"name":"changing","namespace":"team-0"}},"spec":{{"clusterIP":"{a}.{b}.{c}.{d}","clusterIPs":["{a}.{b}.{c}.{d}"],"ports":[{{"port":80}}]}}}}"#
+        );
+        let (new, place) = (manifests.join(".changing"), manifests.join("changing.json"));
+        fs::write(&new, text)?;
+        let begin = Instant::now();
+        fs::rename(&new, &place)?;
+        let mut reply = [0; 512];
+        loop {
+            socket.send(&query)?;
+            let length = socket.recv(&mut reply)?;
+            if reply[..length].windows(4).any(|part| part == address) {
+                break;
+            }
+            if begin.elapsed() > START {
+                bail!("a change is not answered");
+            }
+        }
+        times.push(begin.elapsed().as_secs_f64() * 1e3);
+    }
+    Ok(times)
 }
 
 /// Prints the table.
@@ -358,15 +429,20 @@ pub(crate) fn print(measured: &[Measured]) {
             it.case.to_owned(),
             it.variant.clone(),
             it.n.to_string(),
-            format!("{:.0}", median(&it.rounds)),
+            shown(it, median(&it.rounds)),
             it.unit.to_owned(),
-            format!("{:.0}", it.rounds.iter().copied().fold(f64::INFINITY, f64::min)),
-            format!("{:.0}", it.rounds.iter().copied().fold(0.0, f64::max)),
+            shown(it, it.rounds.iter().copied().fold(f64::INFINITY, f64::min)),
+            shown(it, it.rounds.iter().copied().fold(0.0, f64::max)),
             ratio.unwrap_or_default(),
         ]);
     }
     println!("\n{table}");
     println!("\nx peer: to Knot in the same round, or to Unbound for cached foreign names");
+}
+
+/// A figure with the digits that its unit needs.
+fn shown(measured: &Measured, value: f64) -> String {
+    if measured.unit == "ms" { format!("{value:.2}") } else { format!("{value:.0}") }
 }
 
 /// One line that is overwritten, on a terminal only.

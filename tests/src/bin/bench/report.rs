@@ -39,8 +39,8 @@ pub(crate) fn json(measured: &[Measured]) -> Vec<Value> {
     measured
         .iter()
         .map(|it| {
-            // Rates are in thousands, streams in gigabits.
-            let steps = if it.unit == "Gbit/s" { 100.0 } else { 10.0 };
+            // Rates are in thousands, streams in gigabits, and changes take a few milliseconds.
+            let steps = if matches!(it.unit, "Gbit/s" | "ms") { 100.0 } else { 10.0 };
             let value = (median(&it.rounds) * steps).round() / steps;
             json!({
                 "bench": it.bench,

@@ -1,178 +1,210 @@
 //! Objects in a form that takes little room: they are kept only to be told apart from what they are
-//! replaced with.
+//! replaced with, and to be handed out again where a file cannot be read any more.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+mod code;
 
-use sluice_model::{
-    AddressType, Conditions, EndpointSlice, Meta, Object, ObjectKey, ObjectName, ResourceKind,
-    SliceEndpoint, SlicePort,
-};
+use sluice_model::{Object, ObjectKey, ObjectName, ResourceKind};
+
+use code::Code;
 
 /// An object. Two are equal where the objects are.
 #[derive(Clone, PartialEq, Debug)]
-pub(super) enum Packed {
-    /// EndpointSlices are most of what a cluster has.
-    Slice(Box<Slice>),
+pub(super) struct Packed(Form);
+
+#[derive(Clone, PartialEq, Debug)]
+enum Form {
+    /// Of a kind that a cluster has many of.
+    Octets(Kind, Box<[u8]>),
     /// Any other.
-    Other(Box<Object>),
+    Whole(Box<Object>),
 }
 
-/// An EndpointSlice, whole.
-#[derive(Clone, PartialEq, Debug)]
-pub(super) struct Slice {
-    /// Without labels and annotations.
-    meta: Meta,
-    labels: Texts,
-    annotations: Texts,
-    service: Option<ObjectName>,
-    /// The ServiceImport and the cluster; few slices have them.
-    import: Option<Box<(Option<ObjectName>, Option<String>)>>,
-    address_type: AddressType,
-    endpoints: Box<[Endpoint]>,
-    ports: Box<[SlicePort]>,
-}
-
-type Texts = Box<[(Box<str>, Box<str>)]>;
-
-#[derive(Clone, PartialEq, Debug)]
-enum Endpoint {
-    /// One that has an address and conditions, and nothing else.
-    Plain(IpAddr, Conditions),
-    Full(Box<SliceEndpoint>),
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Kind {
+    Service,
+    Slice,
+    Pod,
 }
 
 impl Packed {
     /// Packs an object.
     pub(super) fn new(object: Object) -> Self {
-        match object {
-            Object::EndpointSlice(slice) => Self::Slice(Box::new(Slice::new(slice))),
-            other => Self::Other(Box::new(other)),
-        }
+        let mut out = Vec::new();
+        let kind = match &object {
+            Object::Service(service) => {
+                service.put(&mut out);
+                Kind::Service
+            }
+            Object::EndpointSlice(slice) => {
+                slice.put(&mut out);
+                Kind::Slice
+            }
+            Object::Pod(pod) => {
+                pod.put(&mut out);
+                Kind::Pod
+            }
+            _ => return Self(Form::Whole(Box::new(object))),
+        };
+        Self(Form::Octets(kind, out.into()))
     }
 
     /// The object as it was.
     pub(super) fn unpack(&self) -> Object {
-        match self {
-            Self::Slice(slice) => Object::EndpointSlice(slice.unpack()),
-            Self::Other(object) => (**object).clone(),
+        match &self.0 {
+            Form::Octets(kind, octets) => {
+                let mut from = &**octets;
+                match kind {
+                    Kind::Service => Object::Service(Code::take(&mut from)),
+                    Kind::Slice => Object::EndpointSlice(Code::take(&mut from)),
+                    Kind::Pod => Object::Pod(Code::take(&mut from)),
+                }
+            }
+            Form::Whole(object) => (**object).clone(),
         }
     }
 
     /// The object's key.
     pub(super) fn key(&self) -> ObjectKey {
-        match self {
-            Self::Slice(slice) => {
-                ObjectKey { kind: ResourceKind::EndpointSlice, name: slice.meta.name.clone() }
+        match &self.0 {
+            Form::Octets(kind, octets) => {
+                let kind = match kind {
+                    Kind::Service => ResourceKind::Service,
+                    Kind::Slice => ResourceKind::EndpointSlice,
+                    Kind::Pod => ResourceKind::Pod,
+                };
+                // What an object begins with.
+                ObjectKey { kind, name: ObjectName::take(&mut &**octets) }
             }
-            Self::Other(object) => object.key(),
+            Form::Whole(object) => object.key(),
         }
     }
-}
-
-impl Slice {
-    fn new(slice: EndpointSlice) -> Self {
-        let EndpointSlice { mut meta, service, import, cluster, address_type, endpoints, ports } =
-            slice;
-        let foreign = import.is_some() || cluster.is_some();
-        let import = foreign.then(|| Box::new((import, cluster)));
-        let labels = texts(std::mem::take(&mut meta.labels));
-        let annotations = texts(std::mem::take(&mut meta.annotations));
-        let endpoints = endpoints.into_iter().map(Endpoint::new).collect();
-        let ports = ports.into_boxed_slice();
-        Self { meta, labels, annotations, service, import, address_type, endpoints, ports }
-    }
-
-    fn unpack(&self) -> EndpointSlice {
-        let (import, cluster) = self.import.as_deref().cloned().unwrap_or_default();
-        EndpointSlice {
-            meta: Meta {
-                labels: map(&self.labels),
-                annotations: map(&self.annotations),
-                ..self.meta.clone()
-            },
-            service: self.service.clone(),
-            import,
-            cluster,
-            address_type: self.address_type,
-            endpoints: self.endpoints.iter().map(Endpoint::unpack).collect(),
-            ports: self.ports.to_vec(),
-        }
-    }
-}
-
-impl Endpoint {
-    fn new(endpoint: SliceEndpoint) -> Self {
-        if let [addr] = endpoint.addresses[..] {
-            let plain = Self::Plain(addr, endpoint.conditions);
-            if plain.unpack() == endpoint {
-                return plain;
-            }
-        }
-        Self::Full(Box::new(endpoint))
-    }
-
-    fn unpack(&self) -> SliceEndpoint {
-        match self {
-            Self::Plain(addr, conditions) => SliceEndpoint {
-                addresses: vec![*addr],
-                conditions: *conditions,
-                ..SliceEndpoint::default()
-            },
-            Self::Full(endpoint) => (**endpoint).clone(),
-        }
-    }
-}
-
-fn texts(map: BTreeMap<String, String>) -> Texts {
-    map.into_iter().map(|(key, value)| (key.into(), value.into())).collect()
-}
-
-fn map(texts: &Texts) -> BTreeMap<String, String> {
-    texts.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use sluice_model::{
+        ContainerPort, EndpointSlice, LoadBalancerIngress, Meta, ObjectRef, Pod, PodPhase,
+        Protocol, Service, ServiceKind, ServicePort, SliceEndpoint, SlicePort, TargetPort,
+        TrafficPolicy,
+    };
+
     use super::*;
 
-    /// O7: what is packed comes out as it was, whatever it has.
-    #[test]
-    fn a_packed_object_is_the_same_object() {
-        let addr: IpAddr = "10.1.0.1".parse().expect("an address");
-        let plain = SliceEndpoint { addresses: vec![addr], ..SliceEndpoint::default() };
-        let unready = Conditions { ready: false, ..Conditions::default() };
-        let endpoints = vec![
-            plain.clone(),
-            SliceEndpoint { conditions: unready, ..plain.clone() },
-            SliceEndpoint { hostname: Some("db-0".to_owned()), ..plain.clone() },
-            SliceEndpoint { node: Some("n1".to_owned()), ..plain.clone() },
-            SliceEndpoint { for_zones: vec!["z".to_owned()], ..plain.clone() },
-            SliceEndpoint { addresses: vec![addr, addr], ..plain.clone() },
-            SliceEndpoint { addresses: vec![], ..plain },
-        ];
-        let texts = |key: &str| BTreeMap::from([(key.to_owned(), "value".to_owned())]);
-        let name = ObjectName::new("shop", "web-1");
-        let slice = EndpointSlice {
-            meta: Meta {
-                name,
-                uid: "1".to_owned(),
-                created: 7,
-                labels: texts("label"),
-                annotations: texts("annotation"),
-                deleting: true,
-            },
-            service: Some(ObjectName::new("shop", "web")),
-            import: Some(ObjectName::new("shop", "web")),
-            cluster: Some("east".to_owned()),
-            address_type: AddressType::V4,
-            endpoints,
-            ports: vec![SlicePort { port: Some(80), ..SlicePort::default() }],
-        };
-        let object = Object::EndpointSlice(slice);
+    fn comes_out_as_it_was(object: &Object) {
         let packed = Packed::new(object.clone());
-        assert_eq!((packed.key(), packed.unpack()), (object.key(), object));
-        let small = std::mem::size_of::<Endpoint>();
-        assert!(small <= 24, "{small} octets an endpoint");
+        assert_eq!((packed.key(), &packed.unpack()), (object.key(), object));
+    }
+
+    fn meta() -> Meta {
+        let texts = |key: &str| [(key.to_owned(), "välue".to_owned())].into();
+        Meta {
+            name: ObjectName::new("shop", "web-1"),
+            uid: "1".to_owned(),
+            created: -7,
+            labels: texts("label"),
+            annotations: texts("annotation"),
+            deleting: true,
+        }
+    }
+
+    /// O7: what is packed comes out as it was, with every field that there is.
+    #[test]
+    fn no_field_is_lost() {
+        let addr = |text: &str| text.parse().expect("an address");
+        let text = |text: &str| Some(text.to_owned());
+        comes_out_as_it_was(&Object::EndpointSlice(EndpointSlice {
+            meta: meta(),
+            service: Some(ObjectName::new("shop", "web")),
+            import: Some(ObjectName::new("shop", "other")),
+            cluster: text("east"),
+            address_type: sluice_model::AddressType::V6,
+            endpoints: vec![
+                SliceEndpoint::default(),
+                SliceEndpoint {
+                    addresses: vec![addr("10.1.0.1"), addr("fd00::1")],
+                    conditions: sluice_model::Conditions {
+                        ready: false,
+                        serving: false,
+                        terminating: true,
+                    },
+                    hostname: text("db-0"),
+                    node: text("n1"),
+                    zone: text("z1"),
+                    target: Some(ObjectRef {
+                        kind: "Pod".to_owned(),
+                        name: ObjectName::new("shop", "web-0"),
+                    }),
+                    for_zones: vec!["z1".to_owned(), "z2".to_owned()],
+                    for_nodes: vec!["n1".to_owned()],
+                },
+            ],
+            ports: vec![SlicePort {
+                name: "http".to_owned(),
+                protocol: Protocol::Sctp,
+                port: Some(65_535),
+            }],
+        }));
+        let service = Service {
+            meta: meta(),
+            kind: ServiceKind::LoadBalancer,
+            headless: true,
+            cluster_ips: vec![addr("10.96.0.1"), addr("fd00::1")],
+            ip_families: vec![sluice_model::IpFamily::V6, sluice_model::IpFamily::V4],
+            ports: vec![ServicePort {
+                name: "http".to_owned(),
+                protocol: Protocol::Udp,
+                port: 80,
+                target: TargetPort::Name("web".to_owned()),
+                node_port: Some(30_000),
+                app_protocol: text("h2c"),
+            }],
+            selector: Some([("app".to_owned(), "web".to_owned())].into()),
+            external_ips: [addr("192.0.2.1")].into(),
+            ingress: vec![LoadBalancerIngress { addr: addr("192.0.2.2"), proxy: true }],
+            source_ranges: vec![
+                "192.0.2.7/24".parse().expect("a range"),
+                "::/0".parse().expect("a range"),
+            ],
+            bad_source_ranges: vec![(3, "nonsense".to_owned())],
+            affinity_secs: Some(10_800),
+            external_policy: TrafficPolicy::Local,
+            internal_policy: TrafficPolicy::Local,
+            publish_not_ready: true,
+            health_check_node_port: Some(30_001),
+            traffic_distribution: text("PreferClose"),
+        };
+        let kind = ServiceKind::ExternalName("www.example".to_owned());
+        comes_out_as_it_was(&Object::Service(Service { kind, ..service.clone() }));
+        comes_out_as_it_was(&Object::Service(service));
+        comes_out_as_it_was(&Object::Pod(Pod {
+            meta: meta(),
+            node: text("n1"),
+            hostname: text("web-0"),
+            subdomain: text("web"),
+            host_network: true,
+            phase: PodPhase::Unknown,
+            ready: true,
+            addrs: vec![addr("10.1.0.1")],
+            ports: vec![ContainerPort {
+                name: "http".to_owned(),
+                protocol: Protocol::Tcp,
+                port: 8080,
+            }],
+        }));
+    }
+
+    /// An endpoint that has no more than its address takes some octets, and not hundreds.
+    #[test]
+    fn a_packed_object_takes_little_room() {
+        let endpoint = |n: u8| SliceEndpoint {
+            addresses: vec![[10, 1, 0, n].into()],
+            ..SliceEndpoint::default()
+        };
+        let endpoints = (0..100).map(endpoint).collect();
+        let slice = EndpointSlice { meta: meta(), endpoints, ..EndpointSlice::default() };
+        let Form::Octets(_, octets) = Packed::new(Object::EndpointSlice(slice)).0 else {
+            panic!("it is packed");
+        };
+        assert!(octets.len() < 1500, "{} octets", octets.len());
     }
 }
