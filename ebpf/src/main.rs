@@ -232,12 +232,12 @@ fn pod_send<const V6: bool>(packet: Skb) -> i32 {
 
 #[classifier]
 pub fn sluice_pod_recv(context: TcContext) -> i32 {
+    let packet = Skb(context.skb.skb);
     let translated = node::state().ct_used != 0;
-    let policed = policy::in_force();
+    let policed = policy::concerns(packet.ifindex());
     if !translated && !policed {
         return PASS;
     }
-    let packet = Skb(context.skb.skb);
     match packet.ethertype() {
         Some(parse::ETH_P_IP) => pod_recv::<false>(packet, translated, policed),
         Some(parse::ETH_P_IPV6) => pod_recv::<true>(packet, translated, policed),

@@ -99,6 +99,12 @@ pub fn in_force() -> bool {
     }
 }
 
+/// Whether the pod at an interface may be isolated.
+#[inline(always)]
+pub fn concerns(ifindex: u32) -> bool {
+    POLICY_STATE.get_ptr(0).is_some_and(|state| isolated(state, ifindex) != 0)
+}
+
 /// The number of the interface if the pod there may be isolated, else 0.
 #[inline(always)]
 fn isolated(state: *const PolicyState, ifindex: u32) -> u32 {

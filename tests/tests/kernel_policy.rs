@@ -12,7 +12,7 @@ use sluice_proxy::dataplane::{Dataplane, Drops, PolicyError};
 use sluice_tests::{
     frame::{Frame, IcmpError, fragments},
     kernel::{Lab, SMALL, addr, verdict},
-    packet::{Packet, protocol, tcp},
+    packet::{Packet, tcp},
 };
 
 /// The pod that sends, and the one that gets what it sends.
@@ -26,7 +26,6 @@ struct Family {
     outside: &'static str,
     vip: &'static str,
     len: u8,
-    icmp: u8,
 }
 
 const FAMILIES: [Family; 2] = [
@@ -36,7 +35,6 @@ const FAMILIES: [Family; 2] = [
         outside: "203.0.113.7",
         vip: "10.96.0.10",
         len: 32,
-        icmp: protocol::ICMP,
     },
     Family {
         here: "fd00:244:1::2",
@@ -44,7 +42,6 @@ const FAMILIES: [Family; 2] = [
         outside: "2001:db8:7::7",
         vip: "fd00:96::10",
         len: 128,
-        icmp: protocol::ICMPV6,
     },
 ];
 
@@ -333,8 +330,7 @@ fn icmp_follows_its_flow() -> Result<()> {
         assert!(!arrived(&lab, &ping(reply, family.outside, family.here)));
 
         let asked = udp(&at(family.here, 40_000), &at(family.outside, 53));
-        let router = addr("192.0.2.1").to_ip();
-        let router = if family.len == 32 { router } else { addr("2001:db8::1").to_ip() };
+        let router = addr(if family.len == 32 { "192.0.2.1" } else { "2001:db8::1" }).to_ip();
         let here = addr(family.here).to_ip();
         let error = |about: &[u8]| IcmpError::too_big(about, 48, 1280).frame(router, here).build();
         assert!(!arrived(&lab, &error(&asked)), "about nothing");
