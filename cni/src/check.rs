@@ -7,11 +7,11 @@ use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
+use sluice_netlink::Netlink;
 
 use crate::error::Error;
 use crate::messages::host_prefix;
 use crate::names::Mac;
-use crate::netlink::Netlink;
 use crate::netns::Netns;
 use crate::record::Record;
 use crate::result::PrevResult;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
+use sluice_netlink::Netlink;
 
 use crate::agent::{self, Event};
 use crate::check;
@@ -11,7 +12,6 @@ use crate::config::{MIN_MTU_V6, NetConf};
 use crate::env::{Command, Invocation};
 use crate::error::Error;
 use crate::names::Key;
-use crate::netlink::Netlink;
 use crate::netns::Netns;
 use crate::pool::{Pool, PoolError};
 use crate::record::{RECORD_VERSION, Record};
@@ -302,6 +302,8 @@ fn gc(conf: &NetConf, records: &Records) -> Result<(), Error> {
     let Some(mut locked) = records.lock_if_exists()? else { return Ok(()) };
     let mut host = wiring::open()?;
     let mut failed = Vec::new();
+    // One that does not answer is waited for once: the records are locked meanwhile.
+    let mut reachable = conf.agent_socket.as_deref();
     for entry in locked.entries().to_vec() {
         let interface = &entry.name.host_interface;
         if valid.contains(interface) {
@@ -311,10 +313,11 @@ fn gc(conf: &NetConf, records: &Records) -> Result<(), Error> {
             Err(e) => Err(e),
             Ok(Ok(record)) if record.network != conf.name => continue,
             Ok(Ok(record)) => {
-                if let Some(socket) = &conf.agent_socket
+                if let Some(socket) = reachable
                     && let Err(e) = agent::tell(socket, Event::Del, &record.key())
                 {
                     warn(format_args!("{e}; it will notice by itself"));
+                    reachable = None;
                 }
                 wiring::remove(&mut host, interface).and_then(|()| locked.remove(&entry))
             }

@@ -51,8 +51,8 @@ pub struct NetConf {
     pub requested_mac: Option<Mac>,
     /// `runtimeConfig.portMappings` (capability `portMappings`): ports of the node that the pod has.
     pub port_mappings: Vec<PortMapping>,
-    /// `hook`: how the agent attaches its programs. A pod whose bandwidth is limited
-    /// (`runtimeConfig.bandwidth`) gets them by TCX, whatever it says.
+    /// `hook`: how the agent attaches its programs; [`Hook::DEFAULT`] where it says nothing. A pod
+    /// whose bandwidth is limited (`runtimeConfig.bandwidth`) gets them by TCX, whatever it says.
     pub hook: Hook,
     /// `agentSocket`; without it the plugin works alone.
     pub agent_socket: Option<PathBuf>,
@@ -252,7 +252,7 @@ fn requested_mac(top: &Fields<'_>) -> Result<Option<Mac>, Error> {
 
 fn hook(top: &Fields<'_>) -> Result<Hook, Error> {
     let hook = match top.string("hook")? {
-        None | Some("") => Hook::default(),
+        None | Some("") => Hook::DEFAULT,
         Some(name) => Hook::parse(name).ok_or_else(|| {
             Error::config("hook", format!("{name:?} is neither \"tcx\" nor \"clsact\""))
         })?,

@@ -4,8 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use sluice_netlink::NetlinkError;
 
-use crate::netlink::NetlinkError;
 use crate::pool::PoolError;
 use crate::version::SpecVersion;
 

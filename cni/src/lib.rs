@@ -3,7 +3,7 @@
 //! It speaks the CNI specification in the versions 0.3.1, 0.4.0, 1.0.0 and 1.1.0 and works with or
 //! without the node's agent. [`run`] is one call of the plugin; the modules below it are split into
 //! what is pure ([`pool`], [`ports`], [`config`], [`env`], [`names`], [`record`], [`result`]), what
-//! touches files ([`records`]) and what touches the kernel ([`wiring`], [`check`], [`netlink`]).
+//! touches files ([`records`]) and what touches the kernel ([`wiring`], [`check`]).
 
 pub mod agent;
 pub mod check;
@@ -13,7 +13,6 @@ pub mod env;
 pub mod error;
 pub mod messages;
 pub mod names;
-pub mod netlink;
 pub mod netns;
 pub mod pool;
 pub mod ports;

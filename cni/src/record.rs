@@ -16,12 +16,11 @@ use crate::ports::PortMapping;
 pub const RECORD_VERSION: u32 = 1;
 
 /// How the agent attaches its programs to the node's end.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Hook {
     /// By TCX where the kernel has it. The kernel waits for two grace periods at ADD and two at DEL,
     /// in which no interface of the node can be changed.
-    #[default]
     Tcx,
     /// By filters of the clsact queueing discipline, without such waits. Nobody else can have an
     /// ingress queueing discipline on the node's end then, as the plugin `bandwidth` wants it for
@@ -30,8 +29,16 @@ pub enum Hook {
 }
 
 impl Hook {
-    fn is_default(&self) -> bool {
-        *self == Self::default()
+    /// Where the configuration names none.
+    pub const DEFAULT: Self = Self::Clsact;
+
+    /// That of records without one.
+    fn unrecorded() -> Self {
+        Self::Tcx
+    }
+
+    fn is_unrecorded(&self) -> bool {
+        *self == Self::unrecorded()
     }
 
     /// From its name.
@@ -81,7 +88,7 @@ pub struct Record {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub host_ports: Vec<PortMapping>,
     /// How the agent is to attach its programs.
-    #[serde(default, skip_serializing_if = "Hook::is_default")]
+    #[serde(default = "Hook::unrecorded", skip_serializing_if = "Hook::is_unrecorded")]
     pub hook: Hook,
     /// When ADD began, in seconds since 1970: of two that want one port of the node, the elder has
     /// it. 0 in records of a release that did not write it.

@@ -17,6 +17,12 @@ pub fn set(name: &str, value: &str) -> Result<(), Error> {
     fs::write(&path, value).map_err(|e| Error::io("set sysctl", &path, e))
 }
 
+/// Sets one that most often has its value already: to read it takes no lock, and to write it takes
+/// that of all interfaces.
+pub fn ensure(name: &str, value: &str) -> Result<(), Error> {
+    if get(name)?.as_deref() == Some(value) { Ok(()) } else { set(name, value) }
+}
+
 /// Sets one that a kernel may lack (IPv6 switched off, an old release).
 pub fn set_if_there(name: &str, value: &str) -> Result<(), Error> {
     match set(name, value) {

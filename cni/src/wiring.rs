@@ -12,10 +12,11 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute};
 use nix::errno::Errno;
+use rustix::net::{AddressFamily, SocketType, netdevice};
+use sluice_netlink::{Netlink, NetlinkError, Request};
 
 use crate::error::Error;
 use crate::messages::{self, End};
-use crate::netlink::{Netlink, NetlinkError, Request};
 use crate::netns::Netns;
 use crate::record::Record;
 use crate::sysctl;
@@ -87,11 +88,16 @@ pub fn find_link(netlink: &mut Netlink, name: &str) -> Result<Option<Link>, Erro
     ask_link(netlink, messages::link_by_name(name), name)
 }
 
-fn need_link(netlink: &mut Netlink, name: &str) -> Result<Link, Error> {
-    find_link(netlink, name)?.ok_or_else(|| Error::Kernel {
+/// Index of a link in the calling thread's network namespace. Unlike netlink's answer, this one does
+/// not wait for the lock of all interfaces.
+fn index_of(name: &str) -> Result<u32, Error> {
+    let error = |source: rustix::io::Errno| Error::Kernel {
         what: format!("look up interface {name}"),
-        source: NetlinkError::Refused { errno: Errno::ENODEV, text: String::new() },
-    })
+        source: NetlinkError::Socket(source.into()),
+    };
+    let socket =
+        rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None).map_err(error)?;
+    netdevice::name_to_index(&socket, name).map_err(error)
 }
 
 /// Whether the pod has an interface of this name.
@@ -143,16 +149,16 @@ pub fn configure(host: &mut Netlink, netns: &Netns, record: &Record) -> Result<(
 fn wire_host(host: &mut Netlink, record: &Record) -> Result<(), Error> {
     let name = &record.host_interface;
     let (v4, v6) = families(record);
-    let index = need_link(host, name)?.index;
+    let index = index_of(name)?;
     sysctl::enable_forwarding(v4, v6)?;
     if v4 {
-        sysctl::set(&format!("ipv4/conf/{name}/forwarding"), "1")?;
+        sysctl::ensure(&format!("ipv4/conf/{name}/forwarding"), "1")?;
     }
     if v6 {
-        sysctl::set(&format!("ipv6/conf/{name}/disable_ipv6"), "0")?;
+        sysctl::ensure(&format!("ipv6/conf/{name}/disable_ipv6"), "0")?;
         sysctl::set(&format!("ipv6/conf/{name}/accept_dad"), "0")?;
         sysctl::set(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
-        sysctl::set(&format!("ipv6/conf/{name}/forwarding"), "1")?;
+        sysctl::ensure(&format!("ipv6/conf/{name}/forwarding"), "1")?;
     }
     // The node's end needs no address at all; 1 is IN6_ADDR_GEN_MODE_NONE.
     sysctl::set_if_there(&format!("ipv6/conf/{name}/addr_gen_mode"), "1")?;
@@ -175,12 +181,12 @@ fn wire_pod(record: &Record) -> Result<(), Error> {
     let name = &record.interface;
     let (v4, v6) = families(record);
     let mut pod = open()?;
-    let index = need_link(&mut pod, name)?.index;
+    let index = index_of(name)?;
     if v4 {
         sysctl::set(&format!("ipv4/conf/{name}/arp_notify"), "1")?;
     }
     if v6 {
-        sysctl::set(&format!("ipv6/conf/{name}/disable_ipv6"), "0")?;
+        sysctl::ensure(&format!("ipv6/conf/{name}/disable_ipv6"), "0")?;
     }
     sysctl::set_if_there(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
     sysctl::set_if_there(&format!("ipv6/conf/{name}/accept_dad"), "0")?;

@@ -5,12 +5,10 @@
 //!
 //! Upstreams are chosen by a policy among those that answer. One that fails is probed twice a second
 //! until it answers again; once it has failed [`MAX_FAILS`] times in a row it is tried only after
-//! all others. When more queries wait than may be under way, the newest goes first: whoever asked
-//! first has most likely given up.
+//! all others.
 
 mod cache;
 mod exchange;
-mod gate;
 pub mod resolv_conf;
 mod target;
 
@@ -23,12 +21,11 @@ use std::time::Duration;
 use hickory_proto::op::{Edns, Message, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 use rustls::ClientConfig;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
 use self::cache::{Cache, Key};
 use self::exchange::Peer;
-use self::gate::Gate;
 use crate::fast::{self, Buffer, Done};
 use crate::metrics::{Event, Metrics, Sample, Shard};
 use crate::tls::{self, TlsError};
@@ -49,10 +46,6 @@ const STALE_PATIENCE: Duration = Duration::from_millis(1800);
 const MAX_FAILS: u64 = 2;
 /// How often an upstream that failed is probed, as in CoreDNS.
 const PROBE_PERIOD: Duration = Duration::from_millis(500);
-/// How many queries may wait for upstreams at once. Each holds a socket.
-const MAX_IN_FLIGHT: usize = 2048;
-/// How many more may wait for their turn.
-const MAX_WAITING: usize = 2048;
 
 /// Why no upstream gave an answer.
 #[derive(Debug, thiserror::Error)]
@@ -60,11 +53,8 @@ pub enum ForwardError {
     /// There is no upstream.
     #[error("no upstream is configured")]
     NoUpstream,
-    /// Too many queries waited, and newer ones took the place of this one.
-    #[error("{MAX_IN_FLIGHT} queries are under way and {MAX_WAITING} newer ones wait")]
-    Shed,
-    /// No turn came in time.
-    #[error("{MAX_IN_FLIGHT} queries are under way, and none of them ended in time")]
+    /// There was no time left to ask: too many queries are under way.
+    #[error("too many queries are under way, and none of them ended in time")]
     Busy,
     /// No upstream answers, or none in the time that a client should wait for what is stale.
     #[error("no upstream answers")]
@@ -81,13 +71,6 @@ pub enum ForwardError {
         #[source]
         source: ExchangeError,
     },
-}
-
-impl ForwardError {
-    /// Whether the query made way for newer ones, and is better not answered at all.
-    pub fn is_shed(&self) -> bool {
-        matches!(self, Self::Shed)
-    }
 }
 
 /// Where an answer comes from.
@@ -252,7 +235,6 @@ pub struct Forwarder {
     groups: Vec<Group>,
     options: ForwardOptions,
     cache: Cache,
-    gate: Gate,
     metrics: Arc<Metrics>,
 }
 
@@ -287,13 +269,7 @@ impl Forwarder {
             stubs.chain([group(Name::root(), options.upstreams.clone())]).collect();
         groups.retain(|group| !group.upstreams.is_empty());
         groups.sort_by_key(|group| std::cmp::Reverse(group.domain.iter().len()));
-        Self {
-            groups,
-            cache: Cache::new(options.cache),
-            options,
-            gate: Gate::new(MAX_IN_FLIGHT, MAX_WAITING),
-            metrics,
-        }
+        Self { groups, cache: Cache::new(options.cache), options, metrics }
     }
 
     /// Where it counts.
@@ -337,7 +313,8 @@ impl Forwarder {
     }
 
     /// Asks for `name` with the type of the request's question. The transport is the client's: who
-    /// came by TCP wants the whole answer. An answer that has run out is better than none.
+    /// came by TCP wants the whole answer. An answer that has run out is better than none. The
+    /// client has waited since `begin`; `None` where it has no more time for upstreams.
     ///
     /// # Errors
     ///
@@ -347,15 +324,18 @@ impl Forwarder {
         request: &Request,
         name: &Name,
         transport: Transport,
+        begin: Option<Instant>,
     ) -> Result<(Message, Origin), ForwardError> {
-        let asked = self.ask_upstreams(request, name, transport);
-        let Some(key) = Key::new(request, name) else { return asked.await };
-        let stale = self.cache.stale(&key, name, Instant::now());
-        let result = match &stale {
-            None => asked.await,
-            // Probing finds out when one of them answers again; no client need wait for that.
-            Some(_) if self.all_down(name) => Err(ForwardError::AllDown),
-            Some(_) => timeout(STALE_PATIENCE, asked).await.unwrap_or(Err(ForwardError::AllDown)),
+        let until = |patience| begin.map_or_else(Instant::now, |begin| begin + patience);
+        let Some(key) = Key::new(request, name) else {
+            return self.ask_upstreams(request, name, transport, until(TOTAL)).await;
+        };
+        let kept = self.cache.has_stale(&key, Instant::now());
+        let patience = self.patience_with(kept, name);
+        let result = if patience.is_zero() {
+            Err(ForwardError::AllDown)
+        } else {
+            self.ask_upstreams(request, name, transport, until(patience)).await
         };
         let failed = match &result {
             Ok((message, _)) => message.metadata.response_code == ResponseCode::ServFail,
@@ -363,7 +343,7 @@ impl Forwarder {
         };
         if failed {
             self.cache.not_refreshed(&key);
-            if let Some(stale) = stale {
+            if kept && let Some(stale) = self.cache.stale(&key, name, Instant::now()) {
                 self.metrics.shared().event(Event::CacheStale);
                 return Ok((stale, Origin::Stale));
             }
@@ -375,39 +355,51 @@ impl Forwarder {
         result
     }
 
+    /// How long a client may wait for upstreams to answer for `name`.
+    pub fn patience(&self, request: &Request, name: &Name) -> Duration {
+        let key = Key::new(request, name);
+        let kept = key.is_some_and(|key| self.cache.has_stale(&key, Instant::now()));
+        self.patience_with(kept, name)
+    }
+
+    fn patience_with(&self, kept: bool, name: &Name) -> Duration {
+        match kept {
+            false => TOTAL,
+            // Probing finds out when one of them answers again; no client need wait for that.
+            true if self.all_down(name) => Duration::ZERO,
+            true => STALE_PATIENCE,
+        }
+    }
+
+    /// Says that an answer that was due to be asked for again is not.
+    pub fn forgo(&self, request: &Request, name: &Name) {
+        if let Some(key) = Key::new(request, name) {
+            self.cache.not_refreshed(&key);
+        }
+    }
+
     async fn ask_upstreams(
         &self,
         request: &Request,
         name: &Name,
         transport: Transport,
+        deadline: Instant,
     ) -> Result<(Message, Origin), ForwardError> {
         let group = self.group(name).ok_or(ForwardError::NoUpstream)?;
-        let deadline = Instant::now() + TOTAL;
-        let turn = timeout_at(deadline, self.gate.enter()).await;
-        let _turn = match turn {
-            Ok(Some(turn)) => turn,
-            failed => {
-                self.metrics.shared().event(Event::ForwardReject);
-                return Err(if failed.is_ok() { ForwardError::Shed } else { ForwardError::Busy });
-            }
-        };
         let mut refusal = None;
-        let mut failure = None;
+        let mut failure = ForwardError::Busy;
         for (upstream, again) in self.order(group) {
-            if again && refusal.is_some() {
+            let begin = Instant::now();
+            if begin >= deadline || again && refusal.is_some() {
                 // It did answer; the same question has the same answer.
                 break;
             }
+            let until = deadline.min(begin + ATTEMPT);
             let query = query(request, name);
             let bytes = query.to_vec().map_err(ForwardError::Encode)?;
-            let begin = Instant::now();
-            let exchange = async {
-                let shard = self.metrics.shared();
-                let attempt = upstream.peer.exchange((&query, &bytes), transport, shard);
-                timeout(ATTEMPT, attempt).await.unwrap_or(Err(ExchangeError::Timeout))
-            };
-            let result =
-                timeout_at(deadline, exchange).await.unwrap_or(Err(ExchangeError::Timeout));
+            let shard = self.metrics.shared();
+            let exchange = upstream.peer.exchange((&query, &bytes), transport, shard);
+            let result = timeout_at(until, exchange).await.unwrap_or(Err(ExchangeError::Timeout));
             match &result {
                 Ok(_) => {
                     let micros = u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -415,6 +407,8 @@ impl Forwarder {
                     upstream.answers.fetch_add(1, Ordering::Relaxed);
                     upstream.answered();
                 }
+                // That it was not given its time says nothing about it.
+                Err(ExchangeError::Timeout) if until == deadline => {}
                 Err(error) => upstream.failed(error),
             }
             match result {
@@ -429,17 +423,11 @@ impl Forwarder {
                 }
                 Ok(message) => return Ok((message, Origin::Upstream(upstream.peer.addr))),
                 Err(source) => {
-                    failure = Some(ForwardError::Failed { upstream: upstream.peer.addr, source });
+                    failure = ForwardError::Failed { upstream: upstream.peer.addr, source };
                 }
             }
-            if Instant::now() >= deadline {
-                break;
-            }
         }
-        match (refusal, failure) {
-            (Some(refusal), _) => Ok(refusal),
-            (None, failure) => Err(failure.unwrap_or(ForwardError::NoUpstream)),
-        }
+        refusal.ok_or(failure)
     }
 
     /// The domain whose upstreams a name is asked of; the root for all but stub domains.

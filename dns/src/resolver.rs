@@ -78,6 +78,10 @@ pub struct Pending {
     rewritten: Option<Name>,
     /// Where the answer comes from, as far as is known, for a client that asks for it.
     why: Option<String>,
+    /// Since when the client waits.
+    begin: Instant,
+    /// Whether there is no more time to ask upstreams.
+    expired: bool,
 }
 
 /// What of the configuration decides about answers. It is replaced as a whole.
@@ -233,6 +237,8 @@ impl Resolver {
             rewritten,
             request,
             why,
+            begin: Instant::now(),
+            expired: false,
         };
         match outcome {
             Outcome::Answer(mut answer) => {
@@ -265,16 +271,14 @@ impl Resolver {
         }
     }
 
-    /// Asks the upstreams, and makes the response. SERVFAIL if none of them answers; `None` if the
-    /// query has waited so long that newer ones took its place.
-    pub async fn finish(&self, mut pending: Pending) -> Option<Vec<u8>> {
-        let begin = Instant::now();
+    /// Asks the upstreams, and makes the response: SERVFAIL if none of them answers.
+    pub async fn finish(&self, mut pending: Box<Pending>) -> Vec<u8> {
         let settings = Arc::clone(&pending.settings);
         let (forwarder, shard) = (&settings.forwarder, self.metrics.shared());
         let mut answer = Answer::code(ResponseCode::ServFail);
         for target in std::mem::take(&mut pending.targets) {
             let transport = pending.client.transport;
-            let asked = forwarder.ask(&pending.request, &target, transport).await;
+            let asked = forwarder.ask(&pending.request, &target, transport, pending.since()).await;
             pending.because(|| {
                 let result = asked.as_ref().map(|(_, origin)| Some(*origin));
                 explain::upstream(forwarder, &target, result)
@@ -296,17 +300,30 @@ impl Resolver {
                 Err(error) => {
                     let question = &pending.request.question;
                     tracing::debug!(%question, %error, "forwarding failed");
-                    if error.is_shed() {
-                        return None;
-                    }
                     answer = Answer::code(ResponseCode::ServFail);
                     break;
                 }
             }
         }
         let reply = pending.reply(&answer, shard);
-        shard.took(begin.elapsed(), 1);
-        Some(reply)
+        shard.took(pending.begin.elapsed(), 1);
+        reply
+    }
+
+    /// Until when a query may wait for its turn to ask the upstreams.
+    pub fn patience(&self, pending: &Pending) -> Instant {
+        let now = Instant::now();
+        let Some((target, begin)) = pending.targets.first().zip(pending.since()) else {
+            return now;
+        };
+        begin + pending.settings.forwarder.patience(&pending.request, target)
+    }
+
+    /// Gives up to ask for a newer answer than the one that was given.
+    pub fn forgo(&self, pending: &Pending) {
+        for target in &pending.targets {
+            pending.settings.forwarder.forgo(&pending.request, target);
+        }
     }
 }
 
@@ -429,6 +446,16 @@ impl Settings {
 }
 
 impl Pending {
+    /// Says that there is no more time for upstreams: what is kept has to do.
+    pub fn expire(&mut self) {
+        self.expired = true;
+    }
+
+    /// Since when there is time for upstreams; `None` where there is no more.
+    fn since(&self) -> Option<Instant> {
+        (!self.expired).then_some(self.begin)
+    }
+
     /// Answers from the cache as far as it knows, and leaves the rest to the upstreams.
     fn look_up(mut self, shard: &Shard) -> Step {
         let forwarder = Arc::clone(&self.settings.forwarder);

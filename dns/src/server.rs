@@ -5,6 +5,7 @@
 
 mod bind;
 mod places;
+mod queue;
 mod tcp;
 mod udp;
 
@@ -13,11 +14,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 pub use bind::{BindError, Sockets, TlsSocket};
 
+use self::queue::Queue;
 use crate::resolver::Resolver;
 use crate::tls::Identity;
 
@@ -30,8 +33,7 @@ pub struct Server {
     loops: JoinSet<()>,
     stop: watch::Sender<bool>,
     stop_workers: Arc<udp::Stop>,
-    /// Ends when no worker and no task of one is left.
-    tasks: mpsc::Receiver<()>,
+    queue: Arc<Queue>,
     /// Tells of each worker that ends.
     ended: mpsc::UnboundedReceiver<()>,
     workers: usize,
@@ -62,7 +64,7 @@ impl Server {
     pub fn start(sockets: Vec<Sockets>, resolver: &Arc<Resolver>) -> io::Result<Self> {
         let (stop, stopped) = watch::channel(false);
         let stop_workers = Arc::new(udp::Stop::new()?);
-        let (task, tasks) = mpsc::channel(1);
+        let queue = Queue::new(Arc::clone(resolver), Handle::current());
         let (end, ended) = mpsc::unbounded_channel();
         let mut loops = JoinSet::new();
         let addrs = sockets.iter().map(|sockets| sockets.addr).collect();
@@ -73,16 +75,16 @@ impl Server {
                 worker.push(Arc::new(udp::Socket::new(udp, sockets.addr)));
             }
             let tcp = tokio::net::TcpListener::from_std(sockets.tcp)?;
-            loops.spawn(tcp::serve(tcp, Arc::clone(resolver), None, stopped.clone()));
+            let resolver = (Arc::clone(resolver), Arc::clone(&queue));
+            loops.spawn(tcp::serve(tcp, resolver, None, stopped.clone()));
         }
         let count = workers.len();
         for (index, sockets) in workers.into_iter().enumerate() {
             let worker = udp::Worker {
                 sockets,
                 resolver: Arc::clone(resolver),
-                runtime: tokio::runtime::Handle::current(),
+                queue: Arc::clone(&queue),
                 stop: Arc::clone(&stop_workers),
-                tasks: task.clone(),
                 shard: resolver.metrics().worker(),
             };
             let ends = Ends(end.clone());
@@ -91,7 +93,7 @@ impl Server {
                 drop(ends);
             })?;
         }
-        Ok(Self { loops, stop, stop_workers, tasks, ended, workers: count, addrs })
+        Ok(Self { loops, stop, stop_workers, queue, ended, workers: count, addrs })
     }
 
     /// The addresses that are served.
@@ -111,7 +113,8 @@ impl Server {
         resolver: &Arc<Resolver>,
     ) -> io::Result<()> {
         let listener = tokio::net::TcpListener::from_std(socket.tcp)?;
-        let (resolver, identity) = (Arc::clone(resolver), Arc::clone(identity));
+        let resolver = (Arc::clone(resolver), Arc::clone(&self.queue));
+        let identity = Arc::clone(identity);
         self.loops.spawn(tcp::serve(listener, resolver, Some(identity), self.stop.subscribe()));
         Ok(())
     }
@@ -135,8 +138,7 @@ impl Server {
         for _ in 0..self.workers {
             self.ended.recv().await;
         }
-        // Nothing is sent here: the channel ends with its last sender.
-        if tokio::time::timeout(DRAIN, self.tasks.recv()).await.is_err() {
+        if tokio::time::timeout(DRAIN, self.queue.idle()).await.is_err() {
             tracing::warn!("stopped before all queries were answered");
         }
         while self.loops.join_next().await.is_some() {}

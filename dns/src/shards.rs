@@ -130,6 +130,14 @@ impl<K: Eq + Hash + Clone, V: Clone> ShardMap<K, V> {
         Arc::make_mut(&mut self.shards[shard]).remove(key)
     }
 
+    /// Puts a value, or takes the one away that is there.
+    pub(crate) fn set(&mut self, key: K, value: Option<V>) {
+        match value {
+            Some(value) => drop(self.insert(key, value)),
+            None => drop(self.remove(&key)),
+        }
+    }
+
     /// All keys and values, in no order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
         self.shards.iter().flat_map(|shard| shard.iter())

@@ -3,12 +3,16 @@
 //! A [`Snapshot`] is cheap to copy and to change a little, so the feed makes a new one for each
 //! batch of changes and swaps it in whole, and a question never sees half a change.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod endpoints;
+
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use hickory_proto::rr::Name;
 use sluice_model::{Endpoint, ObjectName, Protocol, Service, ServiceImport, ServiceKind};
+
+pub use endpoints::{EndpointRecord, Endpoints};
 
 use crate::shards::ShardMap;
 
@@ -24,18 +28,6 @@ pub struct PortRecord {
     pub protocol: Protocol,
     /// The port number; `None` where the endpoint names none, which no SRV record can say.
     pub number: Option<u16>,
-}
-
-/// A published endpoint: the label it goes by, its address and its ports.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct EndpointRecord {
-    /// The address.
-    pub addr: IpAddr,
-    /// The hostname, or the address with dashes; below the cluster set's domain, a dot and the cluster
-    /// follow.
-    pub label: Arc<str>,
-    /// The ports, target ports of the pod. Endpoints with the same ports share the list.
-    pub ports: Arc<[PortRecord]>,
 }
 
 /// What a Service's own name means.
@@ -63,9 +55,9 @@ pub struct ServiceRecords {
     pub key: Arc<str>,
     /// What the Service's own name means.
     pub shape: Shape,
-    /// The published endpoints, sorted by address: the ready ones, or all of them where the
-    /// Service has `publishNotReadyAddresses`.
-    pub endpoints: Vec<EndpointRecord>,
+    /// The published endpoints: the ready ones, or all of them where the Service has
+    /// `publishNotReadyAddresses`.
+    pub endpoints: Endpoints,
     /// The IPv4 addresses that the Service's own name has, each once.
     pub v4: Box<[Ipv4Addr]>,
     /// The IPv6 addresses that the Service's own name has, each once.
@@ -75,7 +67,7 @@ pub struct ServiceRecords {
 }
 
 impl ServiceRecords {
-    fn new(key: Arc<str>, shape: Shape, endpoints: Vec<EndpointRecord>) -> Self {
+    fn new(key: Arc<str>, shape: Shape, endpoints: Endpoints) -> Self {
         let mut addrs: Vec<IpAddr> = match &shape {
             Shape::Cluster { addrs, .. } => addrs.clone(),
             Shape::Headless => endpoints.iter().map(|endpoint| endpoint.addr).collect(),
@@ -91,7 +83,7 @@ impl ServiceRecords {
             IpAddr::V4(_) => None,
         });
         let (v4, v6) = (v4.collect(), v6.collect());
-        let mut labels: Vec<&str> = endpoints.iter().map(|endpoint| &*endpoint.label).collect();
+        let mut labels: Vec<&str> = endpoints.iter().map(|endpoint| endpoint.label).collect();
         labels.sort_unstable();
         let shared_labels = labels.windows(2).any(|two| two[0] == two[1]);
         Self { key, shape, endpoints, v4, v6, shared_labels }
@@ -102,27 +94,44 @@ impl ServiceRecords {
         let own = matches!(&self.shape, Shape::Cluster { ports, .. } if !ports.is_empty());
         own || self.endpoints.iter().any(|endpoint| !endpoint.ports.is_empty())
     }
+
+    /// The addresses that are its own in the reverse index.
+    fn owned_addrs(&self) -> BTreeSet<IpAddr> {
+        let addrs: &[IpAddr] = match &self.shape {
+            Shape::Cluster { addrs, .. } => addrs,
+            Shape::Headless | Shape::External(_) | Shape::Nothing => &[],
+        };
+        addrs.iter().copied().chain(self.endpoints.iter().map(|e| e.addr)).collect()
+    }
+
+    /// What it is to an address.
+    fn owners(&self, addr: IpAddr) -> impl Iterator<Item = Owner<'_>> {
+        let own = matches!(&self.shape, Shape::Cluster { addrs, .. } if addrs.contains(&addr));
+        let endpoints = self.endpoints.at(addr).map(|endpoint| Some(endpoint.label));
+        let service = &*self.key;
+        own.then_some(None).into_iter().chain(endpoints).map(|endpoint| Owner { endpoint, service })
+    }
 }
 
 /// Who an address belongs to.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct Owner {
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Owner<'z> {
     /// The endpoint's label; `None` for the cluster IP of the Service itself.
-    pub endpoint: Option<Arc<str>>,
+    pub endpoint: Option<&'z str>,
     /// The key of the Service.
-    pub service: Arc<str>,
+    pub service: &'z str,
 }
 
-/// The owners of one address. Nearly all addresses have one.
+/// The keys of the Services that one address belongs to. Nearly all addresses have one.
 #[derive(Clone, Debug)]
 enum Owners {
-    One(Owner),
-    /// Sorted.
-    Many(Arc<[Owner]>),
+    One(Arc<str>),
+    /// Sorted. Behind a pointer of one word, so that this takes no more room than the other.
+    Many(Arc<Vec<Arc<str>>>),
 }
 
 impl Owners {
-    fn all(&self) -> &[Owner] {
+    fn all(&self) -> &[Arc<str>] {
         match self {
             Self::One(owner) => std::slice::from_ref(owner),
             Self::Many(owners) => owners,
@@ -150,7 +159,9 @@ struct NamespaceEntry {
 pub struct Snapshot {
     services: ShardMap<Arc<str>, Arc<ServiceRecords>>,
     namespaces: ShardMap<Arc<str>, NamespaceEntry>,
-    owners: ShardMap<IpAddr, Owners>,
+    /// By address; each family by itself, since there is an entry for every endpoint of the cluster.
+    owners_v4: ShardMap<Ipv4Addr, Owners>,
+    owners_v6: ShardMap<Ipv6Addr, Owners>,
     /// The namespaces of the pods with an address of their own. More than one pod has it for
     /// a moment, where an address is used again.
     pods: ShardMap<IpAddr, Arc<[Arc<str>]>>,
@@ -174,7 +185,8 @@ impl PartialEq for Snapshot {
         self.synced == other.synced
             && self.namespaces == other.namespaces
             && self.services == other.services
-            && self.owners == other.owners
+            && self.owners_v4 == other.owners_v4
+            && self.owners_v6 == other.owners_v6
             && self.pods == other.pods
             && self.is_clusterset == other.is_clusterset
             && self.clusterset() == other.clusterset()
@@ -187,7 +199,8 @@ impl Snapshot {
         Self {
             services: ShardMap::new(),
             namespaces: ShardMap::new(),
-            owners: ShardMap::new(),
+            owners_v4: ShardMap::new(),
+            owners_v6: ShardMap::new(),
             pods: ShardMap::new(),
             synced: false,
             serial: 0,
@@ -279,10 +292,26 @@ impl Snapshot {
 
     /// The owners of an address; empty where it belongs to nothing here. A cluster IP belongs to
     /// its Services, even where it is also an endpoint of another.
-    pub fn owners(&self, addr: &IpAddr) -> &[Owner] {
-        let all = self.owners.get(addr).map_or(&[][..], Owners::all);
-        let services = all.partition_point(|owner| owner.endpoint.is_none());
-        if services > 0 { &all[..services] } else { all }
+    pub fn owners(&self, addr: &IpAddr) -> Vec<Owner<'_>> {
+        let keys = self.owner_keys(*addr).iter();
+        let services = keys.filter_map(|key| self.services.get(&**key));
+        let mut owners: Vec<_> = services.flat_map(|service| service.owners(*addr)).collect();
+        // Those of Services come first.
+        owners.sort_unstable();
+        owners.dedup();
+        let services = owners.partition_point(|owner| owner.endpoint.is_none());
+        if services > 0 {
+            owners.truncate(services);
+        }
+        owners
+    }
+
+    fn owner_keys(&self, addr: IpAddr) -> &[Arc<str>] {
+        let owners = match addr {
+            IpAddr::V4(addr) => self.owners_v4.get(&addr),
+            IpAddr::V6(addr) => self.owners_v6.get(&addr),
+        };
+        owners.map_or(&[][..], Owners::all)
     }
 
     /// Whether a pod of that namespace has that address.
@@ -369,39 +398,29 @@ impl Snapshot {
     /// Moves the reverse index from one state of a Service to another. Only addresses that differ
     /// are touched, since each may copy a shard.
     fn move_owners(&mut self, old: Option<&ServiceRecords>, new: Option<&ServiceRecords>) {
-        let old = old.map(owned_addrs).unwrap_or_default();
-        let new = new.map(owned_addrs).unwrap_or_default();
-        let mut changed: BTreeMap<IpAddr, BTreeSet<Owner>> = BTreeMap::new();
-        for (addr, owner) in old.difference(&new) {
-            self.changed_owners(&mut changed, *addr).remove(owner);
-        }
-        for (addr, owner) in new.difference(&old) {
-            self.changed_owners(&mut changed, *addr).insert(owner.clone());
-        }
-        for (addr, owners) in changed {
-            let mut owners: Vec<Owner> = owners.into_iter().collect();
-            match (owners.pop(), owners.is_empty()) {
-                (None, _) => drop(self.owners.remove(&addr)),
-                (Some(one), true) => drop(self.owners.insert(addr, Owners::One(one))),
-                (Some(last), false) => {
-                    owners.push(last);
-                    self.owners.insert(addr, Owners::Many(owners.into()));
+        let Some(key) = new.or(old).map(|records| records.key.clone()) else { return };
+        let old = old.map(ServiceRecords::owned_addrs).unwrap_or_default();
+        let new = new.map(ServiceRecords::owned_addrs).unwrap_or_default();
+        for addr in old.symmetric_difference(&new) {
+            let mut keys = self.owner_keys(*addr).to_vec();
+            match keys.binary_search(&key) {
+                Ok(at) if !new.contains(addr) => drop(keys.remove(at)),
+                Err(at) if new.contains(addr) => keys.insert(at, key.clone()),
+                _ => continue,
+            }
+            let owners = match keys.pop() {
+                None => None,
+                Some(one) if keys.is_empty() => Some(Owners::One(one)),
+                Some(last) => {
+                    keys.push(last);
+                    Some(Owners::Many(Arc::new(keys)))
                 }
+            };
+            match addr {
+                IpAddr::V4(addr) => self.owners_v4.set(*addr, owners),
+                IpAddr::V6(addr) => self.owners_v6.set(*addr, owners),
             }
         }
-    }
-
-    fn changed_owners<'c>(
-        &self,
-        changed: &'c mut BTreeMap<IpAddr, BTreeSet<Owner>>,
-        addr: IpAddr,
-    ) -> &'c mut BTreeSet<Owner> {
-        changed.entry(addr).or_insert_with(|| {
-            self.owners
-                .get(&addr)
-                .map(|owners| owners.all().iter().cloned().collect())
-                .unwrap_or_default()
-        })
     }
 }
 
@@ -410,23 +429,11 @@ fn key_of(name: &ObjectName) -> String {
     format!("{}.{}", name.name, name.namespace).to_ascii_lowercase()
 }
 
-fn owned_addrs(records: &ServiceRecords) -> BTreeSet<(IpAddr, Owner)> {
-    let addrs: &[IpAddr] = match &records.shape {
-        Shape::Cluster { addrs, .. } => addrs,
-        Shape::Headless | Shape::External(_) | Shape::Nothing => &[],
-    };
-    let own = addrs.iter().map(|addr| (*addr, None));
-    let endpoints = records.endpoints.iter().map(|e| (e.addr, Some(e.label.clone())));
-    own.chain(endpoints)
-        .map(|(addr, endpoint)| (addr, Owner { endpoint, service: records.key.clone() }))
-        .collect()
-}
-
 fn records_of(service: &Service, endpoints: &[Endpoint]) -> ServiceRecords {
     let key = key_of(&service.meta.name).into();
     let shape = match &service.kind {
         ServiceKind::ExternalName(target) => {
-            return ServiceRecords::new(key, external(target), Vec::new());
+            return ServiceRecords::new(key, external(target), Endpoints::default());
         }
         _ if service.headless => Shape::Headless,
         _ => Shape::Cluster {
@@ -443,7 +450,7 @@ fn records_of(service: &Service, endpoints: &[Endpoint]) -> ServiceRecords {
         },
     };
     let published = endpoints.iter().filter(|e| e.conditions.ready || service.publish_not_ready);
-    ServiceRecords::new(key, shape, endpoint_records(published))
+    ServiceRecords::new(key, shape, Endpoints::new(published.map(endpoint_record).collect()))
 }
 
 fn import_records(
@@ -459,20 +466,17 @@ fn import_records(
         });
         let shape = Shape::Cluster { addrs: import.ips.clone(), ports: ports.collect() };
         // No name leads to the endpoints of one cluster alone.
-        return ServiceRecords::new(key, shape, Vec::new());
+        return ServiceRecords::new(key, shape, Endpoints::default());
     }
     let mut records = Vec::new();
     for (cluster, endpoint) in endpoints.iter().filter(|(_, e)| e.conditions.ready) {
-        let mut record = endpoint_records(std::iter::once(endpoint));
+        let (addr, mut label, ports) = endpoint_record(endpoint);
         if let Some(cluster) = cluster.as_ref().filter(|cluster| is_label(cluster)) {
-            for record in &mut record {
-                record.label = format!("{}.{}", record.label, cluster.to_ascii_lowercase()).into();
-            }
+            label = format!("{label}.{}", cluster.to_ascii_lowercase());
         }
-        records.append(&mut record);
+        records.push((addr, label, ports));
     }
-    records.sort_by_key(|record| record.addr);
-    ServiceRecords::new(key, Shape::Headless, records)
+    ServiceRecords::new(key, Shape::Headless, Endpoints::new(records))
 }
 
 /// The target of an ExternalName Service. An address is no name, so it makes no record.
@@ -489,36 +493,21 @@ fn external(target: &str) -> Shape {
     }
 }
 
-fn endpoint_records<'e>(endpoints: impl Iterator<Item = &'e Endpoint>) -> Vec<EndpointRecord> {
-    let mut records: Vec<EndpointRecord> = Vec::new();
-    for endpoint in endpoints {
-        let ports: Vec<PortRecord> = endpoint
-            .ports
-            .iter()
-            .map(|port| PortRecord {
-                name: port.name.to_ascii_lowercase().into(),
-                protocol: port.protocol,
-                number: port.port,
-            })
-            .collect();
-        let ports = match records.last() {
-            Some(last) if *last.ports == *ports => last.ports.clone(),
-            _ => ports.into(),
-        };
-        records.push(EndpointRecord { addr: endpoint.addr, label: label_of(endpoint), ports });
-    }
-    records.sort_by_key(|record| record.addr);
-    // There is one for every endpoint of the cluster, and room for more is not needed.
-    records.shrink_to_fit();
-    records
+fn endpoint_record(endpoint: &Endpoint) -> (IpAddr, String, Vec<PortRecord>) {
+    let ports = endpoint.ports.iter().map(|port| PortRecord {
+        name: port.name.to_ascii_lowercase().into(),
+        protocol: port.protocol,
+        number: port.port,
+    });
+    (endpoint.addr, label_of(endpoint), ports.collect())
 }
 
 /// The label an endpoint goes by: its hostname where it has a usable one, else its address with
 /// dashes.
-fn label_of(endpoint: &Endpoint) -> Arc<str> {
+fn label_of(endpoint: &Endpoint) -> String {
     match &endpoint.hostname {
-        Some(name) if is_label(name) => name.to_ascii_lowercase().into(),
-        _ => dashed(endpoint.addr).into(),
+        Some(name) if is_label(name) => name.to_ascii_lowercase(),
+        _ => dashed(endpoint.addr),
     }
 }
 

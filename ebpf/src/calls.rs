@@ -17,7 +17,7 @@ use crate::{
     lb::Pick,
     nat::{self, Rewrite},
     packet::Skb,
-    parse::{Ip, Transport},
+    parse::{self, Ip, Transport},
     path,
     policy::{self, Case},
     reject,
@@ -150,6 +150,12 @@ families!(
     (packet: packet (), ip: shared Ip, transport: shared Transport, pick: shared Pick, origin: number Origin) -> Created, else Created::Full,
     ct::create::<V6, _>(packet, ip, transport, pick, origin)
 );
+families!(
+    /// [`parse::echo`].
+    echo = echo4 sluice_echo4, echo6 sluice_echo6
+    (packet: packet (), ip: shared Ip, transport: changed Transport) -> bool, else false,
+    parse::echo::<V6, _>(packet, ip, transport)
+);
 global!(
     /// [`ct::claim`].
     claim = sluice_claim(reverse: shared CtKey, entry: shared CtEntry, now: wide u64) -> Created, else Created::Full,
@@ -164,6 +170,11 @@ global!(
     /// [`service::choose`].
     choose = sluice_choose(ip: shared Ip, transport: shared Transport, origin: number Origin, pick: changed Pick) -> Chosen, else Chosen::Missing,
     service::choose(ip, transport, origin, pick)
+);
+global!(
+    /// [`service::direct`].
+    direct = sluice_direct(ip: shared Ip, transport: shared Transport, pick: changed Pick) -> Chosen, else Chosen::Missing,
+    service::direct(ip, transport, pick)
 );
 global!(
     /// [`service::select`].

@@ -26,13 +26,13 @@ pub fn difference<const N: usize>(from: [u32; N], to: [u32; N]) -> u32 {
     sum as u32
 }
 
-/// Where the checksum of TCP, UDP or ICMPv6 stands in the packet, and how the helper is to treat it:
-/// UDP's 0 means that there is none, and stays.
+/// Where the checksum of TCP, UDP or ICMP stands in the packet, and how the helper is to treat it: UDP's
+/// 0 means that there is none, and stays.
 #[inline(always)]
 fn field(transport: &Transport) -> (u32, u64) {
     if transport.proto == proto::UDP {
         (transport.offset + 6, u64::from(BPF_F_MARK_MANGLED_0))
-    } else if transport.proto == parse::icmp_proto(true) {
+    } else if transport.is_icmp() {
         (transport.offset + 2, 0)
     } else {
         (transport.offset + 16, 0)

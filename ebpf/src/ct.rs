@@ -6,7 +6,7 @@ use aya_ebpf::{
     bindings::BPF_NOEXIST,
     helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
 };
-use sluice_abi::{Addr, Be16, Counter, CtEntry, CtFlags, CtKey, NodeAddrs, NodePortKey};
+use sluice_abi::{Addr, Be16, Counter, CtEntry, CtFlags, CtKey, NodeAddrs, NodePortKey, proto};
 
 use crate::{
     calls,
@@ -15,7 +15,7 @@ use crate::{
     lb::Pick,
     maps::CONNTRACK,
     node::{self, copy},
-    packet::Packet,
+    packet::{Netns, Packet},
     parse::{Ip, Transport, tcp},
 };
 
@@ -28,8 +28,9 @@ const TOUCH_NS: u64 = 1_000_000_000;
 const IDLE_NS: u64 = 60_000_000_000;
 
 /// Ports for a flow that keeps its address and has another port at the backend. The client's own
-/// flows straight to the backend are not written down anywhere, so these are ports that sockets do
-/// not pick by themselves (`net.ipv4.ip_local_port_range` is 32768 to 60999 by default).
+/// flows straight to the backend are not written down anywhere, and not all of them can be seen among
+/// its sockets (datagrams), so these are ports that sockets do not pick by themselves
+/// (`net.ipv4.ip_local_port_range` is 32768 to 60999 by default).
 const MOVED_FIRST: u32 = 61_000;
 const MOVED_PORTS: u32 = 65_536 - MOVED_FIRST;
 
@@ -248,6 +249,12 @@ pub fn forget_answers(forward: &CtKey, entry: &CtEntry) {
     }
 }
 
+/// Forgets what becomes of what the client sends.
+#[inline(always)]
+pub fn forget(forward: &CtKey) {
+    let _ = CONNTRACK.remove(forward);
+}
+
 /// Makes the reverse entry of a flow, in the place of one that is over if need be.
 #[inline(always)]
 pub fn claim(reverse: &CtKey, entry: &CtEntry, now: u64) -> Created {
@@ -288,12 +295,28 @@ fn is_masked(origin: Origin, pick: &Pick, node: &NodeAddrs, own: &Addr) -> bool 
     }
 }
 
+/// Whether the pod that begins the flow has a connection of its own with the same port, straight to
+/// the backend: a socket hook made it, and nothing but the pod's socket tells of it.
+#[inline(always)]
+fn is_direct<const V6: bool, P: Packet>(packet: P, answer: &CtKey) -> bool {
+    // The kernel finds every bound datagram socket by its port alone, the one that asks among them.
+    if answer.proto != proto::TCP {
+        return false;
+    }
+    match fastpath::endpoint(&answer.dst) {
+        Some(pod) if pod.netns != 0 => {
+            packet.meets_socket::<V6>(answer, Netns::number(pod.netns - 1))
+        }
+        _ => false,
+    }
+}
+
 /// Makes the two entries of the packet's flow: the reverse one first, so that no answer comes before
 /// it.
 ///
 /// Where the node's address is to stand for the client's, or the client's port is taken at the
 /// backend, it picks a port at random, and goes on to the next one while another flow to the same
-/// backend, or a socket of the node, has it.
+/// backend, or a socket of the node or of the pod, has it.
 #[inline(always)]
 pub fn create<const V6: bool, P: Packet>(
     packet: P,
@@ -326,10 +349,15 @@ pub fn create<const V6: bool, P: Packet>(
             entry.nat_port = transport.sport;
             key.dst = copy(&ip.dst);
         }
-        let done = calls::claim(key, entry, now);
-        // Another service's flow from the same port of the client to the same backend: there, this one
-        // gets another port. The client keeps its address.
-        other_port = done == Created::Clash && entry.flags & CtFlags::HAIRPIN == 0;
+        let hairpin = entry.flags & CtFlags::HAIRPIN != 0;
+        let done = if origin == Origin::Pod && !hairpin && is_direct::<V6, P>(packet, key) {
+            Created::Clash
+        } else {
+            calls::claim(key, entry, now)
+        };
+        // Another flow from the same port of the client to the same backend: there, this one gets
+        // another port. The client keeps its address.
+        other_port = done == Created::Clash && !hairpin;
         if done != Created::Yes && !other_port {
             return done;
         }
@@ -362,7 +390,12 @@ pub fn create<const V6: bool, P: Packet>(
             port = if port + 1 >= ports { 0 } else { port + 1 };
             // What comes to a NodePort is a request, whoever sends it.
             let node_port = NodePortKey { port: key.dport, proto: key.proto, reserved: 0 };
-            if !masked || !(node::is_node_port(&node_port) || packet.meets_socket::<V6>(key)) {
+            let taken = if masked {
+                node::is_node_port(&node_port) || packet.meets_socket::<V6>(key, Netns::CURRENT)
+            } else {
+                is_direct::<V6, P>(packet, key)
+            };
+            if !taken {
                 done = calls::claim(key, entry, now);
                 if done != Created::Clash {
                     break;

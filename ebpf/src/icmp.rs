@@ -205,13 +205,17 @@ fn look_up(ip: &Ip, message: &mut Message, place: Place, to_client: bool) -> Dec
 fn write<const V6: bool>(packet: Skb, message: &Message) -> Result<(), Broken> {
     let Message { old, new, .. } = message;
     // What changes for the checksum of the quoted transport header, and for that of ICMP.
-    let inner = Sum::new()
+    let echo = old.proto == parse::icmp_proto(V6);
+    let mut inner = Sum::new()
         .changed(old.sport.to_network(), new.sport.to_network())
-        .changed(old.dport.to_network(), new.dport.to_network())
-        .less_addr::<V6>(&old.src)
-        .addr::<V6>(&new.src)
-        .less_addr::<V6>(&old.dst)
-        .addr::<V6>(&new.dst);
+        .changed(old.dport.to_network(), new.dport.to_network());
+    if V6 || !echo {
+        inner = inner
+            .less_addr::<V6>(&old.src)
+            .addr::<V6>(&new.src)
+            .less_addr::<V6>(&old.dst)
+            .addr::<V6>(&new.dst);
+    }
     let mut outer = Sum::new()
         .changed(old.sport.to_network(), new.sport.to_network())
         .changed(old.dport.to_network(), new.dport.to_network());
@@ -227,6 +231,7 @@ fn write<const V6: bool>(packet: Skb, message: &Message) -> Result<(), Broken> {
     let at = match old.proto {
         proto::TCP => Some(old.offset + 16),
         proto::UDP => Some(old.offset + 6),
+        _ if echo => Some(old.offset + 2),
         // SCTP's covers no address; nobody looks at that of a quotation.
         _ => None,
     };
@@ -243,8 +248,12 @@ fn write<const V6: bool>(packet: Skb, message: &Message) -> Result<(), Broken> {
         outer = outer.changed(before, after);
         packet.store(at, &after)?;
     }
-    packet.store(old.offset, &new.sport.to_network())?;
-    packet.store(old.offset + 2, &new.dport.to_network())?;
+    if echo {
+        packet.store(old.offset + parse::ECHO_ID, &new.sport.to_network())?;
+    } else {
+        packet.store(old.offset, &new.sport.to_network())?;
+        packet.store(old.offset + 2, &new.dport.to_network())?;
+    }
     if V6 {
         packet.store(new.offset + 8, &new.src.0)?;
         packet.store(new.offset + 24, &new.dst.0)?;

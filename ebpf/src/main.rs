@@ -187,12 +187,14 @@ fn pod_send<const V6: bool>(packet: Skb) -> i32 {
             if state.ct_used != 0 && !transport.opens_connection() {
                 decision = calls::answer(&ip, &transport, place, &mut to);
             }
-            if decision == Decision::Leave && may_be_service {
-                decision = service::request::<V6>(packet, &ip, &transport, Origin::Pod, &mut to);
+            // A connection straight to a backend may meet a translated flow there.
+            let may_meet =
+                state.ct_used != 0 && (state.ct_beside != 0 || transport.opens_connection());
+            if decision == Decision::Leave && (may_be_service || may_meet) {
+                let (origin, of_service) = (Origin::Pod, may_be_service);
+                decision =
+                    service::request::<V6>(packet, &ip, &transport, origin, of_service, &mut to);
                 how |= policy::REQUEST;
-            }
-            if decision == Decision::Leave && state.ct_used != 0 && transport.opens_connection() {
-                calls::supersede(&ip, &transport);
             }
         } else if may_be_service {
             decision = service::without_ports(&ip, ports);

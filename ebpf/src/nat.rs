@@ -6,7 +6,7 @@ use crate::{
     csum, fragment,
     node::copy,
     packet::{Broken, Packet},
-    parse::{ETH_LEN, Ip, Part, Transport},
+    parse::{self, ETH_LEN, Ip, Part, Transport},
 };
 
 /// Offset of the IPv4 header checksum.
@@ -79,7 +79,13 @@ pub fn apply<const V6: bool, P: Packet>(
     let new = word(to.sport, to.dport);
     if old != new && transport.part != Part::Later {
         csum::ports_change(packet, ip, transport, old, new)?;
-        packet.store(transport.offset, &new)?;
+        if transport.is_icmp() {
+            // Of the two, one is 0.
+            let id = to.sport.to_network() | to.dport.to_network();
+            packet.store(transport.offset + parse::ECHO_ID, &id)?;
+        } else {
+            packet.store(transport.offset, &new)?;
+        }
     }
     ip.src = copy(&to.src);
     ip.dst = copy(&to.dst);

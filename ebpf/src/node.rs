@@ -13,7 +13,7 @@ pub fn state() -> NodeState {
         // SAFETY: element 0 of an array exists as long as the map. The fields are words, so none is
         // read half written.
         Some(state) => unsafe { ptr::read_volatile(state) },
-        None => NodeState { ct_used: 0, flags: 0, netns: 0 },
+        None => NodeState { ct_used: 0, flags: 0, netns: 0, ct_beside: 0, reserved: 0 },
     }
 }
 
@@ -37,11 +37,29 @@ pub fn is_own<const V6: bool>(addr: &Addr) -> bool {
 #[inline(always)]
 pub fn conntrack_is_used() {
     let Some(state) = NODE_STATE.get_ptr_mut(0) else { return };
-    // SAFETY: as above; the field is written only once, so that its cache line stays shared.
+    // SAFETY: as above.
+    unsafe { set(&raw mut (*state).ct_used) }
+}
+
+/// Says that connections straight to backends are looked up from now on.
+#[inline(always)]
+pub fn conntrack_has_direct() {
+    let Some(state) = NODE_STATE.get_ptr_mut(0) else { return };
+    // SAFETY: as above.
+    unsafe { set(&raw mut (*state).ct_beside) }
+}
+
+/// Makes a word 1. It is written only once, so that its cache line stays shared.
+///
+/// # Safety
+///
+/// The pointer is valid.
+#[inline(always)]
+unsafe fn set(word: *mut u32) {
+    // SAFETY: the caller says so.
     unsafe {
-        let used = &raw mut (*state).ct_used;
-        if ptr::read_volatile(used) == 0 {
-            ptr::write_volatile(used, 1);
+        if ptr::read_volatile(word) == 0 {
+            ptr::write_volatile(word, 1);
         }
     }
 }

@@ -43,8 +43,24 @@ pub trait Packet: Copy {
     fn fix_transport_checksum(self, offset: u32, difference: u32, flags: u64)
     -> Result<(), Broken>;
 
-    /// Whether a socket of the node's own would take an answer with this key.
-    fn meets_socket<const V6: bool>(self, answer: &CtKey) -> bool;
+    /// Whether a socket of that network namespace would take an answer with this key.
+    fn meets_socket<const V6: bool>(self, answer: &CtKey, netns: Netns) -> bool;
+}
+
+/// A network namespace, as the kernel's socket lookups want it told.
+#[derive(Clone, Copy)]
+pub struct Netns(u64);
+
+impl Netns {
+    /// The one that the packet is in.
+    pub const CURRENT: Self = Self(BPF_F_CURRENT_NETNS as i64 as u64);
+
+    /// The one that the packet's has this number for.
+    #[inline(always)]
+    pub const fn number(number: u32) -> Self {
+        // A negative number would be the current one.
+        Self((number & i32::MAX as u32) as u64)
+    }
 }
 
 /// A type that any bytes are a valid value of.
@@ -367,7 +383,7 @@ impl Packet for Skb {
     }
 
     #[inline(never)]
-    fn meets_socket<const V6: bool>(self, answer: &CtKey) -> bool {
+    fn meets_socket<const V6: bool>(self, answer: &CtKey, netns: Netns) -> bool {
         // `bpf_sock_tuple`: addresses, then ports; remote, then local.
         let [a, b] = answer.sport.to_network().to_ne_bytes();
         let [c, d] = answer.dport.to_network().to_ne_bytes();
@@ -382,7 +398,7 @@ impl Packet for Skb {
             ([src, dst, ports, zero, zero, zero, zero, zero, zero], 12)
         };
         let tuple: *mut bpf_sock_tuple = tuple.as_mut_ptr().cast();
-        let netns = i64::from(BPF_F_CURRENT_NETNS) as u64;
+        let netns = netns.0;
         // SAFETY: the tuple is as long as `len` says; what is found is given back at once.
         unsafe {
             let found = match answer.proto {

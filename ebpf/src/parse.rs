@@ -50,7 +50,7 @@ pub struct Ip {
 /// Protocol number of ICMP for the family.
 #[inline(always)]
 pub const fn icmp_proto(v6: bool) -> u8 {
-    if v6 { 58 } else { 1 }
+    if v6 { proto::ICMPV6 } else { proto::ICMP }
 }
 
 /// IPv4: more fragments follow, or an offset; not the bits reserved and don't fragment.
@@ -144,7 +144,7 @@ pub struct Upper {
     pub id: u32,
 }
 
-/// Ports of TCP, UDP or SCTP, and where they stand.
+/// Ports of TCP, UDP or SCTP, or what stands for them in an echo message, and where they stand.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Transport {
@@ -159,7 +159,8 @@ pub struct Transport {
     pub dport: Be16,
     /// See [`proto`].
     pub proto: u8,
-    /// Bits of [`tcp`]; for SCTP, what its first chunk means in TCP's terms; 0 for UDP.
+    /// Bits of [`tcp`]; for SCTP, what its first chunk means in TCP's terms, and so for an echo message;
+    /// 0 for UDP.
     pub tcp: u8,
     /// Which part of the datagram the packet holds.
     pub part: Part,
@@ -179,6 +180,12 @@ impl Transport {
             tcp: zero as u8,
             part: Part::Whole,
         }
+    }
+
+    /// Whether it is an ICMP message, of either family.
+    #[inline(always)]
+    pub const fn is_icmp(&self) -> bool {
+        self.proto == icmp_proto(false) || self.proto == icmp_proto(true)
     }
 
     /// Whether the packet asks for a new connection.
@@ -494,8 +501,58 @@ struct Ports {
 // SAFETY: repr(C), no padding, numbers only.
 unsafe impl Header for Ports {}
 
-/// Reads the packet that an ICMP error quotes at `start`. `false` if it has no ports, or is no valid
-/// packet of the family.
+/// An echo message (RFC 792, RFC 4443 §4), as far as its identifier; numbers in network byte order.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct EchoHeader {
+    kind: u8,
+    code: u8,
+    checksum: u16,
+    id: u16,
+}
+
+// SAFETY: repr(C), no padding, numbers only.
+unsafe impl Header for EchoHeader {}
+
+impl EchoHeader {
+    const fn is_request<const V6: bool>(self) -> bool {
+        self.kind == if V6 { 128 } else { 8 } && self.code == 0
+    }
+
+    const fn is_reply<const V6: bool>(self) -> bool {
+        self.kind == if V6 { 129 } else { 0 } && self.code == 0
+    }
+}
+
+/// Where an echo message has its identifier, from the ICMP header's start.
+pub const ECHO_ID: u32 = 4;
+
+/// Reads an echo request or reply (ping) that comes whole. Its identifier is the port of who asks; the
+/// other port is 0. A request opens a flow as a SYN does. `false` if it is none.
+#[inline(always)]
+pub fn echo<const V6: bool, P: Packet>(packet: P, ip: &Ip, out: &mut Transport) -> bool {
+    let Some(upper) = upper::<V6, P>(packet, ip) else { return false };
+    if upper.part != Part::Whole || upper.proto != icmp_proto(V6) {
+        return false;
+    }
+    let Some(header) = packet.load::<EchoHeader>(upper.offset) else { return false };
+    let id = Be16::from_network(header.id);
+    if header.is_request::<V6>() {
+        out.sport = id;
+        out.tcp = tcp::SYN;
+    } else if header.is_reply::<V6>() {
+        out.dport = id;
+        out.tcp = tcp::ACK;
+    } else {
+        return false;
+    }
+    out.offset = upper.offset;
+    out.proto = upper.proto;
+    true
+}
+
+/// Reads the packet that an ICMP error quotes at `start`. `false` if it has neither ports nor is an echo
+/// request, or is no valid packet of the family.
 #[inline(always)]
 pub fn quoted<const V6: bool, P: Packet>(packet: P, start: u32, out: &mut Quoted) -> bool {
     let upper = if V6 {
@@ -524,13 +581,22 @@ pub fn quoted<const V6: bool, P: Packet>(packet: P, start: u32, out: &mut Quoted
             id: 0,
         }
     };
-    if upper.part == Part::Later || !matches!(upper.proto, proto::TCP | proto::UDP | proto::SCTP) {
+    if upper.part == Part::Later {
+        return false;
+    }
+    out.proto = upper.proto;
+    out.offset = upper.offset;
+    if upper.proto == icmp_proto(V6) {
+        let Some(header) = packet.load::<EchoHeader>(upper.offset) else { return false };
+        out.sport = Be16::from_network(header.id);
+        out.dport = Be16::from_network(0);
+        return header.is_request::<V6>();
+    }
+    if !matches!(upper.proto, proto::TCP | proto::UDP | proto::SCTP) {
         return false;
     }
     let Some(ports) = packet.load::<Ports>(upper.offset) else { return false };
     out.sport = Be16::from_network(ports.sport);
     out.dport = Be16::from_network(ports.dport);
-    out.proto = upper.proto;
-    out.offset = upper.offset;
     true
 }

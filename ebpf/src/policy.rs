@@ -157,6 +157,13 @@ pub fn passes<const V6: bool>(
     if how & TO_POD != 0 && packet.ingress_ifindex() == 0 {
         case.traits = FROM_NODE;
     }
+    if transport.is_icmp() {
+        // A ping is answered that left the cluster: the pod knows it by the identifier that it gave.
+        case.sport = to.dport;
+        case.dport = to.dport;
+        case.traits = REPLY;
+        return calls::judge(ip, to, &case);
+    }
     match calls::read::<V6>(packet, ip, transport, &mut case) {
         GO_ON => calls::judge(ip, to, &case),
         PASSES => true,
@@ -179,13 +186,19 @@ pub fn read<const V6: bool>(packet: Skb, ip: &Ip, transport: &Transport, case: &
     GO_ON
 }
 
+/// Whether the server sees other ports than the packet has.
+#[inline(always)]
+const fn has_new_ports(case: &Case) -> bool {
+    case.how & REQUEST != 0 && matches!(case.proto, proto::TCP | proto::UDP | proto::SCTP)
+}
+
 /// Judges a packet by its flow, or by the rules.
 #[inline(always)]
 pub fn judge(ip: &Ip, to: &Rewrite, case: &Case) -> bool {
     let request = case.how & REQUEST != 0;
     let (src, dst) = if request { (&to.src, &to.dst) } else { (&ip.src, &ip.dst) };
     let (mut sport, mut dport) = (case.sport, case.dport);
-    if request && matches!(case.proto, proto::TCP | proto::UDP | proto::SCTP) {
+    if has_new_ports(case) {
         (sport, dport) = (to.sport, to.dport);
     }
     let from_high = is_high(src, sport, dst, dport);
@@ -291,6 +304,9 @@ pub fn is_related<const V6: bool>(packet: Skb, ip: &Ip, at: u32) -> bool {
     // Who sent the packet is told.
     if !parse::quoted::<V6, _>(packet, at, &mut quoted) || quoted.src != ip.dst {
         return false;
+    }
+    if quoted.proto == parse::icmp_proto(V6) {
+        quoted.dport = quoted.sport;
     }
     let from_high = is_high(&quoted.src, quoted.sport, &quoted.dst, quoted.dport);
     let key = if from_high {
@@ -445,10 +461,7 @@ const fn directions(how: u32) -> (Direction, Direction) {
 #[inline(never)]
 fn asked(ip: &Ip, to: &Rewrite, case: &Case, how: u32) -> bool {
     let (of_sender, of_receiver) = directions(how);
-    // Of a request, what the server sees.
-    let ports =
-        case.how & REQUEST != 0 && matches!(case.proto, proto::TCP | proto::UDP | proto::SCTP);
-    let port = match (how & FORWARD != 0, ports) {
+    let port = match (how & FORWARD != 0, has_new_ports(case)) {
         (true, true) => to.dport,
         (true, false) => case.dport,
         (false, true) => to.sport,
@@ -575,7 +588,8 @@ fn dropped(ip: &Ip, to: &Rewrite, case: &Case, how: u32, set: u32) {
         (*event).identity = identity;
         (*event).len = case.len;
         (*event).sport = case.sport;
-        (*event).dport = case.dport;
+        // What the sender has, and what the receiver will have.
+        (*event).dport = if has_new_ports(case) { to.dport } else { case.dport };
         (*event).proto = case.proto;
         (*event).direction = direction as u8;
         (*event).reason = if set == PolicySets::CLOSED {

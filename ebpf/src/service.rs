@@ -133,6 +133,46 @@ pub fn select(ip: &Ip, transport: &Transport, pick: &mut Pick) -> Chosen {
     }
 }
 
+/// Looks whether a connection that a pod begins, straight to what may be a backend, would be one with a
+/// translated flow there, which has the same address and port of the pod. Then it is to get another
+/// port, if it has none yet.
+#[inline(always)]
+pub fn direct(ip: &Ip, transport: &Transport, pick: &mut Pick) -> Chosen {
+    if !transport.opens_connection() {
+        return Chosen::NotService;
+    }
+    if has_flow(ip, transport) {
+        // Its first packet comes again.
+        return Chosen::Kept;
+    }
+    if !calls::supersede(ip, transport) {
+        return Chosen::NotService;
+    }
+    node::conntrack_has_direct();
+    *pick = Pick::none();
+    pick.backend.addr = node::copy(&ip.dst);
+    pick.backend.port = transport.dport;
+    pick.backend.proto = transport.proto;
+    Chosen::Backend
+}
+
+/// Whether a connection straight to a backend has another port there already. What is left of one that
+/// is over is forgotten.
+///
+/// A function of its own, so that its keys take no place on the stack that [`ct::supersede`] needs.
+#[inline(never)]
+fn has_flow(ip: &Ip, transport: &Transport) -> bool {
+    let key = ct::key(ip, transport, Side::Client);
+    let Some(entry) = ct::find(&key) else { return false };
+    if entry.addr == ip.dst && !ct::has_ended(&key, entry) {
+        return true;
+    }
+    // It is over, or of a service that this address was once.
+    ct::forget_answers(&key, entry);
+    ct::forget(&key);
+    false
+}
+
 /// Whether every port of the destination is a service's (a ClusterIP).
 #[inline(always)]
 pub fn is_cluster_ip(ip: &Ip) -> bool {
@@ -155,26 +195,37 @@ pub fn without_ports(ip: &Ip, ports: Ports) -> Decision {
     if ports == Ports::Orphan { dropped(Counter::FragmentUnknown) } else { Decision::Reject }
 }
 
-/// Decides on a packet whose destination may be a service's address.
+/// Decides on a packet whose destination may be a service's address, or, if not `of_service`, is one
+/// to which a pod may have a connection that [`direct`] is about.
 #[inline(always)]
 pub fn request<const V6: bool>(
     packet: Skb,
     ip: &Ip,
     transport: &Transport,
     origin: Origin,
+    of_service: bool,
     to: &mut Rewrite,
 ) -> Decision {
     if transport.may_open() {
         let mut pick = Pick::none();
         let mut created = Created::Clash;
         for _ in 0..ATTEMPTS {
-            let mut chosen = calls::choose(ip, transport, origin, &mut pick);
-            if chosen == Chosen::Backend {
-                chosen = calls::select(ip, transport, &mut pick);
+            let mut chosen = Chosen::NotService;
+            if of_service {
+                chosen = calls::choose(ip, transport, origin, &mut pick);
+            }
+            match chosen {
+                Chosen::Backend => chosen = calls::select(ip, transport, &mut pick),
+                Chosen::NotService if origin == Origin::Pod => {
+                    chosen = calls::direct(ip, transport, &mut pick);
+                }
+                _ => {}
             }
             match chosen {
                 // At a ClusterIP, the ports that no service has are rejected too.
-                Chosen::NotService if calls::is_cluster_ip(ip) => return Decision::Reject,
+                Chosen::NotService if of_service && calls::is_cluster_ip(ip) => {
+                    return Decision::Reject;
+                }
                 Chosen::NotService => return Decision::Leave,
                 Chosen::Kept => {
                     created = Created::Yes;

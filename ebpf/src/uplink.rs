@@ -54,6 +54,21 @@ fn message_arrives<const V6: bool>(packet: Skb) -> i32 {
             place = Place::AtPod;
             decision = calls::icmp_error::<V6>(packet, &ip, place, &mut transport, &mut to);
         }
+        // A pod that left the cluster is answered: its ping.
+        if decision == Decision::Leave
+            && node::is_own::<V6>(&ip.dst)
+            && calls::echo::<V6>(packet, &ip, &mut transport)
+            && !transport.opens_connection()
+        {
+            to = Rewrite::none(&ip, &transport);
+            decision = calls::answer(&ip, &transport, Place::FromOutside, &mut to);
+            if decision != Decision::Leave && fast && policy::in_force() {
+                let how = policy::PAST_STACK | policy::REQUEST;
+                if !policy::passes::<V6>(packet, &ip, &transport, &to, how) {
+                    return DROP;
+                }
+            }
+        }
         match decision {
             Decision::Leave => {}
             Decision::Drop => return DROP,
@@ -103,7 +118,7 @@ fn packet_arrives<const V6: bool>(packet: Skb) -> i32 {
         };
     }
     if may_be_service {
-        decision = service::request::<V6>(packet, &ip, &transport, Origin::Outside, &mut to);
+        decision = service::request::<V6>(packet, &ip, &transport, Origin::Outside, true, &mut to);
     }
     if decision == Decision::Leave && state.ct_used != 0 && node::is_own::<V6>(&ip.dst) {
         decision = calls::answer(&ip, &transport, Place::FromOutside, &mut to);
@@ -180,15 +195,21 @@ pub fn outgoing<const V6: bool>(packet: Skb) -> i32 {
     let ports = calls::transport::<V6>(packet, &ip, &mut transport);
     let mut to = Rewrite::none(&ip, &transport);
     if ports != Ports::Known {
-        if state.ct_used == 0 || ip.proto != parse::icmp_proto(V6) {
+        if ip.proto != parse::icmp_proto(V6) {
             return PASS;
         }
-        let place = Place::ToOutside;
-        return match calls::icmp_error::<V6>(packet, &ip, place, &mut transport, &mut to) {
-            Decision::Leave => PASS,
-            Decision::Drop => DROP,
-            _ => translate::<V6>(packet, &mut ip, &mut transport, &to),
-        };
+        if !calls::echo::<V6>(packet, &ip, &mut transport) {
+            if state.ct_used == 0 {
+                return PASS;
+            }
+            let place = Place::ToOutside;
+            return match calls::icmp_error::<V6>(packet, &ip, place, &mut transport, &mut to) {
+                Decision::Leave => PASS,
+                Decision::Drop => DROP,
+                _ => translate::<V6>(packet, &mut ip, &mut transport, &to),
+            };
+        }
+        to = Rewrite::none(&ip, &transport);
     }
     if state.ct_used != 0 && !transport.opens_connection() {
         let decision = calls::answer(&ip, &transport, Place::ToOutside, &mut to);

@@ -31,6 +31,11 @@ impl Paths {
         self.run_dir.join("agent.sock")
     }
 
+    /// Addresses of pods that went, whose flows the agent has not forgotten yet.
+    pub fn leaving(&self) -> PathBuf {
+        self.run_dir.join("leaving")
+    }
+
     /// What the CNI plugin reads of the node.
     pub fn node_file(&self) -> PathBuf {
         self.run_dir.join("node.json")

@@ -39,6 +39,8 @@ pub mod names;
 pub mod netns;
 pub mod node;
 pub mod packet;
+pub mod pair;
+pub mod ping;
 pub mod pod;
 pub mod policy;
 pub mod process;

@@ -126,6 +126,17 @@ impl NetNs {
         other.ip(&format!("link set {there} up"))
     }
 
+    /// The number that this namespace has for the one at the other end of the veth `here`
+    /// (`IFLA_LINK_NETNSID`), if it has one.
+    ///
+    /// # Errors
+    /// There is no such interface.
+    pub fn number_of_peer(&self, here: &str) -> Result<Option<u32>> {
+        let shown = self.ip_output(&["-json", "-details", "link", "show", here])?;
+        let shown: serde_json::Value = serde_json::from_str(&shown).context("what ip shows")?;
+        Ok(shown[0]["link_netnsid"].as_u64().map(u32::try_from).transpose()?)
+    }
+
     /// Makes a bridge, up.
     ///
     /// # Errors

@@ -115,53 +115,90 @@ fn wait_attached(node: &Node, pod: &Pod, expected: &str) -> Result<()> {
     node.wait_for_view(&["endpoint", "list"], LIMIT, there).map(drop)
 }
 
-/// C9: a network that asks for clsact gets it, also from an agent that starts anew, which replaces the
-/// programs in place.
-#[test]
-fn a_network_that_asks_for_clsact_is_served_by_it() -> Result<()> {
+/// A network with that hook in its configuration, or none, is served by the hook expected, also from an agent that starts
+/// anew, which replaces the programs in place.
+fn is_served_by(asked: Option<&str>, expected: &str) -> Result<()> {
     let mut cluster = Cluster::new(1)?;
     cluster.start_agents()?;
     let node = cluster.node(0);
     let mut config = node.cni_config();
-    config["hook"] = json!("clsact");
+    if let Some(asked) = asked {
+        config["hook"] = json!(asked);
+    }
     let (a, b) =
         (node.add_pod_with("default", "a", &config)?, node.add_pod_with("default", "b", &config)?);
     let server = b.serve(8080)?;
     let target = format!("{}:8080", b.ipv4()?);
     assert_eq!(a.get(&target)?.pod, "b");
-    wait_attached(node, &a, "clsact")?;
+    wait_attached(node, &a, expected)?;
     let source = cluster.source();
     cluster.node_mut(0).kill_agent()?;
     assert_eq!(a.get(&target)?.pod, "b", "without an agent");
     cluster.node_mut(0).start_agent(&source)?;
     let node = cluster.node(0);
-    wait_attached(node, &a, "clsact")?;
+    wait_attached(node, &a, expected)?;
     assert_eq!(a.get(&target)?.pod, "b");
     let rows = serde_json::from_str(&node.proxyctl(&["endpoint", "list", "-o", "json"])?)?;
     let interface = row(&rows, &a).context("a row")?["interface"].as_str().unwrap_or("").to_owned();
     for direction in ["ingress", "egress"] {
         let filters =
             node.launch("tc").args(["filter", "show", "dev", &interface, direction]).run()?;
-        assert_eq!(filters.matches("direct-action").count(), 1, "{filters}");
+        let wanted = usize::from(expected == "clsact");
+        assert_eq!(filters.matches("direct-action").count(), wanted, "{filters}");
     }
     drop(server);
     node.del_pod(a)?;
     node.del_pod(b)
 }
 
+/// C9: clsact is what a network gets that asks for nothing: its attachment waits for no grace period.
+#[test]
+fn a_network_is_served_by_clsact() -> Result<()> {
+    is_served_by(None, "clsact")
+}
+
+/// C9: a network that asks for TCX gets it.
+#[test]
+fn a_network_that_asks_for_tcx_is_served_by_it() -> Result<()> {
+    is_served_by(Some("tcx"), "tcx")
+}
+
+/// Packets that a queueing discipline of the node has let pass, by the beginning of the interface's name.
+fn shaped(node: &Node, interface: &str) -> Result<u64> {
+    let all = node.launch("tc").args(["-j", "-s", "qdisc", "show"]).run()?;
+    let all: Value = serde_json::from_str(&all)?;
+    let of = |it: &&Value| {
+        it["kind"] == "tbf" && it["dev"].as_str().is_some_and(|dev| dev.starts_with(interface))
+    };
+    let found = all.as_array().into_iter().flatten().find(of);
+    found.and_then(|it| it["packets"].as_u64()).with_context(|| format!("{interface}: {all}"))
+}
+
+/// IPv4 packets that the node's stack has forwarded.
+fn forwarded(node: &Node) -> Result<u64> {
+    let text = node.launch("cat").args(["/proc/self/net/snmp"]).run()?;
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Ip: "));
+    let (names, values) = lines.next().zip(lines.next()).context("two lines of Ip")?;
+    let column = names.split(' ').position(|name| name == "ForwDatagrams").context("a column")?;
+    Ok(values.split(' ').nth(column).context("a value")?.parse()?)
+}
+
 /// C10: the bandwidth plugin after ours, with limits in both directions: both are there, the pod is
-/// kept on the stack where they see its packets, and its DEL leaves nothing.
+/// kept on the stack where they see its packets, every one of them by their counters, and its DEL
+/// leaves nothing. Other pods' packets go past the stack as before.
 #[test]
 fn a_pod_that_bandwidth_limits_keeps_off_the_fast_path() -> Result<()> {
+    const REQUESTS: u64 = 5;
     let mut cluster = Cluster::new(1)?;
     cluster.start_agents()?;
     let node = cluster.node(0);
-    let (limited, free) = (node.add_pod("default", "limited")?, node.add_pod("default", "free")?);
-    let hook = {
-        let rows = serde_json::from_str(&node.proxyctl(&["endpoint", "list", "-o", "json"])?)?;
-        row(&rows, &free).context("a row")?["attached"].as_str().unwrap_or("").to_owned()
-    };
-    wait_attached(node, &limited, &hook)?;
+    // As a runtime tells a plugin that has the capability `bandwidth`.
+    let mut config = node.cni_config();
+    config["runtimeConfig"] = json!({"bandwidth": {"egressRate": 80_000_000}});
+    let limited = node.add_pod_with("default", "limited", &config)?;
+    let (free, other) = (node.add_pod("default", "free")?, node.add_pod("default", "other")?);
+    wait_attached(node, &limited, "tcx")?;
+    wait_attached(node, &free, "clsact")?;
     let file = record(node, &limited)?;
     let held: Value = serde_json::from_slice(&fs::read(&file)?)?;
     let interface = held["hostInterface"].as_str().context("a name")?.to_owned();
@@ -195,18 +232,38 @@ fn a_pod_that_bandwidth_limits_keeps_off_the_fast_path() -> Result<()> {
         Ok(())
     };
     bandwidth("ADD")?;
-    wait_attached(node, &limited, &format!("{hook}, no fast path"))?;
-    wait_attached(node, &free, &hook)?;
-    // Both ways, by both families' stack.
+    wait_attached(node, &limited, "tcx, no fast path")?;
+    wait_attached(node, &free, "clsact")?;
+
     let servers = [limited.serve(8080)?, free.serve(8080)?];
-    assert_eq!(free.get(&format!("{}:8080", limited.ipv4()?))?.pod, "limited");
-    assert_eq!(limited.get(&format!("{}:8080", free.ipv4()?))?.pod, "free");
+    // To the pod, from the pod, through the node's stack.
+    let seen = || -> Result<[u64; 3]> {
+        Ok([shaped(node, &interface)?, shaped(node, "bwp")?, forwarded(node)?])
+    };
+    // Of a connection there and one back, what each end sends at least: SYN, request or answer, FIN.
+    let each_way = 2 * 3 * REQUESTS;
+    let before = seen()?;
+    for _ in 0..REQUESTS {
+        assert_eq!(free.get(&format!("{}:8080", limited.ipv4()?))?.pod, "limited");
+        assert_eq!(limited.get(&format!("{}:8080", free.ipv4()?))?.pod, "free");
+    }
+    let after = seen()?;
+    for (n, least) in [each_way, each_way, 2 * each_way].into_iter().enumerate() {
+        ensure!(after[n] >= before[n] + least, "{n}: {before:?} {after:?}");
+    }
+    for _ in 0..REQUESTS {
+        assert_eq!(other.get(&format!("{}:8080", free.ipv4()?))?.pod, "free");
+    }
+    // What is left of the connections before may still pass.
+    let passed = forwarded(node)? - after[2];
+    ensure!(passed < 2 * 3 * REQUESTS, "{passed} packets of other pods on the stack");
     drop(servers);
     bandwidth("DEL")?;
     node.del_pod(limited)?;
     let links = node.netns().ip_output(&["-o", "link"])?;
     ensure!(!links.contains(&interface) && !links.contains("bwp"), "{links}");
-    node.del_pod(free)
+    node.del_pod(free)?;
+    node.del_pod(other)
 }
 
 /// S33: a full map of pods is a metric, a problem in `proxyctl status` and a line of the log, and pods

@@ -234,8 +234,7 @@ fn servers_that_are_turned_off_or_find_no_port_do_not_keep_the_agent_from_its_wo
     assert!(ask(node.netns(), &format!("127.0.0.1:{HEALTHZ_PORT}"), "/livez").is_err());
     let endpoints = node.proxyctl(&["endpoint", "list", "-o", "json"])?;
     let hook = part("Pod programs")?["note"].to_string();
-    let (tcx, clsact) = (hook.contains("TCX\""), hook.contains("clsact"));
-    assert!(tcx && endpoints.contains("tcx") || clsact && endpoints.contains("clsact"), "{hook}");
+    assert!(hook.contains("clsact") && endpoints.contains("clsact"), "{hook} {endpoints}");
     let log = cluster.node_mut(0).agent()?.log();
     assert!(!log.contains(" lacks "), "{log}");
     cluster.node(0).del_pod(pod)

@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::ensure;
 use serde_json::Value;
 use sluice_tests::cri::{Linux, Metadata, PortMapping, Sandbox};
-use sluice_tests::node::Node;
+use sluice_tests::node::{Node, PodRef};
 use sluice_tests::runtime::{Containerd, Home, IMAGE, PAGE, PORT, Podman};
 use sluice_tests::shop::{Shop, WEB_V4};
 use sluice_tests::{Result, wait_for};
@@ -138,8 +139,21 @@ fn a_container_of_podman_reaches_services_and_is_reached() -> Result<()> {
     clean(node, &before)
 }
 
-/// C11, C3: of several configurations the first in lexical order counts, as libcni has it; what ADD
-/// gave is in its cache and comes back with DEL; without the cache DEL does as well.
+/// C4: CHECK as a runtime asks it that uses libcni. Of the runtimes of Debian none does (CRI-O would), so this puts the
+/// call together from what libcni has in its cache: the network's configuration and the result of ADD.
+fn check(node: &Node, cached: &Value, plugin: &Value, netns: &Path) -> Result<()> {
+    let text = |key: &str| cached[key].as_str().unwrap_or_default();
+    let mut conf = plugin.clone();
+    conf["name"] = cached["networkName"].clone();
+    conf["cniVersion"] = cached["result"]["cniVersion"].clone();
+    conf["prevResult"] = cached["result"].clone();
+    let pod = PodRef { namespace: "shop", name: "kept", container_id: text("containerId"), netns };
+    node.cni("CHECK", &pod, &conf).map(drop)
+}
+
+/// C11, C3, C4: of several configurations the first in lexical order counts, as libcni has it; what
+/// ADD gave is in its cache, stands up to CHECK until something of it is taken away, and comes back
+/// with DEL; without the cache DEL does as well.
 #[test]
 fn the_first_configuration_counts_and_the_result_cache_may_be_lost() -> Result<()> {
     let shop = Shop::open()?;
@@ -191,7 +205,20 @@ fn the_first_configuration_counts_and_the_result_cache_may_be_lost() -> Result<(
         let held: Value = serde_json::from_slice(&fs::read(&file)?)?;
         let address = record["addresses"][0].as_str().expect("an address");
         ensure!(held["result"]["ips"].to_string().contains(address), "{held}");
-        if !cached {
+        if cached {
+            // It is mounted where containerd can see it alone.
+            let path = record["netns"].as_str().expect("a path").trim_start_matches('/');
+            let netns = containerd.root().join(path);
+            check(node, &held, &list["plugins"][1], &netns)?;
+            let inside = |command: &str| {
+                let nsenter = node.launch("nsenter").arg(format!("--net={}", netns.display()));
+                nsenter.args(["ip"]).args(command.split(' ')).run()
+            };
+            inside("route del default")?;
+            let error = check(node, &held, &list["plugins"][1], &netns).expect_err("it is gone");
+            let named = "default route through 169.254.1.1 is missing in the pod";
+            ensure!(format!("{error:#}").contains(named), "{error:#}");
+        } else {
             fs::remove_file(&file)?;
         }
         cri.stop(&id)?;

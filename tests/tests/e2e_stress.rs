@@ -114,9 +114,6 @@ struct Stage {
     endpoints: Vec<Endpoint>,
     _pods: Vec<Pod>,
     client: Pod,
-    /// One whose sockets pass no hook. It has an address of its own: what a hook connects straight to a backend is
-    /// written down nowhere, so a flow that is translated cannot spare its port.
-    unhooked: Pod,
     publisher: Publisher,
     cluster: Cluster,
 }
@@ -158,8 +155,7 @@ impl Stage {
             pods.push(pod);
         }
         let client = cluster.node(0).add_pod("stress", "client")?;
-        let unhooked = cluster.node(0).add_pod("stress", "unhooked")?;
-        Ok(Self { _servers: servers, endpoints, _pods: pods, client, unhooked, publisher, cluster })
+        Ok(Self { _servers: servers, endpoints, _pods: pods, client, publisher, cluster })
     }
 
     /// The arguments that name the targets.
@@ -417,7 +413,7 @@ impl Clients<'_> {
         let inside = |launch, by, share, ports| ask(launch, &self.inside, by, share, ports);
         let outside = |launch, by, share, ports| ask(launch, &self.node_ports, by, share, ports);
         let hooked = || self.stage.client.launch(&self.stress);
-        let unhooked = || self.stage.unhooked.launch_unhooked(&self.stress);
+        let unhooked = || self.stage.client.launch_unhooked(&self.stress);
         let host = || self.stage.cluster.node(1).launch(&self.stress);
         let lan = || self.stage.cluster.lan().launch(&self.stress);
         vec![

@@ -60,9 +60,11 @@ fn expected(map: &str) -> (Expected, Expected) {
         }
         maps::ENDPOINTS => (
             Expected { size: size_of::<Addr>() as u32, members: vec![("__0", 0)] },
-            expected!(Endpoint: ifindex, id, mac, host_mac, flags),
+            expected!(Endpoint: ifindex, id, mac, host_mac, flags, netns),
         ),
-        maps::NODE_STATE => (number(), expected!(NodeState: ct_used, flags, netns)),
+        maps::NODE_STATE => {
+            (number(), expected!(NodeState: ct_used, flags, netns, ct_beside, reserved))
+        }
         maps::AFFINITY => (
             expected!(AffinityKey: client, service, flags),
             expected!(Affinity: last_used, backend, list),

@@ -288,10 +288,10 @@ fn pod_programs_are_replaced_in_place_and_go_with_the_interface() -> Result<()> 
     let node = NetNs::new("attach")?;
     let pod = NetNs::new("attach-pod")?;
     node.veth("slu0", &pod, "eth0")?;
-    let first = node.run(|| lab.dataplane.attach_pod("slu0"))??;
+    let first = node.run(|| lab.dataplane.attach_pod("slu0", TcHook::Tcx))??;
     assert!(!first.replaced);
     let pins = pod_pins(&lab)?;
-    let second = node.run(|| lab.dataplane.attach_pod("slu0"))??;
+    let second = node.run(|| lab.dataplane.attach_pod("slu0", TcHook::Tcx))??;
     assert!(second.replaced || second.hook == TcHook::Clsact);
     assert_eq!(second.ifindex, first.ifindex);
     assert_eq!(pod_pins(&lab)?, pins);
@@ -312,10 +312,10 @@ fn a_new_interface_with_an_old_index_is_attached() -> Result<()> {
     let mut lab = Lab::new("index", false)?;
     let node = NetNs::new("index")?;
     node.ip("link add slu0 index 77 type veth peer name peer0")?;
-    let first = node.run(|| lab.dataplane.attach_pod("slu0"))??;
+    let first = node.run(|| lab.dataplane.attach_pod("slu0", TcHook::Tcx))??;
     assert_eq!(first.ifindex, 77);
     node.ip("link del slu0\nlink add slu1 index 77 type veth peer name peer1")?;
-    let second = node.run(|| lab.dataplane.attach_pod("slu1"))??;
+    let second = node.run(|| lab.dataplane.attach_pod("slu1", TcHook::Tcx))??;
     assert!(!second.replaced);
     assert_eq!(lab.dataplane.detach_gone()?, Vec::<u32>::new());
     Ok(())
@@ -342,11 +342,36 @@ fn filters_are_replaced_in_place() -> Result<()> {
     Ok(())
 }
 
+/// Where another's ingress queueing discipline is, there is no room for clsact, and nothing is put into what is there; an
+/// interface that has its programs by TCX keeps them so.
+#[test]
+fn an_interface_is_attached_once_and_leaves_room_for_others() -> Result<()> {
+    let lab = Lab::new("occupied", false)?;
+    let node = NetNs::new("occupied")?;
+    node.ip("link add slu0 type veth peer name peer0")?;
+    let tc = |args: &[&str]| -> Result<String> {
+        node.run(|| sluice_tests::netns::run("tc", args)).context("enter the namespace")?
+    };
+    tc(&["qdisc", "add", "dev", "slu0", "handle", "ffff:", "ingress"])?;
+    let by_filter = node.run(|| lab.dataplane.attach_pod_by("slu0", TcHook::Clsact))?;
+    let error = by_filter.expect_err("it is taken").to_string();
+    assert!(error.contains("another's ingress"), "{error}");
+    let first = node.run(|| lab.dataplane.attach_pod("slu0", TcHook::Clsact))??;
+    assert_eq!((first.hook, first.replaced), (TcHook::Tcx, false));
+    assert_eq!(tc(&["filter", "show", "dev", "slu0", "ingress"])?, "");
+    // The place is free now, but one pair of programs is enough.
+    tc(&["qdisc", "del", "dev", "slu0", "ingress"])?;
+    let second = node.run(|| lab.dataplane.attach_pod("slu0", TcHook::Clsact))??;
+    assert_eq!((second.hook, second.replaced), (TcHook::Tcx, true));
+    assert!(!tc(&["qdisc", "show", "dev", "slu0"])?.contains("clsact"));
+    Ok(())
+}
+
 /// An interface that is not there is named.
 #[test]
 fn an_unknown_interface_is_named() -> Result<()> {
-    let mut lab = Lab::new("unknown", false)?;
-    let error = lab.dataplane.attach_pod("slu-none").expect_err("there is none");
+    let lab = Lab::new("unknown", false)?;
+    let error = lab.dataplane.attach_pod("slu-none", TcHook::Tcx).expect_err("there is none");
     assert!(error.to_string().contains("slu-none"), "{error}");
     Ok(())
 }

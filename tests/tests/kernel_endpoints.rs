@@ -200,6 +200,27 @@ fn a_request_is_work_for_one_pod_among_two_hundred() -> Result<()> {
     Ok(())
 }
 
+/// S30: the programs can ask for a pod's own sockets, by the number that the node has for the pod's
+/// network namespace, as soon as the pod's interface is in it.
+#[test]
+fn a_pods_network_namespace_is_known_by_its_number() -> Result<()> {
+    let mut pods = Pods::new(SMALL)?;
+    let (there, not_yet) = (Pod(1), Pod(2));
+    pods.make(&[there, not_yet], "clsact")?;
+    let inside = NetNs::new("endpoints-pod")?;
+    pods.node.ip(&format!("link set pod{} netns {}", there.0, inside.name()))?;
+    pods.sync()?;
+    let number = pods.node.number_of_peer(&there.interface())?.context("a number")?;
+    let netns = |pods: &Pods, pod| pods.entry(pod).map(|entry| entry.map(|entry| entry.netns));
+    assert_eq!(netns(&pods, there)?, Some(number + 1));
+    assert_eq!(netns(&pods, not_yet)?, Some(0));
+
+    pods.node.ip(&format!("link set pod{} netns {}", not_yet.0, inside.name()))?;
+    pods.sync()?;
+    assert_eq!(netns(&pods, not_yet)?, Some(number + 1));
+    Ok(())
+}
+
 /// C6: a name that leads elsewhere, or to the record of another attachment, is not followed.
 #[test]
 fn a_request_with_a_wrong_name_finds_its_record_all_the_same() -> Result<()> {

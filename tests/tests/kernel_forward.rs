@@ -1,75 +1,30 @@
 //! The tc programs between two pods of one node, with real sockets whose packets no socket hook has
 //! touched: services per packet, and the fast path. Needs root.
 
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
-use sluice_abi::{Counter, Endpoint, proto};
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike as _};
+use sluice_abi::{Counter, proto};
 use sluice_tests::{
-    kernel::Lab,
-    netns::NetNs,
-    traffic::{self, PATIENCE, wire_pod},
+    bind::bind,
+    pair::{ADDRESSES, Pair, socket},
+    traffic::{self, PATIENCE},
 };
-
-/// A node with two pods, wired as the CNI plugin does it.
-struct Node {
-    lab: Lab,
-    node: NetNs,
-    pods: Vec<NetNs>,
-}
-
-const ADDRESSES: [[&str; 2]; 2] =
-    [["10.244.1.2", "fd00:244:1::2"], ["10.244.1.3", "fd00:244:1::3"]];
-
-impl Node {
-    fn new(label: &str, fast_path: bool) -> Result<Self> {
-        let lab = Lab::new(label, fast_path)?;
-        let node = NetNs::new(label)?;
-        node.sysctls(&[
-            ("ipv4/ip_forward", "1"),
-            ("ipv6/conf/all/forwarding", "1"),
-            ("ipv4/conf/all/send_redirects", "0"),
-            ("ipv4/conf/default/send_redirects", "0"),
-        ])?;
-        let mut this = Self { lab, node, pods: Vec::new() };
-        for (n, [v4, v6]) in ADDRESSES.into_iter().enumerate() {
-            let n = u8::try_from(n)?;
-            let pod = NetNs::new(&format!("{label}-{n}"))?;
-            let host = format!("slu{n}");
-            let (mac, host_mac) = ([2, 0, 0, 0, 1, n], [2, 0, 0, 0, 2, n]);
-            wire_pod(&this.node, &host, &pod, [v4, v6], [mac, host_mac])?;
-            let attachment = this.node.run(|| this.lab.dataplane.attach_pod(&host))??;
-            for address in [v4, v6] {
-                let id = u32::from(n) + 1;
-                let ifindex = attachment.ifindex;
-                this.lab.endpoint(address, Endpoint { ifindex, id, mac, host_mac, flags: 0 })?;
-            }
-            this.pods.push(pod);
-        }
-        Ok(this)
-    }
-
-    /// Packets that the node's own stack forwarded.
-    fn forwarded(&self) -> Result<u64> {
-        traffic::forwarded(&self.node)
-    }
-}
-
-fn socket(ip: &str, port: u16) -> SocketAddr {
-    let ip: IpAddr = ip.parse().unwrap_or_else(|error| panic!("{ip}: {error}"));
-    SocketAddr::new(ip, port)
-}
+use socket2::{Domain, Type};
 
 /// Sends a large body there and back between the two pods; the server sees the client's own address.
-fn exchange(node: &Node, target: SocketAddr, server: SocketAddr) -> Result<()> {
+fn exchange(node: &Pair, target: SocketAddr, server: SocketAddr) -> Result<()> {
     let done = traffic::exchange(&node.pods[0], &node.pods[1], target, server)?;
     assert_eq!(done.seen, done.client, "the server sees the client's own address");
     Ok(())
 }
 
 /// One datagram there and back between the two pods.
-fn datagram(node: &Node, target: SocketAddr, server: SocketAddr, len: usize) -> Result<()> {
+fn datagram(node: &Pair, target: SocketAddr, server: SocketAddr, len: usize) -> Result<()> {
     traffic::datagram(&node.pods[0], &node.pods[1], target, server, len).map(drop)
 }
 
@@ -77,7 +32,7 @@ fn datagram(node: &Node, target: SocketAddr, server: SocketAddr, len: usize) -> 
 #[test]
 fn pods_reach_each_other_through_a_service_per_packet() -> Result<()> {
     for fast_path in [false, true] {
-        let mut node = Node::new("forward", fast_path)?;
+        let mut node = Pair::new("forward", fast_path)?;
         for (vip, family) in [("10.96.0.10", 0), ("fd00:96::10", 1)] {
             let server = socket(ADDRESSES[1][family], 8080);
             let target = socket(vip, 80);
@@ -106,7 +61,7 @@ fn pods_reach_each_other_through_a_service_per_packet() -> Result<()> {
 #[test]
 fn a_backend_on_the_node_itself_answers_pods() -> Result<()> {
     for fast_path in [false, true] {
-        let mut node = Node::new("forward-host", fast_path)?;
+        let mut node = Pair::new("forward-host", fast_path)?;
         node.node.ip("addr add 10.244.1.1/32 dev lo\naddr add fd00:244:1::1/128 dev lo nodad")?;
         for (vip, own) in [("10.96.0.10", "10.244.1.1"), ("fd00:96::10", "fd00:244:1::1")] {
             let server = socket(own, 8080);
@@ -139,7 +94,7 @@ fn a_backend_on_the_node_itself_answers_pods() -> Result<()> {
 #[test]
 fn large_datagrams_pass_a_service_in_fragments() -> Result<()> {
     for fast_path in [false, true] {
-        let mut node = Node::new("forward-frag", fast_path)?;
+        let mut node = Pair::new("forward-frag", fast_path)?;
         node.lab.cluster_ip("10.96.0.10")?;
         node.lab.cluster_ip("fd00:96::10")?;
         for (vip, family) in [("10.96.0.10", 0), ("fd00:96::10", 1)] {
@@ -169,7 +124,7 @@ fn told(socket: &UdpSocket) -> Result<Errno> {
 #[test]
 fn sockets_are_refused_where_nobody_serves() -> Result<()> {
     for fast_path in [false, true] {
-        let mut node = Node::new("forward-refuse", fast_path)?;
+        let mut node = Pair::new("forward-refuse", fast_path)?;
         for (vip, any) in [("10.96.0.10", "0.0.0.0:0"), ("fd00:96::10", "[::]:0")] {
             for proto in [proto::TCP, proto::UDP] {
                 node.lab.service(&socket(vip, 80).to_string(), proto, &[])?;
@@ -203,7 +158,7 @@ fn sockets_are_refused_where_nobody_serves() -> Result<()> {
 #[test]
 fn the_refusal_of_a_backend_reaches_the_client() -> Result<()> {
     for fast_path in [false, true] {
-        let mut node = Node::new("forward-closed", fast_path)?;
+        let mut node = Pair::new("forward-closed", fast_path)?;
         for (vip, any, family) in [("10.96.0.10", "0.0.0.0:0", 0), ("fd00:96::10", "[::]:0", 1)] {
             let target = socket(vip, 80);
             let server = socket(ADDRESSES[1][family], 8080).to_string();
@@ -230,7 +185,7 @@ fn the_refusal_of_a_backend_reaches_the_client() -> Result<()> {
 #[test]
 fn the_refusal_of_a_pod_by_itself_reaches_it() -> Result<()> {
     for fast_path in [false, true] {
-        let mut node = Node::new("forward-hairpin", fast_path)?;
+        let mut node = Pair::new("forward-hairpin", fast_path)?;
         for (vip, any, family) in [("10.96.0.10", "0.0.0.0:0", 0), ("fd00:96::10", "[::]:0", 1)] {
             let target = socket(vip, 80);
             let server = socket(ADDRESSES[0][family], 8080).to_string();
@@ -251,7 +206,7 @@ fn the_refusal_of_a_pod_by_itself_reaches_it() -> Result<()> {
 /// the client, which knows the service alone, sends smaller segments.
 #[test]
 fn a_client_learns_the_mtu_of_the_path_to_its_backend() -> Result<()> {
-    let mut node = Node::new("forward-mtu", false)?;
+    let mut node = Pair::new("forward-mtu", false)?;
     // The node answers from addresses of its own, and what goes to the other pod is cut short.
     node.node.ip("addr add 10.244.1.1/32 dev lo\n\
          addr add fd00:244:1::1/128 dev lo nodad\n\
@@ -269,11 +224,89 @@ fn a_client_learns_the_mtu_of_the_path_to_its_backend() -> Result<()> {
     Ok(())
 }
 
+/// S30: two connections of a pod to one backend with one port of the pod's, of which one was
+/// connected straight to the backend (as by a socket hook), and the other asks a service and is
+/// translated packet by packet. Whichever is first, both live, and each hears its own answers.
+#[test]
+fn a_direct_connection_and_a_translated_one_share_a_port() -> Result<()> {
+    for fast_path in [false, true] {
+        for direct_first in [true, false] {
+            let mut node = Pair::new("forward-beside", fast_path)?;
+            for (vip, family) in [("10.96.0.10", 0), ("fd00:96::10", 1)] {
+                let [own, server] = [0, 1].map(|pod| socket(ADDRESSES[pod][family], 8080));
+                let own = SocketAddr::new(own.ip(), 40_000);
+                let target = socket(vip, 80);
+                node.lab.service(&target.to_string(), proto::TCP, &[&server.to_string()])?;
+                let listener = node.pods[1].run(|| bind(|| TcpListener::bind(server)))??;
+                let mut asked = [server, target];
+                if !direct_first {
+                    asked.reverse();
+                }
+                let mut pairs = Vec::new();
+                for asked in asked {
+                    let client = node.pods[0].run(|| connect_from(own, asked))??;
+                    let (served, seen) = accept(&listener)?;
+                    let as_it_is = pairs.is_empty();
+                    ensure!((seen == own) == as_it_is, "{asked} is asked from {seen}");
+                    ensure!(seen.ip() == own.ip(), "{asked} is asked from {seen}");
+                    pairs.push((client, served));
+                }
+                // By turns, so that each meets what the other left behind.
+                for round in 0..3u8 {
+                    for (n, (client, served)) in pairs.iter().enumerate() {
+                        let word = [round, u8::try_from(n)?];
+                        for (mut from, mut to) in [(client, served), (served, client)] {
+                            from.write_all(&word)?;
+                            let mut heard = [0; 2];
+                            to.read_exact(&mut heard).with_context(|| format!("{asked:?}"))?;
+                            ensure!(heard == word, "{heard:?} is heard, {word:?} was said");
+                        }
+                    }
+                }
+                // And a third, once they are over: the port is free again. Who closes first is left
+                // with the connection for a while: the backend.
+                for (mut client, served) in pairs {
+                    drop(served);
+                    ensure!(client.read(&mut [0])? == 0, "{asked:?}");
+                }
+                let _client = node.pods[0].run(|| connect_from(own, target))??;
+                accept(&listener)?;
+            }
+            assert_eq!(node.lab.count(Counter::DropFlowClash), 0);
+        }
+    }
+    Ok(())
+}
+
+/// A connection from that address and port, which others may have too.
+fn connect_from(own: SocketAddr, target: SocketAddr) -> Result<TcpStream> {
+    let socket = socket2::Socket::new(Domain::for_address(target), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&own.into())?;
+    socket
+        .connect_timeout(&target.into(), PATIENCE)
+        .with_context(|| format!("{own} asks {target}"))?;
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+fn accept(listener: &TcpListener) -> Result<(TcpStream, SocketAddr)> {
+    setsockopt(
+        listener,
+        sockopt::ReceiveTimeout,
+        &TimeVal::seconds(PATIENCE.as_secs().cast_signed()),
+    )?;
+    let (stream, seen) = listener.accept().context("a connection")?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok((stream, seen))
+}
+
 /// Pods reach each other's addresses over the fast path: large segments, large datagrams that are
 /// fragmented, and nothing of it through the node's stack.
 #[test]
 fn pods_reach_each_other_over_the_fast_path() -> Result<()> {
-    let node = Node::new("direct", true)?;
+    let node = Pair::new("direct", true)?;
     for ip in ADDRESSES[1] {
         let server = socket(ip, 8080);
         exchange(&node, server, server)?;
@@ -290,7 +323,7 @@ fn pods_reach_each_other_over_the_fast_path() -> Result<()> {
 /// The last hop is the stack's: it answers that the time is exceeded.
 #[test]
 fn the_last_hop_is_answered_by_the_stack() -> Result<()> {
-    let node = Node::new("ttl", true)?;
+    let node = Pair::new("ttl", true)?;
     let server = socket(ADDRESSES[1][0], 8080);
     // The node answers from an address of its own.
     node.node.ip("addr add 10.244.1.1/32 dev lo")?;
@@ -315,7 +348,7 @@ fn the_last_hop_is_answered_by_the_stack() -> Result<()> {
 /// go on.
 #[test]
 fn packets_for_a_pod_that_is_gone_are_dropped() -> Result<()> {
-    let mut node = Node::new("gone", true)?;
+    let mut node = Pair::new("gone", true)?;
     drop(node.pods.pop());
     // Namespaces are taken down in the background.
     let gone = sluice_tests::wait::wait_ok("the pod's interface to go", PATIENCE, || {

@@ -15,6 +15,7 @@ use sluice_tests::{
     bind::bind,
     kernel::{Lab, addr},
     netns::NetNs,
+    ping::{Message, Pinger},
     traffic::{self, PATIENCE, datagram, exchange, forwarded, wire_pod},
 };
 
@@ -117,7 +118,7 @@ impl World {
             wire_pod(&node, &host, pod, addresses, [mac, host_mac])?;
             let ifindex = node.run(|| lab.dataplane.attach_pod_by(&host, hook))??.ifindex;
             let id = u32::from(last) + 1;
-            endpoints[n] = Endpoint { ifindex, id, mac, host_mac, flags: 0 };
+            endpoints[n] = Endpoint { ifindex, id, mac, host_mac, ..Endpoint::default() };
             for address in addresses {
                 lab.endpoint(address, endpoints[n])?;
             }
@@ -579,6 +580,61 @@ fn node_ports_are_served_by_filters_at_uplinks() -> Result<()> {
         }
         assert!(world.lab.count(Counter::UplinkForward) > 0);
         assert!(world.lab.count(Counter::UplinkReverse) > 0);
+    }
+    Ok(())
+}
+
+/// R6: pings of pods that leave the cluster come from the node, each with an identifier of its own; the
+/// answers, and errors about them, find the pod that asked. The node's own pings are never taken for a
+/// pod's. Inside the cluster a pod keeps its address.
+#[test]
+fn pings_of_pods_leave_with_the_nodes_address() -> Result<()> {
+    for fast_path in [false, true] {
+        let world = World::new("onward-ping", fast_path, TcHook::Tcx)?;
+        for Family { node, pod, remote, server, .. } in FAMILIES {
+            let ip = |text: &str| text.parse::<IpAddr>();
+            let (own, pod, server, remote) = (ip(node)?, ip(pod)?, ip(server)?, ip(remote)?);
+            let open = |netns: &NetNs| netns.run(|| Pinger::open(own.is_ipv6()))?;
+            let [one, two] = [open(&world.pods[0])?, open(&world.pods[1])?];
+            let (host, there) = (open(&world.node)?, open(&world.neighbour)?);
+            let request = |message: &Message| matches!(message, Message::Request(_));
+            // Both have the same identifier.
+            let mut seen = Vec::new();
+            for pinger in [&one, &two] {
+                pinger.ask(server, 777)?;
+                let (from, Message::Request(id)) = there.hear(request)? else { unreachable!() };
+                ensure!(from == own && (50_000..51_000).contains(&id), "{from} asks, with {id}");
+                let answer = pinger.hear(|message| matches!(message, Message::Reply(_)))?;
+                assert_eq!(answer, (server, Message::Reply(777)));
+                seen.push(id);
+            }
+            assert_ne!(seen[0], seen[1]);
+            // The node asks with the identifier that the first pod has outside.
+            host.ask(server, seen[0])?;
+            let (from, Message::Request(id)) = there.hear(request)? else { unreachable!() };
+            assert_eq!(from, own);
+            assert_ne!(id, seen[0]);
+            let answer = host.hear(|message| matches!(message, Message::Reply(_)))?;
+            assert_eq!(answer, (server, Message::Reply(seen[0])));
+            // The pod goes on with what it had.
+            one.ask(server, 777)?;
+            assert_eq!(there.hear(request)?, (own, Message::Request(seen[0])));
+            one.hear(|message| *message == Message::Reply(777))?;
+
+            // Nobody has that address, and a router says so.
+            let nowhere = ip(if own.is_ipv4() { "203.0.113.1" } else { "2001:db8:52::1" })?;
+            world.neighbour.ip(&format!("route add unreachable {nowhere}"))?;
+            one.ask(nowhere, 778)?;
+            let (_, told) = one.hear(|message| matches!(message, Message::Error(..)))?;
+            assert_eq!(told, Message::Error(pod, nowhere, 778));
+
+            // Of another node's pod it is known as itself.
+            one.ask(remote, 779)?;
+            let asked = |message: &Message| *message == Message::Request(779);
+            assert_eq!(there.hear(asked)?.0, pod);
+            one.hear(|message| *message == Message::Reply(779))?;
+        }
+        assert_eq!(world.lab.count(Counter::DropRewrite), 0);
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, net::SocketAddr};
 
 use anyhow::Result;
 use sluice_abi::{Be16, Counter, CtEntry, CtFlags, CtKey, Endpoint, proto};
+use sluice_proxy::dataplane::{Collector, Timeouts};
 use sluice_tests::{
     kernel::{Lab, addr, assert_same, verdict},
     packet::{ETHERNET, Packet, Random, ethertype, extension, protocol, tcp},
@@ -41,6 +42,7 @@ fn endpoint(ifindex: u32) -> Endpoint {
         mac: [0x02, 0xaa, 1, 2, 3, 4],
         host_mac: [0x02, 0xbb, 5, 6, 7, 8],
         flags: 0,
+        netns: 0,
     }
 }
 
@@ -447,7 +449,7 @@ fn flows_that_would_be_the_same_at_the_backend_get_another_port() -> Result<()> 
 }
 
 /// S30: a connection straight to the backend, with the ports of a translated one that is over, is
-/// answered by the backend; while the translated one lives, its answers stay the service's.
+/// answered by the backend.
 #[test]
 fn a_direct_connection_supersedes_a_translated_one_that_is_over() -> Result<()> {
     for ending in ["client resets", "backend resets", "both finish"] {
@@ -456,26 +458,74 @@ fn a_direct_connection_supersedes_a_translated_one_that_is_over() -> Result<()> 
         lab.expect_sent(&syn, &syn.clone().to(BACKEND));
         let answer = Packet::tcp(BACKEND, CLIENT, tcp::SYN | tcp::ACK);
         lab.expect_received(&answer, &answer.clone().from(VIP));
-        let direct = syn.clone().to(BACKEND);
-        lab.expect_sent(&direct, &direct);
-        lab.expect_received(&answer, &answer.clone().from(VIP));
+        end(&lab, ending, VIP);
 
-        let (from_client, from_backend) = match ending {
-            "client resets" => (Some(tcp::RST), None),
-            "backend resets" => (None, Some(tcp::RST)),
-            _ => (Some(tcp::FIN | tcp::ACK), Some(tcp::FIN | tcp::ACK)),
-        };
-        if let Some(flags) = from_client {
-            let last = Packet::tcp(CLIENT, VIP, flags);
-            lab.expect_sent(&last, &last.clone().to(BACKEND));
-        }
-        if let Some(flags) = from_backend {
-            let last = Packet::tcp(BACKEND, CLIENT, flags);
-            lab.expect_received(&last, &last.clone().from(VIP));
-        }
+        let direct = syn.clone().to(BACKEND);
         lab.expect_sent(&direct, &direct);
         lab.expect_received(&answer, &answer);
         assert_eq!(lab.dataplane.conntrack()?, vec![], "{ending}");
+        assert_eq!(lab.dataplane.view().node_state()?.ct_beside, 0);
+    }
+    Ok(())
+}
+
+/// Ends the connection of the client with what it knows as `vip`, of which the backend knows its
+/// own address.
+fn end(lab: &Lab, ending: &str, vip: &str) {
+    let (from_client, from_backend) = match ending {
+        "client resets" => (Some(tcp::RST), None),
+        "backend resets" => (None, Some(tcp::RST)),
+        _ => (Some(tcp::FIN | tcp::ACK), Some(tcp::FIN | tcp::ACK)),
+    };
+    if let Some(flags) = from_client {
+        let last = Packet::tcp(CLIENT, vip, flags);
+        lab.expect_sent(&last, &last.clone().to(BACKEND));
+    }
+    if let Some(flags) = from_backend {
+        let last = Packet::tcp(BACKEND, CLIENT, flags);
+        lab.expect_received(&last, &last.clone().from(vip));
+    }
+}
+
+/// S30: a connection straight to the backend, with the ports of a translated one that lives, gets
+/// another port there, so that neither hears the other's answers; when it is over, and the translated
+/// one too, the next has its own port again.
+#[test]
+fn a_direct_connection_beside_a_translated_one_gets_another_port() -> Result<()> {
+    for (client, vip, backend) in [(CLIENT, VIP, BACKEND), (CLIENT6, VIP6, BACKEND6)] {
+        let lab = lab("beside")?;
+        let syn = Packet::tcp(client, vip, tcp::SYN);
+        lab.expect_sent(&syn, &syn.clone().to(backend));
+        let direct = syn.clone().to(backend);
+        let (verdict, sent) = lab.send(&direct.build())?;
+        assert_eq!(verdict, verdict::PASS);
+        let at = ETHERNET + if client.starts_with('[') { 40 } else { 20 };
+        let port = u16::from_be_bytes([sent[at], sent[at + 1]]);
+        // None that a socket of the client's would pick.
+        assert!(port >= 61_000, "port {port}");
+        let mut moved: SocketAddr = client.parse()?;
+        moved.set_port(port);
+        let moved = moved.to_string();
+        assert_same(&sent, &direct.clone().from(&moved).build());
+        // Again, and what follows: the same port.
+        for flags in [tcp::SYN, tcp::ACK, tcp::ACK | tcp::FIN] {
+            let next = Packet::tcp(client, backend, flags);
+            lab.expect_sent(&next, &next.clone().from(&moved));
+        }
+        for flags in [tcp::SYN | tcp::ACK, tcp::ACK | tcp::FIN] {
+            let answer = Packet::tcp(backend, client, flags);
+            lab.expect_received(&answer, &answer.clone().from(vip));
+            let answer = answer.to(&moved);
+            lab.expect_received(&answer, &answer.clone().to(client));
+        }
+        // Both are over: of the translated one, the backend has finished, and now the client.
+        let last = Packet::tcp(client, vip, tcp::FIN | tcp::ACK);
+        lab.expect_sent(&last, &last.clone().to(backend));
+        lab.expect_sent(&direct, &direct);
+        let answer = Packet::tcp(backend, client, tcp::SYN | tcp::ACK);
+        lab.expect_received(&answer, &answer);
+        assert_eq!(lab.dataplane.conntrack()?, vec![]);
+        assert_eq!(lab.count(Counter::DropFlowClash), 0);
     }
     Ok(())
 }
@@ -493,6 +543,64 @@ fn flows_go_with_their_pod() -> Result<()> {
     let left = lab.dataplane.conntrack()?;
     assert_eq!(left.len(), 2, "{left:?}");
     assert!(left.iter().any(|(key, _)| key.src == addr("10.244.1.6")), "{left:?}");
+    Ok(())
+}
+
+/// The entries that a pass over all flows removes; none is old enough to go by itself.
+fn pass(collector: &mut Collector) -> Result<usize> {
+    loop {
+        if let Some(collected) = collector.step(0, &Timeouts::default())? {
+            return Ok(collected.removed);
+        }
+    }
+}
+
+/// S22, S32: where a collector is at work, a pod that goes costs no look through all flows: its own
+/// go with the next pass, those of several pods with one. A pod that gets such an address earlier
+/// finds no flow of the one before, and keeps those that it opens. What an agent did not come to do,
+/// the next one does.
+#[test]
+fn flows_of_pods_that_went_go_with_the_collectors_pass() -> Result<()> {
+    let mut lab = lab("flows-pass")?;
+    let dir = tempfile::tempdir()?;
+    let leaving = dir.path().join("leaving");
+    let mut collector = lab.dataplane.collector(&leaving)?;
+    let open = |lab: &mut Lab, pod: &str| -> Result<()> {
+        lab.endpoint(pod, endpoint(17))?;
+        let syn = Packet::tcp(&format!("{pod}:40000"), VIP, tcp::SYN);
+        lab.expect_sent(&syn, &syn.clone().to(BACKEND));
+        Ok(())
+    };
+    let entries = |lab: &Lab| lab.dataplane.conntrack().map(|entries| entries.len());
+    let pods = ["10.244.1.5", "10.244.1.6", "10.244.1.7"];
+    for pod in pods {
+        open(&mut lab, pod)?;
+    }
+    for pod in &pods[..2] {
+        assert!(lab.dataplane.delete_endpoint(addr(pod))?);
+    }
+    assert_eq!(entries(&lab)?, 6, "nobody looked for them");
+    assert_eq!(pass(&mut collector)?, 4);
+    assert!(
+        lab.dataplane
+            .conntrack()?
+            .iter()
+            .all(|(key, _)| { key.src == addr(pods[2]) || key.dst == addr(pods[2]) })
+    );
+
+    assert!(lab.dataplane.delete_endpoint(addr(pods[2]))?);
+    assert_eq!(entries(&lab)?, 2);
+    lab.endpoint(pods[2], endpoint(18))?;
+    assert_eq!(entries(&lab)?, 0, "the address has another pod");
+    open(&mut lab, pods[2])?;
+    assert_eq!(pass(&mut collector)?, 0, "they are the new one's");
+
+    assert!(lab.dataplane.delete_endpoint(addr(pods[2]))?);
+    drop(collector);
+    let mut collector = lab.dataplane.collector(&leaving)?;
+    assert_eq!(pass(&mut collector)?, 2);
+    assert_eq!(entries(&lab)?, 0);
+    assert_eq!(std::fs::read_dir(&leaving)?.count(), 0, "nothing is left to do");
     Ok(())
 }
 
@@ -626,7 +734,6 @@ fn a_missing_list_is_counted_and_heals() -> Result<()> {
 /// Flows that were silent too long, or are over, are collected, both entries together; others stay.
 #[test]
 fn the_collector_removes_what_is_over() -> Result<()> {
-    use sluice_proxy::dataplane::Timeouts;
     let mut lab = lab("collector")?;
     let timeouts = Timeouts::default();
     let open = Packet::tcp(CLIENT, VIP, tcp::SYN);

@@ -145,6 +145,7 @@ fn integration_tests() -> Result<Vec<String>> {
         "cni",
         "dns",
         "ebpf/abi",
+        "netlink",
         "proxy",
         "proxy/model",
         "proxy/plan",

@@ -140,8 +140,10 @@ fn a_pod_with_limits_is_attached_by_tcx() {
         value["runtimeConfig"] = json!({"bandwidth": limits});
         parse(&value).expect("valid").hook
     };
-    assert_eq!(hook(json!(null), json!(null)), Hook::Tcx);
+    assert_eq!(hook(json!(null), json!(null)), Hook::Clsact);
+    assert_eq!(hook(json!("tcx"), json!(null)), Hook::Tcx);
     assert_eq!(hook(json!("clsact"), json!(null)), Hook::Clsact);
     assert_eq!(hook(json!("clsact"), json!({})), Hook::Clsact);
+    assert_eq!(hook(json!(null), json!({"egressRate": 1_000_000})), Hook::Tcx);
     assert_eq!(hook(json!("clsact"), json!({"egressRate": 1_000_000})), Hook::Tcx);
 }

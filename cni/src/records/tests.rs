@@ -23,7 +23,7 @@ fn wanted(key: &Key, boot: &str) -> Record {
         pod_name: String::new(),
         pod_uid: String::new(),
         host_ports: Vec::new(),
-        hook: Default::default(),
+        hook: crate::record::Hook::DEFAULT,
         created: 0,
         boot_id: boot.into(),
     }

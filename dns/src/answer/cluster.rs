@@ -8,7 +8,9 @@ use hickory_proto::rr::{Name, RData, Record, RecordType};
 use sluice_model::Protocol;
 
 use super::{Domain, PodRecords, address};
-use crate::zone::{EndpointRecord, MAX_LABEL, PortRecord, ServiceRecords, Shape, Snapshot};
+use crate::zone::{
+    EndpointRecord, Endpoints, MAX_LABEL, PortRecord, ServiceRecords, Shape, Snapshot,
+};
 
 /// The version of the Kubernetes DNS specification that this server keeps.
 pub(super) const SPECIFICATION: &str = "1.1.0";
@@ -75,7 +77,7 @@ pub(crate) enum Part<'q> {
 }
 
 impl Part<'_> {
-    fn takes_endpoint(&self, endpoint: &EndpointRecord) -> bool {
+    fn takes_endpoint(&self, endpoint: &EndpointRecord<'_>) -> bool {
         match self {
             Self::Endpoint(label) => endpoint.label.as_bytes().eq_ignore_ascii_case(label),
             Self::Member { endpoint: label, cluster } => {
@@ -125,22 +127,23 @@ impl<'s, 'q> Match<'s, 'q> {
     /// one without a port where there are no ports. Entries of one address stand side by side.
     pub(crate) fn entries(self) -> impl Iterator<Item = Entry<'s>> + use<'s, 'q> {
         let Self { records, part } = self;
-        let (addrs, own_ports, endpoints): (&[IpAddr], &[PortRecord], &[EndpointRecord]) =
+        let (addrs, own_ports, endpoints): (&[IpAddr], &[PortRecord], Option<&Endpoints>) =
             match (&records.shape, part) {
                 (Shape::Cluster { addrs, ports }, Part::Whole | Part::Port { .. }) => {
-                    (addrs, ports, &[])
+                    (addrs, ports, None)
                 }
                 (Shape::Cluster { .. }, Part::Endpoint(_) | Part::Member { .. })
-                | (Shape::Headless, _) => (&[], &[], &records.endpoints),
-                (Shape::External(_) | Shape::Nothing, _) => (&[], &[], &[]),
+                | (Shape::Headless, _) => (&[], &[], Some(&records.endpoints)),
+                (Shape::External(_) | Shape::Nothing, _) => (&[], &[], None),
             };
         let service: &str = &records.key;
         let own =
             addrs.iter().flat_map(move |addr| entries((*addr, None, service), own_ports, part));
         let theirs = endpoints
-            .iter()
+            .into_iter()
+            .flat_map(Endpoints::iter)
             .filter(move |endpoint| part.takes_endpoint(endpoint))
-            .flat_map(move |e| entries((e.addr, Some(&e.label), service), &e.ports, part));
+            .flat_map(move |e| entries((e.addr, Some(e.label), service), e.ports, part));
         own.chain(theirs)
     }
 }
@@ -260,7 +263,7 @@ fn find_member_cluster<'s, 'q>(
     let Found::Service(found) = find_service(snapshot, service, namespace, Part::Whole) else {
         return Found::Missing;
     };
-    let has = |endpoint: &EndpointRecord| {
+    let has = |endpoint: EndpointRecord<'_>| {
         let parts = endpoint.label.split_once('.');
         parts.is_some_and(|(_, of)| of.as_bytes().eq_ignore_ascii_case(cluster))
     };

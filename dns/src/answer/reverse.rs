@@ -30,7 +30,7 @@ impl Domain {
         let answers: Vec<_> = owners
             .iter()
             .filter(|_| kind == RecordType::PTR)
-            .filter_map(|owner| self.target(owner.endpoint.as_deref(), &owner.service).ok())
+            .filter_map(|owner| self.target(owner.endpoint, owner.service).ok())
             .map(|target| self.record(name.clone(), RData::PTR(PTR(target))))
             .collect();
         let mut answer = Answer::records(answers, Vec::new());

@@ -250,11 +250,21 @@ impl Cache {
     /// An answer that has run out, but not too long ago; its TTLs are 30 seconds.
     pub(super) fn stale(&self, key: &Key, name: &Name, now: Instant) -> Option<Message> {
         let shard = self.shard(&key.0);
-        let entry = shard.entries.get(&*key.0)?;
+        let entry = shard.entries.get(&*key.0).filter(|entry| self.is_usable(entry, now))?;
+        entry.message(name, key.kind(), now)
+    }
+
+    /// Whether there is one.
+    pub(super) fn has_stale(&self, key: &Key, now: Instant) -> bool {
+        let shard = self.shard(&key.0);
+        shard.entries.get(&*key.0).is_some_and(|entry| self.is_usable(entry, now))
+    }
+
+    /// Whether an answer may be given that has run out, if it has.
+    fn is_usable(&self, entry: &Entry, now: Instant) -> bool {
         // A failure that was kept is no better than another one.
-        let usable = entry.rcode != ResponseCode::ServFail
-            && entry.age(now) < entry.lifetime + self.options.stale;
-        if usable { entry.message(name, key.kind(), now) } else { None }
+        entry.rcode != ResponseCode::ServFail
+            && entry.age(now) < entry.lifetime + self.options.stale
     }
 
     /// Says that the answer was asked for again, and none came.

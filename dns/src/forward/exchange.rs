@@ -1,6 +1,6 @@
 //! One query to one upstream.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -91,14 +91,15 @@ impl Peer {
         transport: Transport,
         shard: &Shard,
     ) -> Result<Message, ExchangeError> {
+        // Boxed: room for a connection to be made is large, and most exchanges need none.
         if self.tls.is_some() || transport == Transport::Tcp {
-            return self.by_stream(query, bytes, shard).await;
+            return Box::pin(self.by_stream(query, bytes, shard)).await;
         }
         let answer = by_udp(self.addr, query, bytes).await?;
         if !answer.metadata.truncation {
             return Ok(answer);
         }
-        Ok(self.by_stream(query, bytes, shard).await.unwrap_or(answer))
+        Ok(Box::pin(self.by_stream(query, bytes, shard)).await.unwrap_or(answer))
     }
 
     /// Whether it answers at all.
@@ -157,15 +158,22 @@ async fn by_udp(
     // Connected, the kernel drops what others send, and tells of a port that is closed.
     socket.connect(upstream).await.map_err(io("connect"))?;
     socket.send(bytes).await.map_err(io("send"))?;
-    let mut buffer = vec![0; DATAGRAM];
     loop {
-        let length = socket.recv(&mut buffer).await.map_err(io("recv"))?;
+        socket.readable().await.map_err(io("recv"))?;
         // What is not for this query may be forged or late: the answer may still come.
-        match read(query, &buffer[..length]) {
+        match receive(&socket, query) {
             Err(ExchangeError::Mismatch) => {}
+            Err(ExchangeError::Io { source, .. }) if source.kind() == ErrorKind::WouldBlock => {}
             result => return result,
         }
     }
+}
+
+/// Takes what has come. Its buffer is here, so that thousands of queries wait without one.
+fn receive(socket: &UdpSocket, query: &Message) -> Result<Message, ExchangeError> {
+    let mut buffer = [0; DATAGRAM];
+    let length = socket.try_recv(&mut buffer).map_err(io("recv"))?;
+    read(query, &buffer[..length])
 }
 
 async fn converse(

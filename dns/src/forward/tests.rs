@@ -43,3 +43,34 @@ async fn an_upstream_that_fails_is_tried_last() {
     assert_eq!(ports(&forwarder), [1, 2, 3]);
     assert_eq!(forwarder.metrics.count(Event::HealthcheckBroken), 1);
 }
+
+/// D12: an attempt that the client's patience cuts short says nothing about the upstream, and whose
+/// patience is over asks nobody.
+#[tokio::test]
+async fn an_attempt_that_is_cut_short_is_no_failure() {
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").expect("a free port");
+    silent.set_nonblocking(true).expect("set");
+    let forwarder = Forwarder::new([silent.local_addr().expect("bound")], 0);
+    let name = Name::from_ascii("www.example.").expect("a name");
+    let request = Request {
+        id: 7,
+        recursion_desired: true,
+        authentic_data: false,
+        checking_disabled: false,
+        question: Query::query(name.clone(), RecordType::A),
+        edns: None,
+        explain: None,
+    };
+    let begin = Instant::now() + Duration::from_secs(1) - TOTAL;
+    let result = forwarder.ask(&request, &name, Transport::Udp, Some(begin)).await;
+    assert!(matches!(result, Err(ForwardError::Failed { source: ExchangeError::Timeout, .. })));
+    assert!(silent.recv(&mut [0; 512]).is_ok(), "it was asked");
+    assert!(silent.recv(&mut [0; 512]).is_err(), "once");
+    assert_eq!(forwarder.groups[0].upstreams[0].failures.load(Ordering::Relaxed), 0);
+
+    for begin in [Some(Instant::now() - TOTAL), None] {
+        let result = forwarder.ask(&request, &name, Transport::Udp, begin).await;
+        assert!(matches!(result, Err(ForwardError::Busy)));
+    }
+    assert!(silent.recv(&mut [0; 512]).is_err(), "nobody was asked");
+}

@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use super::drain;
 use super::places::{Place, Places};
+use super::queue::{Queue, Replies, Reply, To};
 use crate::metrics::{Proto, Shard};
 use crate::resolver::{Client, Resolver, Step};
 use crate::tls::Identity;
@@ -42,6 +43,7 @@ const WRITE: usize = 16 * 1024;
 /// What the connections of a listener have in common.
 struct Shared {
     resolver: Arc<Resolver>,
+    queue: Arc<Queue>,
     /// Where the clients speak TLS: who this server is.
     tls: Option<Arc<Identity>>,
     stop: watch::Receiver<bool>,
@@ -50,12 +52,12 @@ struct Shared {
 /// Serves until told to stop.
 pub(super) async fn serve(
     listener: TcpListener,
-    resolver: Arc<Resolver>,
+    (resolver, queue): (Arc<Resolver>, Arc<Queue>),
     tls: Option<Arc<Identity>>,
     mut stop: watch::Receiver<bool>,
 ) {
     let places = Places::new(MAX_CONNECTIONS);
-    let shared = Arc::new(Shared { resolver, tls, stop: stop.clone() });
+    let shared = Arc::new(Shared { resolver, queue, tls, stop: stop.clone() });
     let mut tasks = JoinSet::new();
     loop {
         while tasks.try_join_next().is_some() {}
@@ -139,12 +141,15 @@ struct Conversation<'s, S> {
     unread: Vec<u8>,
     /// Answers that have not been written.
     unsent: Vec<u8>,
-    /// Queries that wait for upstreams.
-    under_way: JoinSet<Option<Vec<u8>>>,
+    /// How many queries wait for upstreams.
+    under_way: usize,
+    /// Where the replies to those come from, and what each of them is given to send its own.
+    replies: (mpsc::UnboundedReceiver<Option<Vec<u8>>>, Replies),
 }
 
 impl<'s, S: AsyncRead + AsyncWrite + Unpin> Conversation<'s, S> {
     fn new(stream: S, client: Client, place: Place, shared: &'s Shared) -> Self {
+        let (sender, receiver) = mpsc::unbounded_channel();
         Self {
             stream,
             client,
@@ -153,7 +158,8 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Conversation<'s, S> {
             shard: Arc::clone(shared.resolver.metrics().shared()),
             unread: Vec::new(),
             unsent: Vec::new(),
-            under_way: JoinSet::new(),
+            under_way: 0,
+            replies: (receiver, sender),
         }
     }
 
@@ -165,8 +171,8 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Conversation<'s, S> {
         let mut last = false;
         let mut deadline = Instant::now() + IDLE;
         loop {
-            let reading = !last && self.under_way.len() < UNDER_WAY;
-            if last && self.under_way.is_empty() {
+            let reading = !last && self.under_way < UNDER_WAY;
+            if last && self.under_way == 0 {
                 break;
             }
             if reading && self.unread.capacity() - self.unread.len() < READ {
@@ -175,12 +181,13 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Conversation<'s, S> {
             tokio::select! {
                 // What is here already is answered before a stop counts.
                 biased;
-                Some(done) = self.under_way.join_next(), if !self.under_way.is_empty() => {
-                    match done {
-                        Ok(Some(reply)) => frame(&mut self.unsent, &reply),
+                // A sender is at hand, so the replies do not end.
+                Some(reply) = self.replies.0.recv(), if self.under_way > 0 => {
+                    self.under_way -= 1;
+                    match reply {
+                        Some(reply) => frame(&mut self.unsent, &reply),
                         // It made way for newer ones: the client may ask anew.
-                        Ok(None) => last = true,
-                        Err(error) => return Err(io::Error::other(error)),
+                        None => last = true,
                     }
                     deadline = Instant::now() + IDLE;
                 }
@@ -195,13 +202,13 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Conversation<'s, S> {
                 () = stopped(&mut stop), if !last => last = true,
                 () = evicted.notified() => return self.close().await,
                 // A client that waits for an answer is not idle.
-                () = tokio::time::sleep_until(deadline), if self.under_way.is_empty() => {
+                () = tokio::time::sleep_until(deadline), if self.under_way == 0 => {
                     return self.close().await;
                 }
             }
             // Those that have been read whole, until too many are under way.
             let before = self.unread.len();
-            while self.under_way.len() < UNDER_WAY && self.next()? {
+            while self.under_way < UNDER_WAY && self.next()? {
                 if self.unsent.len() >= WRITE {
                     self.flush().await?;
                 }
@@ -215,7 +222,7 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Conversation<'s, S> {
             if self.unread.is_empty() && self.unread.capacity() > 4 * READ {
                 self.unread = Vec::new();
             }
-            if !self.under_way.is_empty() {
+            if self.under_way > 0 {
                 if !self.place.busy() {
                     return self.close().await;
                 }
@@ -244,12 +251,12 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Conversation<'s, S> {
             Step::Refresh(reply, pending) => {
                 frame(&mut self.unsent, &reply);
                 self.shard.took(begin.elapsed(), 1);
-                let resolver = Arc::clone(resolver);
-                tokio::spawn(async move { resolver.finish(*pending).await });
+                self.shared.queue.push(pending, To::Nobody);
             }
             Step::Ask(pending) => {
-                let resolver = Arc::clone(resolver);
-                self.under_way.spawn(async move { resolver.finish(*pending).await });
+                self.under_way += 1;
+                let reply = Reply::new(self.replies.1.clone());
+                self.shared.queue.push(pending, To::Stream(reply));
             }
         }
         self.unread.drain(..2 + length);

@@ -2,8 +2,8 @@
 //!
 //! There is one worker a core. Each has a socket of its own for every address (`SO_REUSEPORT`: the
 //! kernel spreads the clients over them), so that two cores never write to the same socket. What the
-//! cluster and the cache know is answered in the worker; what an upstream has to be asked for gets
-//! a task of the runtime.
+//! cluster and the cache know is answered in the worker; what an upstream has to be asked for goes to
+//! the queue for that.
 //!
 //! A socket bound to the wildcard address learns with each datagram which address it was sent to,
 //! and answers from that one; a client on a host with several addresses would drop the answer
@@ -23,9 +23,8 @@ use nix::sys::socket::{
 };
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, SocketAddrAny, sendmmsg};
-use tokio::runtime::Handle;
-use tokio::sync::mpsc;
 
+use super::queue::{Queue, To};
 use crate::fast::{Buffer, Query};
 use crate::metrics::{Proto, Shard};
 use crate::resolver::{Client, Resolver, Step, Zone};
@@ -104,24 +103,6 @@ impl Socket {
                 send(&[ControlMessage::Ipv6PacketInfo(&info)])
             }
         }
-    }
-
-    /// Sends from a task. The socket is in no reactor: that would wake a thread of the runtime for
-    /// every datagram that a worker takes or sends.
-    async fn send_later(&self, reply: &[u8], peer: SocketAddr, local: Local) {
-        for _ in 0..SEND_TRIES {
-            match self.send(reply, peer, local) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    tokio::time::sleep(SEND_PAUSE).await;
-                }
-                Err(error) => {
-                    tracing::debug!(%peer, %error, "an answer cannot be sent");
-                    return;
-                }
-                Ok(_) => return,
-            }
-        }
-        tracing::debug!(%peer, "an answer is dropped: the socket has no room");
     }
 
     /// Waits until the socket has room, for a short time.
@@ -243,6 +224,34 @@ fn send_one(socket: &Socket, reply: &[u8], to: From) {
     }
 }
 
+/// Sends the reply to one datagram, later.
+#[derive(Debug)]
+pub(super) struct Sender {
+    socket: Arc<Socket>,
+    to: From,
+}
+
+impl Sender {
+    /// Sends from a task. The socket is in no reactor: that would wake a thread of the runtime for
+    /// every datagram that a worker takes or sends.
+    pub(super) async fn send(self, reply: &[u8]) {
+        let From { peer, local } = self.to;
+        for _ in 0..SEND_TRIES {
+            match self.socket.send(reply, peer, local) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    tokio::time::sleep(SEND_PAUSE).await;
+                }
+                Err(error) => {
+                    tracing::debug!(%peer, %error, "an answer cannot be sent");
+                    return;
+                }
+                Ok(_) => return,
+            }
+        }
+        tracing::debug!(%peer, "an answer is dropped: the socket has no room");
+    }
+}
+
 /// What the receiving of a worker needs, for one address family.
 struct Incoming<S> {
     headers: MultiHeaders<S>,
@@ -329,10 +338,8 @@ impl Stop {
 pub(super) struct Worker {
     pub(super) sockets: Vec<Arc<Socket>>,
     pub(super) resolver: Arc<Resolver>,
-    pub(super) runtime: Handle,
+    pub(super) queue: Arc<Queue>,
     pub(super) stop: Arc<Stop>,
-    /// Held by every task that still has an answer to send.
-    pub(super) tasks: mpsc::Sender<()>,
     pub(super) shard: Arc<Shard>,
 }
 
@@ -440,8 +447,11 @@ impl Worker {
         let (reply, pending) = match self.resolver.accept(message, &client, &self.shard) {
             Step::Ignore => (None, None),
             Step::Reply(reply) => (Some(reply), None),
-            Step::Refresh(reply, pending) => (Some(reply), Some((pending, false))),
-            Step::Ask(pending) => (None, Some((pending, true))),
+            Step::Refresh(reply, pending) => (Some(reply), Some((pending, To::Nobody))),
+            Step::Ask(pending) => {
+                let sender = Sender { socket: Arc::clone(socket), to: from };
+                (None, Some((pending, To::Datagram(sender))))
+            }
         };
         // A reply by UDP is never longer than the buffer.
         if let Some(reply) = reply
@@ -450,16 +460,8 @@ impl Worker {
             place.copy_from_slice(&reply);
             outgoing.push(reply.len(), from);
         }
-        if let Some((pending, answer)) = pending {
-            let (resolver, socket) = (Arc::clone(&self.resolver), Arc::clone(socket));
-            let task = self.tasks.clone();
-            self.runtime.spawn(async move {
-                let reply = resolver.finish(*pending).await;
-                if let Some(reply) = reply.filter(|_| answer) {
-                    socket.send_later(&reply, from.peer, from.local).await;
-                }
-                drop(task);
-            });
+        if let Some((pending, to)) = pending {
+            self.queue.push(pending, to);
         }
     }
 }

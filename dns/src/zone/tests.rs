@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
 use sluice_model::ServiceKind;
 
@@ -26,7 +28,7 @@ fn a_hostname_that_is_no_label_gives_way_to_the_address() {
         [("Db-0", "db-0"), ("a.b", "10-1-0-1"), ("", "10-1-0-1"), (&"a".repeat(64), "10-1-0-1")]
     {
         endpoint.hostname = Some(hostname.to_owned());
-        assert_eq!(&*label_of(&endpoint), label);
+        assert_eq!(label_of(&endpoint), label);
     }
 }
 
@@ -51,7 +53,7 @@ fn a_namespace_exists_while_it_is_declared_or_has_services() {
 fn owners_follow_the_services() {
     let mut zone = Snapshot::new();
     let owners = |zone: &Snapshot, address: &str| -> Vec<String> {
-        let text = |o: &Owner| format!("{}/{}", o.endpoint.as_deref().unwrap_or("-"), o.service);
+        let text = |o: &Owner<'_>| format!("{}/{}", o.endpoint.unwrap_or("-"), o.service);
         zone.owners(&addr(address)).iter().map(text).collect()
     };
     let one = [fixture::endpoint("10.1.0.1=a", &[])];
@@ -66,6 +68,12 @@ fn owners_follow_the_services() {
     assert_eq!(owners(&zone, "10.1.0.1"), ["a/read.shop"]);
     zone.remove_service(&ObjectName::new("shop", "read"));
     assert!(owners(&zone, "10.1.0.1").is_empty());
+}
+
+/// There is an entry for every endpoint of a cluster, so each should be small.
+#[test]
+fn an_owner_takes_little_room() {
+    assert_eq!(size_of::<Owners>(), 16);
 }
 
 /// A Service of one of a few names, with addresses out of a few, so that changes collide.

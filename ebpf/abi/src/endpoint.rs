@@ -16,6 +16,9 @@ pub struct Endpoint {
     pub host_mac: [u8; 6],
     /// [`Endpoint::NO_FAST_PATH`] and bits to come.
     pub flags: u32,
+    /// The number that the node's network namespace has for the pod's (`IFLA_LINK_NETNSID` of the
+    /// host-side veth), plus 1; 0: not known.
+    pub netns: u32,
 }
 
 impl Endpoint {
@@ -26,7 +29,7 @@ impl Endpoint {
     pub const NO_FAST_PATH: u32 = 1 << 0;
 }
 
-abi!(Endpoint, size 24, align 4, fields [0 => ifindex: u32, 4 => id: u32, 8 => mac: [u8; 6], 14 => host_mac: [u8; 6], 20 => flags: u32]);
+abi!(Endpoint, size 28, align 4, fields [0 => ifindex: u32, 4 => id: u32, 8 => mac: [u8; 6], 14 => host_mac: [u8; 6], 20 => flags: u32, 24 => netns: u32]);
 
 /// What the programs know of their node.
 #[repr(C)]
@@ -40,6 +43,11 @@ pub struct NodeState {
     /// Cookie of the node's own network namespace (`SO_NETNS_COOKIE`); 0: not known. Only processes
     /// in it reach services at loopback addresses: a pod's loopback is the pod's.
     pub netns: u64,
+    /// Not 0 once a connection that a pod made straight to a backend got another port there, since
+    /// a translated flow had its own. While it is 0, such connections are not looked up.
+    pub ct_beside: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 impl NodeState {
@@ -48,7 +56,7 @@ impl NodeState {
     pub const FAST_PATH: u32 = 1 << 0;
 }
 
-abi!(NodeState, size 16, align 8, fields [0 => ct_used: u32, 4 => flags: u32, 8 => netns: u64]);
+abi!(NodeState, size 24, align 8, fields [0 => ct_used: u32, 4 => flags: u32, 8 => netns: u64, 16 => ct_beside: u32, 20 => reserved: u32]);
 
 /// What the programs need to translate sources, read only where they do.
 #[repr(C)]

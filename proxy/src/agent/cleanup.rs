@@ -36,6 +36,14 @@ pub async fn cleanup(args: &SluicedArgs) -> Result<(), StartError> {
     for path in [args.paths.socket(), args.paths.node_file()] {
         remove_file(&path)?;
     }
+    let leaving = args.paths.leaving();
+    match fs::remove_dir_all(&leaving) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            let message = format!("cannot remove {}: {error}", leaving.display());
+            return Err(StartError::new(message, ""));
+        }
+        _ => {}
+    }
     remove_file(&run_dir.join("sluiced.lock"))?;
     drop(lock);
     match fs::remove_dir(run_dir) {

@@ -14,14 +14,16 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType, netdevice};
 use sluice_abi::{Addr, Endpoint};
 use sluice_model::ObjectName;
+use sluice_netlink::NetlinkError;
 
+use super::attaching::{self, Prepared};
 use super::host_ports::pod_name;
 use super::leaks;
 use super::links::Links;
 use super::policy::LocalPods;
-use super::records::{self, Record, RecordedHook, Stamp};
+use super::records::{self, Record, Stamp};
 use crate::control::EndpointRef;
-use crate::dataplane::{Dataplane, DataplaneError, TcHook};
+use crate::dataplane::{Attachment, Dataplane, DataplaneError, TcHook};
 use crate::view::EndpointNote;
 
 /// The pods that the agent serves.
@@ -51,6 +53,8 @@ pub struct Endpoints {
     /// Writes that found the map full, ever.
     failures: u64,
     next_number: u32,
+    /// What was done beforehand for pods that are being made, by their interface.
+    prepared: BTreeMap<String, Prepared>,
     work: Work,
 }
 
@@ -124,6 +128,7 @@ impl Endpoints {
             trouble: None,
             failures: 0,
             next_number: 1,
+            prepared: BTreeMap::new(),
             work: Work::default(),
         }
     }
@@ -213,6 +218,34 @@ impl Endpoints {
             }
         }
         self.sync(dataplane)
+    }
+
+    /// Several pods are about to be added, each with the name of its record's file: does beforehand,
+    /// side by side, what takes long. To be ended by [`Endpoints::end_of_calls`].
+    pub fn prepare<'a>(
+        &mut self,
+        dataplane: &Dataplane,
+        added: impl Iterator<Item = (&'a EndpointRef, &'a str)>,
+    ) {
+        if !self.on {
+            return;
+        }
+        let interfaces: Vec<(String, TcHook)> = added
+            .filter(|(key, file)| records::is_record(file) && !self.pods.contains_key(*key))
+            .filter_map(|(key, file)| {
+                let (_, record) = records::read(&self.directory.join(file)).ok()??;
+                (record.key == *key).then(|| (record.host_interface, record.hook.into()))
+            })
+            .collect();
+        // One alone gains nothing.
+        if interfaces.len() > 1 {
+            self.prepared = attaching::attach_all(dataplane, &interfaces);
+        }
+    }
+
+    /// All that was prepared has been added, or never will be.
+    pub fn end_of_calls(&mut self) {
+        self.prepared.clear();
     }
 
     /// The plugin is about to take a pod away: it is forgotten though its record still stands.
@@ -365,7 +398,11 @@ impl Endpoints {
         let key = record.key.clone();
         let before = self.pods.get(&key).cloned();
         self.work.interfaces_read += 1;
-        let link = match opened(links).and_then(|links| links.get(&record.host_interface)) {
+        let (read, attached) = match self.prepared.remove(&record.host_interface) {
+            Some(Prepared { link, attached }) => (link, Some(attached)),
+            None => (opened(links).and_then(|links| links.get(&record.host_interface)), None),
+        };
+        let link = match read {
             Ok(Some(link)) => link,
             // The plugin is at work on it, or the pod's namespace is gone.
             Ok(None) => return self.forget(dataplane, &key),
@@ -384,7 +421,10 @@ impl Endpoints {
         let how = match same.map(|pod| pod.how.clone()) {
             _ if !self.on => How::Off,
             Some(how @ How::By(_)) => how,
-            _ => self.attach(dataplane, &record, &mut problems),
+            _ => {
+                let here = attached.filter(|it| it.as_ref().is_ok_and(|at| at.ifindex == ifindex));
+                self.attach(dataplane, &record, here, &mut problems)
+            }
         };
         let known = record.addresses.iter().find_map(|addr| self.kernel.get(&Addr::from(*addr)));
         let number = match (same, known.filter(|e| e.ifindex == ifindex)) {
@@ -418,7 +458,8 @@ impl Endpoints {
         // A pod without its programs is reached through the stack, where nothing is skipped.
         if let (How::By(_), (Some(mac), Some(host_mac))) = (&how, macs) {
             for addr in addrs {
-                let endpoint = Endpoint { ifindex, id: number, mac, host_mac, flags };
+                let netns = link.netns;
+                let endpoint = Endpoint { ifindex, id: number, mac, host_mac, flags, netns };
                 if let Some(error) = self.put(dataplane, addr, endpoint)? {
                     problems.push((format!("pod address {}", addr.to_ip()), error));
                     self.starved.insert(key.clone());
@@ -448,15 +489,12 @@ impl Endpoints {
         &mut self,
         dataplane: &mut Dataplane,
         record: &Record,
+        done: Option<Result<Attachment, DataplaneError>>,
         problems: &mut Vec<(String, String)>,
     ) -> How {
         self.work.attached += 1;
-        let interface = &record.host_interface;
-        let attached = match record.hook {
-            RecordedHook::Tcx => dataplane.attach_pod(interface),
-            RecordedHook::Clsact => dataplane.attach_pod_by(interface, TcHook::Clsact),
-        };
-        match attached {
+        let attach = || dataplane.attach_pod(&record.host_interface, record.hook.into());
+        match done.unwrap_or_else(attach) {
             Ok(attachment) => How::By(attachment.hook),
             Err(error) => {
                 problems.push((record.label(), error.to_string()));
@@ -533,8 +571,11 @@ impl Endpoints {
         addr: Addr,
         endpoint: Endpoint,
     ) -> Result<Option<String>, DataplaneError> {
-        if self.kernel.get(&addr) == Some(&endpoint) {
-            return Ok(None);
+        match self.kernel.get(&addr) {
+            Some(held) if *held == endpoint => return Ok(None),
+            // Another pod had it, and went while no agent was there: its flows are not this one's.
+            Some(held) if held.ifindex != endpoint.ifindex => self.delete(dataplane, addr)?,
+            _ => {}
         }
         self.work.map_writes += 1;
         match dataplane.put_endpoint(addr, endpoint) {
@@ -720,7 +761,7 @@ impl std::fmt::Display for How {
 }
 
 /// A socket in this thread's network namespace, opened where it is not yet.
-fn opened(links: &mut Option<Links>) -> std::io::Result<&mut Links> {
+fn opened(links: &mut Option<Links>) -> Result<&mut Links, NetlinkError> {
     match links {
         Some(links) => Ok(links),
         none => Ok(none.insert(Links::open()?)),

@@ -54,6 +54,7 @@ fn collect(
         if passes.send(pass).is_err() {
             return;
         }
-        thread::sleep(REST);
+        // Those of a pod that went are not to wait for as long.
+        collector.wait(REST);
     }
 }

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use std::io;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
-use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, Socket, SocketAddr, TokioSocket};
-use rtnetlink::packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-};
+use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket};
+use nix::errno::Errno;
+use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use sluice_netlink::{Netlink, NetlinkError};
 
 /// `RTMGRP_*` of `linux/rtnetlink.h`.
 const GROUPS: u32 = LINK | TC | IPV4_ADDRESS | IPV6_ADDRESS;
@@ -22,10 +22,6 @@ const IPV6_ADDRESS: u32 = 0x100;
 
 /// Room for a burst of a few thousand events.
 const RECEIVE_BUFFER: usize = 1 << 20;
-/// Length of `struct nlmsghdr`.
-const HEADER_LEN: usize = 16;
-/// An answer about one link is some 1,500 bytes long.
-const ANSWER_LEN: usize = 32 * 1024;
 
 /// Queueing disciplines that an interface has without anybody asking for one; they shape nothing.
 const PLAIN: [&str; 4] = ["noqueue", "noop", "pfifo_fast", "mq"];
@@ -35,6 +31,9 @@ const PLAIN: [&str; 4] = ["noqueue", "noop", "pfifo_fast", "mq"];
 pub(super) struct Link {
     /// Its index.
     pub(super) index: u32,
+    /// The number that this network namespace has for the one that the other end of a veth is in, plus
+    /// 1; 0 where there is none.
+    pub(super) netns: u32,
     /// The queueing discipline of what it sends.
     root: String,
 }
@@ -53,18 +52,12 @@ impl Link {
 const CLSACT: &str = "clsact";
 
 /// Asks about single interfaces of this thread's network namespace.
-pub(super) struct Links {
-    socket: Socket,
-    sequence: u32,
-}
+pub(super) struct Links(Netlink);
 
 impl Links {
     /// Opens it.
-    pub(super) fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        Ok(Self { socket, sequence: 0 })
+    pub(super) fn open() -> Result<Self, NetlinkError> {
+        Netlink::open().map(Self)
     }
 
     /// The interface of that name, or `None` where there is none.
@@ -72,21 +65,27 @@ impl Links {
     /// # Errors
     ///
     /// The kernel does not answer.
-    pub(super) fn get(&mut self, name: &str) -> io::Result<Option<Link>> {
+    pub(super) fn get(&mut self, name: &str) -> Result<Option<Link>, NetlinkError> {
         let mut ask = LinkMessage::default();
         ask.attributes.push(LinkAttribute::IfName(name.to_owned()));
-        let link = match self.ask(RouteNetlinkMessage::GetLink(ask)) {
-            Ok(Some(RouteNetlinkMessage::NewLink(link))) => link,
+        let link = match self.0.get(RouteNetlinkMessage::GetLink(ask)) {
+            Ok(RouteNetlinkMessage::NewLink(link)) => link,
             Ok(_) => return Ok(None),
-            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(None),
+            Err(error) if error.is(Errno::ENODEV) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let index = link.header.index;
-        let root = link.attributes.into_iter().find_map(|attribute| match attribute {
-            LinkAttribute::Qdisc(kind) => Some(kind),
-            _ => None,
-        });
-        Ok(Some(Link { index, root: root.unwrap_or_else(|| PLAIN[0].to_owned()) }))
+        let mut found = Link { index: link.header.index, netns: 0, root: PLAIN[0].to_owned() };
+        for attribute in link.attributes {
+            match attribute {
+                LinkAttribute::Qdisc(kind) => found.root = kind,
+                // Below 0: not known.
+                LinkAttribute::LinkNetNsId(number) => {
+                    found.netns = u32::try_from(number).map_or(0, |number| number + 1);
+                }
+                _ => {}
+            }
+        }
+        Ok(Some(found))
     }
 
     /// The queueing disciplines that see what interfaces receive, by the index of those that have one.
@@ -95,94 +94,15 @@ impl Links {
     /// # Errors
     ///
     /// The kernel does not answer.
-    pub(super) fn ingress(&mut self) -> io::Result<BTreeMap<u32, String>> {
-        let ask = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
-        let sequence = self.send(ask, NLM_F_REQUEST | NLM_F_DUMP)?;
-        let mut found = BTreeMap::new();
-        loop {
-            for answer in self.receive()? {
-                if answer.header.sequence_number != sequence {
-                    continue;
-                }
-                match answer.payload {
-                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewQueueDiscipline(it)) => {
-                        if it.header.parent == TcHandle::INGRESS
-                            && let Ok(index) = u32::try_from(it.header.index)
-                            && let Some(kind) = kind(&it)
-                        {
-                            found.insert(index, kind.to_owned());
-                        }
-                    }
-                    NetlinkPayload::Error(error) => {
-                        return match error.code {
-                            Some(code) => Err(io::Error::from_raw_os_error(-code.get())),
-                            None => Ok(found),
-                        };
-                    }
-                    NetlinkPayload::Done(_) => return Ok(found),
-                    _ => {}
-                }
-            }
-        }
-    }
-
-    /// Sends one question; its number.
-    fn send(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<u32> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let mut header = NetlinkHeader::default();
-        header.flags = flags;
-        header.sequence_number = self.sequence;
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        self.socket.send(&bytes, 0)?;
-        Ok(self.sequence)
-    }
-
-    /// The next answers.
-    fn receive(&mut self) -> io::Result<Vec<NetlinkMessage<RouteNetlinkMessage>>> {
-        let mut buffer = Vec::with_capacity(ANSWER_LEN);
-        loop {
-            match self.socket.recv(&mut buffer, 0) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                other => break other.map(drop)?,
-            }
-        }
-        let mut answers = Vec::new();
-        let mut rest = buffer.as_slice();
-        while rest.len() >= HEADER_LEN {
-            let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
-            let length = (answer.header.length as usize).max(HEADER_LEN).next_multiple_of(4);
-            rest = rest.get(length..).unwrap_or_default();
-            answers.push(answer);
-        }
-        Ok(answers)
-    }
-
-    /// One question, one object; an error is the kernel's.
-    fn ask(&mut self, message: RouteNetlinkMessage) -> io::Result<Option<RouteNetlinkMessage>> {
-        // With an acknowledgement there is an answer in any case. One that comes after the object is
-        // passed over by the next question.
-        let sequence = self.send(message, NLM_F_REQUEST | NLM_F_ACK)?;
-        loop {
-            for answer in self.receive()? {
-                if answer.header.sequence_number != sequence {
-                    continue;
-                }
-                match answer.payload {
-                    NetlinkPayload::InnerMessage(object) => return Ok(Some(object)),
-                    NetlinkPayload::Error(error) => {
-                        return match error.code {
-                            Some(code) => Err(io::Error::from_raw_os_error(-code.get())),
-                            None => Ok(None),
-                        };
-                    }
-                    _ => {}
-                }
-            }
-        }
+    pub(super) fn ingress(&mut self) -> Result<BTreeMap<u32, String>, NetlinkError> {
+        let all = self.0.dump(RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default()))?;
+        let ingress = all.into_iter().filter_map(|message| {
+            let RouteNetlinkMessage::NewQueueDiscipline(it) = message else { return None };
+            let index = u32::try_from(it.header.index).ok()?;
+            let kind = kind(&it)?.to_owned();
+            (it.header.parent == TcHandle::INGRESS).then_some((index, kind))
+        });
+        Ok(ingress.collect())
     }
 }
 
@@ -243,15 +163,13 @@ impl Watch {
 }
 
 /// The events of one datagram.
-fn events(mut bytes: &[u8]) -> Vec<Event> {
+fn events(bytes: &[u8]) -> Vec<Event> {
     let mut events = Vec::new();
-    while bytes.len() >= HEADER_LEN {
-        let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) else {
+    for message in sluice_netlink::messages(bytes) {
+        let Ok(message) = message else {
             events.push(Event::Lost);
             break;
         };
-        let length = (message.header.length as usize).max(HEADER_LEN).next_multiple_of(4);
-        bytes = bytes.get(length..).unwrap_or_default();
         let NetlinkPayload::InnerMessage(inner) = message.payload else { continue };
         events.extend(match inner {
             // A port that leaves a bridge is told of in the bridge's family.
@@ -280,7 +198,7 @@ mod tests {
     use super::*;
 
     fn is_shaped(root: &str, ingress: Option<&str>, clsact_is_ours: bool) -> bool {
-        Link { index: 7, root: root.to_owned() }.is_shaped(ingress, clsact_is_ours)
+        Link { index: 7, netns: 0, root: root.to_owned() }.is_shaped(ingress, clsact_is_ours)
     }
 
     /// C10: what the bandwidth plugin puts on an interface, towards the pod and from it, counts; what

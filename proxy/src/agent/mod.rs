@@ -13,6 +13,7 @@
 //! One thread: the work is a few system calls a change, and nothing has to be locked. Leaving the
 //! loop, in whatever way, leaves programs, links and maps pinned in the kernel, where they go on.
 
+mod attaching;
 mod backoff;
 mod cleanup;
 mod endpoints;

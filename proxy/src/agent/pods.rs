@@ -9,7 +9,7 @@ use inotify::{EventMask, EventOwned};
 use super::host_ports;
 use super::links;
 use super::run::Agent;
-use crate::control::{Answer, EndpointRef};
+use crate::control::{Answer, Call, EndpointRef, Request};
 
 /// The record of a pod that the plugin makes is there before its interface is, and the request comes
 /// last. What happens to a record is looked at by itself only if no request came by then.
@@ -81,6 +81,21 @@ impl Noticed {
 pub(super) type PortProblems = BTreeMap<String, BTreeMap<String, String>>;
 
 impl Agent {
+    /// Answers all who wait. What takes long is done for all new pods at once.
+    pub(super) fn answer_all(&mut self, calls: Vec<Call>) {
+        let added = calls.iter().filter_map(|call| match &call.request {
+            Request::EndpointAdd(add) => Some((&add.key, add.record.as_deref()?)),
+            _ => None,
+        });
+        self.endpoints.prepare(&self.dataplane, added);
+        for call in calls {
+            let answer = self.answer(call.request);
+            // A client that left wants no answer.
+            let _ = call.answer.send(answer);
+        }
+        self.endpoints.end_of_calls();
+    }
+
     /// The plugin has made a pod's record and interface.
     pub(super) fn add_pod(&mut self, key: &EndpointRef, record: Option<&str>) -> Answer {
         if let Some(file) = record {

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use sluice_model::Protocol;
 
 use crate::control::EndpointRef;
+use crate::dataplane::TcHook;
 
 /// The part of a record that the agent uses; `sluice-cni` writes more.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
@@ -62,6 +63,15 @@ pub enum RecordedHook {
     /// By filters of the clsact queueing discipline: attached and taken away without the grace
     /// periods of the kernel that TCX waits for.
     Clsact,
+}
+
+impl From<RecordedHook> for TcHook {
+    fn from(hook: RecordedHook) -> Self {
+        match hook {
+            RecordedHook::Tcx => Self::Tcx,
+            RecordedHook::Clsact => Self::Clsact,
+        }
+    }
 }
 
 /// A port of the node that leads to a port of the pod.

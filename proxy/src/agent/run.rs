@@ -110,6 +110,8 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
     // Before the first look, so that nothing is missed in between.
     let mut link_events = links::Watch::open()
         .map_err(|error| StartError::new(format!("cannot watch interfaces: {error}"), ""))?;
+    // Before a pod may be found to have gone.
+    let collector = dataplane.collector(&args.paths.leaving()).map_err(start_error)?;
     let mut endpoints = Endpoints::new(records.clone(), args.pod_programs);
     endpoints.heal();
     endpoints.sync(&mut dataplane).map_err(start_error)?;
@@ -126,8 +128,6 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
     let routes = routes
         .transpose()
         .map_err(|error| StartError::new(error.to_string(), "or set --routes false"))?;
-    let collector =
-        dataplane.collector().map_err(|error| StartError::new(error.to_string(), ""))?;
     let flows = Flows::start(collector, settings::timeouts(&args))
         .map_err(|error| StartError::new(format!("cannot start a thread: {error}"), ""))?;
     let wakes =
@@ -191,9 +191,11 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
                 None => return Ok(()),
             },
             Some(call) = calls.recv() => {
-                let answer = agent.answer(call.request);
-                // A client that left wants no answer.
-                let _ = call.answer.send(answer);
+                let mut all = vec![call];
+                while let Ok(call) = calls.try_recv() {
+                    all.push(call);
+                }
+                agent.answer_all(all);
             }
             Some(event) = record_events.next() => match event {
                 Ok(event) => agent.noticed.record(&event, Instant::now()),

@@ -12,7 +12,7 @@ use super::problems::Problems;
 use crate::cli::SluicedArgs;
 use crate::dataplane::{Dataplane, DataplaneError};
 use crate::routes::watch::{Event, Netlink};
-use crate::routes::{RouteError, prepare_forwarding};
+use crate::routes::{RouteError, TUNNEL_DEVICE, prepare_forwarding};
 use crate::uplinks::{self, Interfaces, Uplinks};
 
 /// A burst of events is answered once.
@@ -24,6 +24,8 @@ const RETRY: Duration = Duration::from_secs(5);
 pub(super) struct UplinkPart {
     on: bool,
     netlink: Netlink,
+    /// Names of interfaces that are uplinks whenever they are there.
+    named: BTreeSet<String>,
     /// The interfaces that have their programs, by index: name and hook.
     attached: BTreeMap<u32, (String, String)>,
     own: [Option<IpAddr>; 2],
@@ -41,6 +43,13 @@ impl UplinkPart {
         Ok(Self {
             on: args.uplinks != Uplinks::Off,
             netlink: Netlink::open(false)?,
+            named: {
+                let mut named = BTreeSet::from([TUNNEL_DEVICE.to_owned()]);
+                if let Uplinks::Named(names) = &args.uplinks {
+                    named.extend(names.iter().cloned());
+                }
+                named
+            },
             attached: BTreeMap::new(),
             own: [None, None],
             ports: args.snat_port_range.to_string(),
@@ -74,14 +83,24 @@ impl UplinkPart {
                     return tokio::time::sleep(RETRY).await;
                 }
             };
-            let matters = |event: &Event| match event {
-                Event::Lost | Event::Address | Event::Link { .. } => true,
-                Event::RouteSet(route) | Event::RouteGone(route) => route.cidr.prefix_len() == 0,
-                Event::NodeRoute | Event::Neighbour { .. } | Event::Rule => false,
-            };
-            if events.iter().any(matters) {
+            if events.iter().any(|event| self.matters(event)) {
                 return;
             }
+        }
+    }
+
+    /// Whether an event calls for another look at all interfaces. That of a pod's does not: what makes
+    /// an interface an uplink is its name, a default route or an address, and the latter two are
+    /// events of their own.
+    fn matters(&self, event: &Event) -> bool {
+        match event {
+            Event::Lost | Event::Address => true,
+            Event::Link { index, name, .. } => {
+                self.attached.contains_key(index)
+                    || name.as_ref().is_none_or(|name| self.named.contains(name))
+            }
+            Event::RouteSet(route) | Event::RouteGone(route) => route.cidr.prefix_len() == 0,
+            Event::NodeRoute | Event::Neighbour { .. } | Event::Rule => false,
         }
     }
 

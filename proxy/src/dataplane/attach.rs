@@ -10,23 +10,17 @@ use std::{
     path::PathBuf,
 };
 
-use aya::programs::{
-    Program, ProgramError, ProgramFd, SchedClassifier, TcAttachType,
-    tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
-};
+use aya::programs::{Program, ProgramFd};
 use rustix::net::{AddressFamily, SocketType, netdevice};
 use sluice_abi::programs;
 
 use super::{
     Dataplane, DataplaneError,
+    filters::{self, Direction, FilterError},
     links::{self, Done, Place, attach_type},
     load,
     view::map_error,
 };
-
-/// Priority and handle of our filters where TCX is not to be had, so that a restart finds them.
-const FILTER_PRIORITY: u16 = 1;
-const FILTER_HANDLE: TcHandle = TcHandle::new(0, 0x51);
 
 /// How a program hangs on an interface.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,15 +49,14 @@ enum Role {
 
 impl Role {
     /// The programs that it gets, and where.
-    fn programs(self) -> [(&'static str, TcAttachType); 2] {
+    fn programs(self) -> [(&'static str, Direction); 2] {
         match self {
-            Self::Pod => [
-                (programs::POD_SEND, TcAttachType::Ingress),
-                (programs::POD_RECV, TcAttachType::Egress),
-            ],
+            Self::Pod => {
+                [(programs::POD_SEND, Direction::Ingress), (programs::POD_RECV, Direction::Egress)]
+            }
             Self::Uplink => [
-                (programs::UPLINK_IN, TcAttachType::Ingress),
-                (programs::UPLINK_OUT, TcAttachType::Egress),
+                (programs::UPLINK_IN, Direction::Ingress),
+                (programs::UPLINK_OUT, Direction::Egress),
             ],
         }
     }
@@ -150,9 +143,42 @@ impl Dataplane {
     }
 
     /// Attaches both tc programs to the host side of a pod's interface, in the network namespace of
-    /// this thread. Doing it again replaces the programs in place.
-    pub fn attach_pod(&mut self, interface: &str) -> Result<Attachment, DataplaneError> {
-        self.attach_role(interface, Role::Pod)
+    /// this thread: by the kind of hook that is asked for, or by the other one where that cannot be.
+    /// Doing it again replaces the programs in place.
+    ///
+    /// # Errors
+    ///
+    /// There is no such interface, or the kernel refuses.
+    pub fn attach_pod(&self, interface: &str, hook: TcHook) -> Result<Attachment, DataplaneError> {
+        if hook == TcHook::Tcx {
+            return self.attach_role(interface, Role::Pod);
+        }
+        // Packets would pass through the programs twice.
+        if self.has_links(index_of(interface)?, Role::Pod)? {
+            return self.attach_role_by(interface, Role::Pod, TcHook::Tcx);
+        }
+        match self.attach_role_by(interface, Role::Pod, TcHook::Clsact) {
+            Err(DataplaneError::Attach { source, .. }) if is_occupied(&*source) => {
+                self.attach_role_by(interface, Role::Pod, TcHook::Tcx)
+            }
+            result => result,
+        }
+    }
+
+    /// Whether links of these programs are on the interface.
+    fn has_links(&self, ifindex: u32, role: Role) -> Result<bool, DataplaneError> {
+        for (name, _) in role.programs() {
+            let path = self.dirs.links.join(role.pin_name(ifindex, name));
+            // One whose interface is gone is another's, which had the index before.
+            match links::is_there(&path) {
+                Ok(true) => return Ok(true),
+                Ok(false) => {}
+                Err(source) => {
+                    return Err(DataplaneError::File { action: "look at the link", path, source });
+                }
+            }
+        }
+        Ok(false)
     }
 
     /// Attaches both tc programs to an uplink, in the network namespace of this thread. Doing it
@@ -223,8 +249,10 @@ impl Dataplane {
                 Ok(()) => {}
                 Err(source) if source.kind() == io::ErrorKind::NotFound => {
                     // A filter, if anything; it goes with an interface that is gone.
-                    if let Some(interface) = interface {
-                        detach_filter(interface, direction, name);
+                    if interface.is_some()
+                        && let Err(error) = filters::detach(ifindex, direction)
+                    {
+                        tracing::debug!(interface, program = name, "{error}");
                     }
                 }
                 Err(source) => {
@@ -248,7 +276,7 @@ impl Dataplane {
         Ok(found.into_iter().map(|(ifindex, _)| ifindex).collect())
     }
 
-    fn attach_role(&mut self, interface: &str, role: Role) -> Result<Attachment, DataplaneError> {
+    fn attach_role(&self, interface: &str, role: Role) -> Result<Attachment, DataplaneError> {
         match self.attach_role_by(interface, role, TcHook::Tcx) {
             // Before Linux 6.6, there is no such attach type.
             Err(DataplaneError::Attach { source, .. }) if is_unknown_attach_type(&*source) => {
@@ -258,9 +286,13 @@ impl Dataplane {
         }
     }
 
-    /// As [`Dataplane::attach_pod`], by one kind of hook.
+    /// As [`Dataplane::attach_pod`], by this kind of hook and no other.
+    ///
+    /// # Errors
+    ///
+    /// As [`Dataplane::attach_pod`].
     pub fn attach_pod_by(
-        &mut self,
+        &self,
         interface: &str,
         hook: TcHook,
     ) -> Result<Attachment, DataplaneError> {
@@ -268,40 +300,45 @@ impl Dataplane {
     }
 
     fn attach_role_by(
-        &mut self,
+        &self,
         interface: &str,
         role: Role,
         hook: TcHook,
     ) -> Result<Attachment, DataplaneError> {
         let ifindex = index_of(interface)?;
-        let mut replaced = false;
+        let error = |name: &'static str, source: Box<dyn std::error::Error + Send + Sync>| {
+            DataplaneError::Attach { program: name, target: interface.to_owned(), source }
+        };
+        let mut programs = Vec::with_capacity(2);
         for (name, direction) in role.programs() {
-            let error = |source: Box<dyn std::error::Error + Send + Sync>| DataplaneError::Attach {
-                program: name,
-                target: interface.to_owned(),
-                source,
+            let Some(Program::SchedClassifier(program)) = self.ebpf.program(name) else {
+                return Err(DataplaneError::NoObject);
             };
-            let program: &mut SchedClassifier = self
-                .ebpf
-                .program_mut(name)
-                .ok_or(DataplaneError::NoObject)?
-                .try_into()
-                .map_err(|source: ProgramError| error(source.into()))?;
-            let done = match hook {
-                TcHook::Tcx => {
+            let fd = program.fd().map_err(|source| error(name, source.into()))?;
+            programs.push((name, direction, fd_of(fd)));
+        }
+        let [first, second] = <[_; 2]>::try_from(programs).map_err(|_| DataplaneError::NoObject)?;
+        let mut replaced = false;
+        match hook {
+            TcHook::Tcx => {
+                for (name, direction, fd) in [first, second] {
                     let pin = self.dirs.links.join(role.pin_name(ifindex, name));
-                    let fd = program.fd().map_err(|source| error(source.into()))?;
                     let attach_type = match direction {
-                        TcAttachType::Ingress => attach_type::TCX_INGRESS,
-                        _ => attach_type::TCX_EGRESS,
+                        Direction::Ingress => attach_type::TCX_INGRESS,
+                        Direction::Egress => attach_type::TCX_EGRESS,
                     };
-                    links::attach(&pin, fd_of(fd), Place::Interface(ifindex), attach_type)
-                        .map_err(|source| permission_or(source, name, error))?
+                    let place = Place::Interface(ifindex);
+                    let done = links::attach(&pin, fd, place, attach_type).map_err(|source| {
+                        permission_or(source, name, |source| error(name, source))
+                    })?;
+                    replaced |= done == Done::Replaced;
                 }
-                TcHook::Clsact => attach_filter(program, interface, direction)
-                    .map_err(|source| error(source.into()))?,
-            };
-            replaced |= done == Done::Replaced;
+            }
+            TcHook::Clsact => {
+                let done = filters::attach(ifindex, [first, second])
+                    .map_err(|source| error(first.0, source.into()))?;
+                replaced = done == Done::Replaced;
+            }
         }
         Ok(Attachment { interface: interface.to_owned(), ifindex, hook, replaced })
     }
@@ -391,6 +428,10 @@ fn is_unknown_attach_type(source: &(dyn std::error::Error + 'static)) -> bool {
         .is_some_and(|error| error.raw_os_error() == Some(libc::EINVAL))
 }
 
+fn is_occupied(source: &(dyn std::error::Error + 'static)) -> bool {
+    matches!(source.downcast_ref(), Some(FilterError::Occupied))
+}
+
 /// The interface's index in this network namespace.
 fn index_of(interface: &str) -> Result<u32, DataplaneError> {
     let error = |source: rustix::io::Errno| DataplaneError::Interface {
@@ -400,44 +441,6 @@ fn index_of(interface: &str) -> Result<u32, DataplaneError> {
     let socket =
         rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None).map_err(error)?;
     netdevice::name_to_index(&socket, interface).map_err(error)
-}
-
-/// Detaches the filter that [`attach_filter`] made, if it is there.
-fn detach_filter(interface: &str, direction: TcAttachType, program: &str) {
-    let attached =
-        SchedClassifierLink::attached(interface, direction, FILTER_PRIORITY, FILTER_HANDLE, None);
-    let gone = attached.map_err(TcError::IoError).map(|link| {
-        use aya::programs::links::Link as _;
-        link.detach()
-    });
-    if let Ok(Err(error)) = gone {
-        tracing::debug!(interface, program, "no filter to remove: {error}");
-    }
-}
-
-/// Attaches by a filter, which lives as long as the interface, or replaces the one that is there.
-fn attach_filter(
-    program: &mut SchedClassifier,
-    interface: &str,
-    direction: TcAttachType,
-) -> Result<Done, ProgramError> {
-    // It exists already, ours or another's.
-    let _ = tc::qdisc_add_clsact(interface);
-    let old =
-        SchedClassifierLink::attached(interface, direction, FILTER_PRIORITY, FILTER_HANDLE, None)
-            .map_err(TcError::IoError)?;
-    let (link, done) = match program.attach_to_link(old) {
-        Ok(link) => (link, Done::Replaced),
-        Err(_) => {
-            let options =
-                NlOptions { priority: FILTER_PRIORITY, handle: FILTER_HANDLE, classid: None };
-            let options = TcAttachOptions::Netlink(options);
-            (program.attach_with_options(interface, direction, options)?, Done::Attached)
-        }
-    };
-    // The filter is to stay when the agent goes.
-    std::mem::forget(program.take_link(link)?);
-    Ok(done)
 }
 
 /// The programs by name, for those who run them on packets of their own.

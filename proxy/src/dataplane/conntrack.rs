@@ -3,12 +3,13 @@
 //! The map evicts what was not used for longest when it is full; the collector removes what is over
 //! before that, both entries of a flow together.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use sluice_abi::{Addr, CtEntry, CtFlags, CtKey, maps, proto};
 
 use super::{
     Dataplane, DataplaneError,
+    leaving::Leaving,
     map::{Map, Progress},
     view::map_error,
 };
@@ -24,9 +25,9 @@ pub struct Timeouts {
     pub tcp_half_closed: Duration,
     /// TCP, reset or done on both sides.
     pub tcp_closed: Duration,
-    /// UDP, not answered.
+    /// UDP or ping, not answered.
     pub udp: Duration,
-    /// UDP, answered.
+    /// UDP or ping, answered.
     pub udp_stream: Duration,
 }
 
@@ -49,7 +50,8 @@ impl Timeouts {
     fn of(&self, proto: u8, flags: u16) -> Duration {
         const BOTH: u16 = CtFlags::FIN_CLIENT | CtFlags::FIN_BACKEND;
         let replied = flags & CtFlags::REPLIED != 0;
-        if proto == proto::UDP {
+        // An echo request says as little of its end as a datagram.
+        if matches!(proto, proto::UDP | proto::ICMP | proto::ICMPV6) {
             return if replied { self.udp_stream } else { self.udp };
         }
         if flags & CtFlags::RST != 0 || flags & BOTH == BOTH {
@@ -115,31 +117,42 @@ fn idle(now_ns: u64, last_seen: u64) -> Duration {
 }
 
 impl Dataplane {
-    /// Removes the flows from and to an address; says how many entries.
-    pub(super) fn forget_flows(&self, addr: Addr) -> Result<usize, DataplaneError> {
+    /// Removes the flows from and to an address.
+    pub(super) fn forget_flows(&self, addr: Addr) -> Result<(), DataplaneError> {
         let map = &self.view.maps.conntrack;
         let mut keys = Vec::new();
         map.for_each(CtEntry::default(), |key, entry| {
-            let client = entry.flags & CtFlags::SNAT != 0 && entry.nat_addr == addr;
-            if key.src == addr || key.dst == addr || entry.addr == addr || client {
+            if concerns(key, entry, &|of| *of == addr) {
                 keys.push(*key);
             }
         })
         .map_err(map_error(map, "read"))?;
-        map.delete_all(&keys).map_err(|stopped| map_error(map, "delete from")(stopped.error))?;
-        Ok(keys.len())
+        map.delete_all(&keys).map_err(|stopped| map_error(map, "delete from")(stopped.error))
     }
 
-    /// The collector of this node's flows.
+    /// The collector of this node's flows, which sees to those of pods that went, too. What it is to
+    /// forget stands in `directory` meanwhile: what an agent before this one left there, and what comes.
     ///
     /// # Errors
     ///
-    /// Where the pinned map cannot be opened.
-    pub fn collector(&self) -> Result<Collector, DataplaneError> {
+    /// Where the pinned map cannot be opened, or the directory cannot be made or read.
+    pub fn collector(&mut self, directory: &Path) -> Result<Collector, DataplaneError> {
+        let leaving = Leaving::default();
+        leaving.remember_in(directory).map_err(|source| DataplaneError::File {
+            action: "read",
+            path: directory.to_owned(),
+            source,
+        })?;
+        self.leaving = Some(leaving.clone());
+        self.collector_of(leaving)
+    }
+
+    fn collector_of(&self, leaving: Leaving) -> Result<Collector, DataplaneError> {
         let path = self.dirs.maps.join(maps::CONNTRACK);
         let map = Map::open(maps::CONNTRACK, &path, false)
             .map_err(|source| DataplaneError::File { action: "open", path, source })?;
-        Ok(Collector { map, progress: Progress::default(), pass: Collected::default() })
+        let (progress, pass) = (Progress::default(), Collected::default());
+        Ok(Collector { map, progress, pass, begun: false, leaving })
     }
 
     /// Goes through all flows at once; see [`Collector::step`].
@@ -148,7 +161,7 @@ impl Dataplane {
         now_ns: u64,
         timeouts: &Timeouts,
     ) -> Result<Collected, DataplaneError> {
-        let mut collector = self.collector()?;
+        let mut collector = self.collector_of(Leaving::default())?;
         loop {
             if let Some(collected) = collector.step(now_ns, timeouts)? {
                 return Ok(collected);
@@ -164,9 +177,23 @@ pub struct Collector {
     map: Map<CtKey, CtEntry>,
     progress: Progress,
     pass: Collected,
+    /// The pass is under way.
+    begun: bool,
+    leaving: Leaving,
+}
+
+/// Whether a flow's entry tells of one of these addresses.
+fn concerns(key: &CtKey, entry: &CtEntry, is_one: &dyn Fn(&Addr) -> bool) -> bool {
+    let client = entry.flags & CtFlags::SNAT != 0 && is_one(&entry.nat_addr);
+    is_one(&key.src) || is_one(&key.dst) || is_one(&entry.addr) || client
 }
 
 impl Collector {
+    /// Waits until there are flows of pods that went, or for as long as that.
+    pub fn wait(&self, at_most: Duration) {
+        self.leaving.wait(at_most);
+    }
+
     /// Looks at the next few thousand entries. `now_ns` is the monotonic clock (`CLOCK_MONOTONIC`) in
     /// nanoseconds, which is the clock of the entries. Says what was done since the first entry, once
     /// it was the last; then it begins anew.
@@ -181,17 +208,33 @@ impl Collector {
         now_ns: u64,
         timeouts: &Timeouts,
     ) -> Result<Option<Collected>, DataplaneError> {
-        let Self { map, progress, pass } = self;
+        let Self { map, progress, pass, begun, leaving } = self;
+        if !std::mem::replace(begun, true) {
+            leaving.begin_pass();
+        }
         let shortest = timeouts.tcp_closed.min(timeouts.udp).min(timeouts.tcp_opening);
         let mut silent = Vec::new();
+        let mut found = Vec::new();
+        let watched = !leaving.is_empty();
         let last = map
             .visit_some(progress, CtEntry::default(), &mut |key, entry| {
                 pass.seen += 1;
                 if idle(now_ns, entry.last_seen) >= shortest {
                     silent.push((*key, *entry));
                 }
+                if watched {
+                    found.push((*key, *entry));
+                }
             })
             .map_err(map_error(map, "read"))?;
+        // Whoever takes an address back finds its flows as they are, or gone.
+        let forgotten = leaving.with(|is_leaving| {
+            found.retain(|(key, entry)| concerns(key, entry, is_leaving));
+            let keys: Vec<CtKey> = found.iter().map(|(key, _)| *key).collect();
+            map.delete_all(&keys).map(|()| keys.len())
+        });
+        pass.removed +=
+            forgotten.map_err(|stopped| map_error(map, "delete from")(stopped.error))?;
 
         for (key, seen) in silent {
             let read =
@@ -217,6 +260,10 @@ impl Collector {
                     pass.removed += 1;
                 }
             }
+        }
+        if last {
+            leaving.end_pass();
+            *begun = false;
         }
         Ok(last.then(|| std::mem::take(pass)))
     }

@@ -104,7 +104,12 @@ pub(super) fn open(pin: &Path) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-/// Whether the pinned link still has its interface.
+/// Whether a link is pinned there that still has its interface.
+pub(super) fn is_there(pin: &Path) -> io::Result<bool> {
+    Ok(open(pin)?.is_some() && !is_gone(pin)?)
+}
+
+/// Whether the pinned link has lost its interface.
 pub(super) fn is_gone(pin: &Path) -> io::Result<bool> {
     let Some(link) = open(pin)? else { return Ok(false) };
     Ok(matches!(sys::link_target(link.as_fd())?, LinkTarget::Interface(0) | LinkTarget::Cgroup(0)))

@@ -10,6 +10,8 @@ mod attach;
 mod cleanup;
 mod conntrack;
 mod error;
+mod filters;
+mod leaving;
 mod links;
 mod load;
 mod map;
@@ -92,6 +94,8 @@ pub struct Dataplane {
     ebpf: Ebpf,
     view: Pinned,
     notices: Vec<Notice>,
+    /// What a collector is to forget, once there is one.
+    leaving: Option<leaving::Leaving>,
 }
 
 impl Dataplane {
@@ -112,7 +116,7 @@ impl Dataplane {
         let ebpf = load::load(&dirs, &mut specs, &mut notices)?;
         let sizes = specs.iter().map(|spec| (spec.name, spec.max_entries)).collect();
         let view = Pinned { maps: Maps::open(&dirs.maps, false)?, sizes };
-        let dataplane = Self { config, dirs, ebpf, view, notices };
+        let dataplane = Self { config, dirs, ebpf, view, notices, leaving: None };
         dataplane.write_node_state()?;
         dataplane.close_ways_without_pins()?;
         Ok(dataplane)
@@ -132,7 +136,7 @@ impl Dataplane {
         // A program may have set this since it was read: better once too often than lost.
         let conntrack = &self.view.maps.conntrack;
         if !conntrack.is_empty().map_err(map_error(conntrack, "read"))? {
-            state.ct_used = 1;
+            (state.ct_used, state.ct_beside) = (1, 1);
         }
         map.put(&0, &state).map_err(map_error(map, "write"))
     }
@@ -191,6 +195,9 @@ impl Dataplane {
     ///
     /// [`DataplaneError::Full`] where there is no room for one more.
     pub fn put_endpoint(&mut self, addr: Addr, endpoint: Endpoint) -> Result<(), DataplaneError> {
+        if self.leaving.as_ref().is_some_and(|leaving| leaving.take(addr)) {
+            self.forget_flows(addr)?;
+        }
         let map = &self.view.maps.endpoints;
         map.put(&addr, &endpoint).map_err(|source| match source.raw_os_error() {
             Some(libc::E2BIG) => DataplaneError::Full {
@@ -202,15 +209,29 @@ impl Dataplane {
         })
     }
 
-    /// Says that no pod of this node has the address any more; whether one had. Its flows go too:
-    /// another pod may get the address.
+    /// Says that no pod of this node has the address any more; whether one had. Its flows go too,
+    /// before another pod gets the address: at once, or with the next pass of the collector where
+    /// there is one.
+    ///
+    /// # Errors
+    ///
+    /// The maps cannot be read or written.
     pub fn delete_endpoint(&mut self, addr: Addr) -> Result<bool, DataplaneError> {
         let map = &self.view.maps.endpoints;
         let existed = map.delete(&addr).map_err(map_error(map, "delete from"))?;
-        if existed {
-            self.forget_flows(addr)?;
+        if !existed {
+            return Ok(false);
         }
-        Ok(existed)
+        match &self.leaving {
+            None => self.forget_flows(addr)?,
+            Some(leaving) => {
+                if let Err(error) = leaving.add(addr) {
+                    // An agent that dies now leaves them.
+                    tracing::warn!("flows of {}: remember: {error}", addr.to_ip());
+                }
+            }
+        }
+        Ok(true)
     }
 
     /// Forgets sockets that were connected to a service, by their cookies.

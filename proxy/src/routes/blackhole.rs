@@ -14,6 +14,9 @@ use super::kernel::{self, RouteError, Table};
 use super::watch::{Event, Netlink};
 use super::{Failed, KernelRoute, SERVICE_ROUTE_PROTOCOL};
 
+/// Index of the loopback interface, in every network namespace.
+const LOOPBACK: u32 = 1;
+
 /// What one [`ServiceRoutes::reconcile`] did and could not do.
 #[derive(Debug, Default)]
 pub struct ServiceRouteReport {
@@ -111,7 +114,7 @@ impl ServiceRoutes {
                 self.wanted.contains(&route.cidr) != (route.protocol == SERVICE_ROUTE_PROTOCOL)
             }
             // An IPv6 blackhole hangs on the loopback interface and goes with it.
-            Event::Link { up, .. } => *up,
+            Event::Link { index, up, .. } => *up && *index == LOOPBACK,
             Event::Address | Event::NodeRoute | Event::Neighbour { .. } | Event::Rule => false,
         }
     }

@@ -411,7 +411,7 @@ impl RouteManager {
                 self.wanted.contains(&route.cidr)
                     || self.hops.iter().any(|hop| route.cidr.contains(hop))
             }
-            Event::Link { index, up } => {
+            Event::Link { index, up, .. } => {
                 (self.unsettled && *up)
                     || (!up && self.installed.values().any(|(_, i)| i == index))
                     // Its MTU may have changed.

@@ -5,9 +5,9 @@ use std::io;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket};
 use rtnetlink::Handle;
-use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::link::LinkFlags;
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use tokio::task::JoinHandle;
 
 use super::KernelRoute;
@@ -29,8 +29,6 @@ const IPV6_RULE: u32 = 1 << (19 - 1);
 
 /// Room for a burst of a few thousand events.
 const RECEIVE_BUFFER: usize = 1 << 20;
-/// Length of `struct nlmsghdr`.
-const HEADER_LEN: usize = 16;
 
 /// One thing that happened.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -45,6 +43,8 @@ pub(crate) enum Event {
         index: u32,
         /// Whether it is up.
         up: bool,
+        /// Its name, where the event tells it.
+        name: Option<String>,
     },
     /// An address came or went; next hops may have become reachable.
     Address,
@@ -117,18 +117,13 @@ impl Watch {
 }
 
 /// The events of one datagram.
-fn events(mut bytes: &[u8]) -> Vec<Event> {
+fn events(bytes: &[u8]) -> Vec<Event> {
     let mut events = Vec::new();
-    while bytes.len() >= HEADER_LEN {
-        let message = match NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) {
-            Ok(message) => message,
-            Err(_) => {
-                events.push(Event::Lost);
-                break;
-            }
+    for message in sluice_netlink::messages(bytes) {
+        let Ok(message) = message else {
+            events.push(Event::Lost);
+            break;
         };
-        let length = (message.header.length as usize).max(HEADER_LEN).next_multiple_of(4);
-        bytes = bytes.get(length..).unwrap_or_default();
         let NetlinkPayload::InnerMessage(inner) = message.payload else { continue };
         events.extend(match inner {
             RouteNetlinkMessage::NewRoute(m) => parse(&m).map(|(table, route)| match table {
@@ -142,9 +137,10 @@ fn events(mut bytes: &[u8]) -> Vec<Event> {
             RouteNetlinkMessage::NewLink(m) => Some(Event::Link {
                 index: m.header.index,
                 up: m.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
+                name: name(m),
             }),
             RouteNetlinkMessage::DelLink(m) => {
-                Some(Event::Link { index: m.header.index, up: false })
+                Some(Event::Link { index: m.header.index, up: false, name: name(m) })
             }
             RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => {
                 Some(Event::Address)
@@ -157,4 +153,11 @@ fn events(mut bytes: &[u8]) -> Vec<Event> {
         });
     }
     events
+}
+
+fn name(link: LinkMessage) -> Option<String> {
+    link.attributes.into_iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name),
+        _ => None,
+    })
 }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use sluice_abi::{
     Addr, Be16, CtEntry, CtFlags, CtKey, Endpoint, FrontendFlags, FrontendKey, SLOTS_PER_CHUNK,
-    Scope, SlotKey, SourceRangeKey,
+    Scope, SlotKey, SourceRangeKey, proto,
 };
 use sluice_model::Protocol;
 use sluice_plan::Tables;
@@ -114,7 +114,12 @@ pub(super) fn socket(addr: Addr, port: Be16) -> SocketAddr {
 }
 
 fn protocol(number: u8) -> String {
-    Protocol::from_number(number).map_or_else(|| number.to_string(), |p| p.to_string())
+    match number {
+        // Not a Service's, but a pod that leaves the cluster may ping.
+        proto::ICMP => "ICMP".to_owned(),
+        proto::ICMPV6 => "ICMPv6".to_owned(),
+        _ => Protocol::from_number(number).map_or_else(|| number.to_string(), |p| p.to_string()),
+    }
 }
 
 fn kind(flags: u32) -> &'static str {

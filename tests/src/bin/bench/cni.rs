@@ -3,7 +3,8 @@
 //! Every call is a process of its own, started in the node's namespace as a runtime does it, and timed from its start to
 //! its end. All variants give a pod one IPv4 address and a default route; `sluice` and `sluice-tcx` wait for the agent,
 //! too, which has attached its programs by then, and `sluice-alone` has none to wait for. `sluice` is the configuration
-//! that the README recommends (`"hook": "clsact"`), `sluice-tcx` the one that leaves room for the bandwidth plugin.
+//! of the README, `sluice-tcx` the one that leaves room for the bandwidth plugin (`"hook": "tcx"`). Agent and plugin are
+//! optimised builds, as the reference plugins are.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -82,10 +83,10 @@ fn variants(plan: &Plan, with_agent: &Value, state: PathBuf) -> Result<Vec<Varia
         conf["podCIDRs"] = json!(["10.244.1.0/24"]);
         conf
     };
-    let tcx = ours(with_agent);
-    let mut clsact = tcx.clone();
-    clsact["hook"] = json!("clsact");
-    let mut alone = tcx.clone();
+    let sluice = ours(with_agent);
+    let mut tcx = sluice.clone();
+    tcx["hook"] = json!("tcx");
+    let mut alone = sluice.clone();
     alone.as_object_mut().context("an object")?.remove("agentSocket");
     // Another range, so that the two never meet in a route.
     alone["podCIDRs"] = json!(["10.244.2.0/24"]);
@@ -104,7 +105,7 @@ fn variants(plan: &Plan, with_agent: &Value, state: PathBuf) -> Result<Vec<Varia
         },
     });
     let all = [
-        ("sluice", bin("sluice-cni")?, clsact),
+        ("sluice", bin("sluice-cni")?, sluice),
         ("sluice-tcx", bin("sluice-cni")?, tcx),
         ("sluice-alone", bin("sluice-cni")?, alone),
         ("ptp", reference, ptp),

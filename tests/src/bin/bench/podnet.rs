@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use sluice_abi::{Addr, CidrKey, Endpoint, NodeAddrs};
+use sluice_proxy::dataplane::TcHook;
 use sluice_tests::cgroup::Cgroup;
 use sluice_tests::cluster::WorkDir;
 use sluice_tests::kernel::Lab;
@@ -21,7 +22,7 @@ use crate::Plan;
 use crate::report::{self, Measured, median};
 use crate::rules::Family;
 use crate::service::{progress, stop_if_asked};
-use crate::topology::{self, PORT, tune, wire};
+use crate::topology::{self, PORT, forward, tune, wire};
 
 const VARIANTS: [&str; 2] = ["sluice", "direct"];
 
@@ -94,13 +95,7 @@ impl Pair {
                 "addr add {v4}/24 dev {UPLINK}\naddr add {v6}/64 dev {UPLINK} nodad\n\
                  route add 10.244.{other}.0/24 via {via4}\nroute add fd00:244:{other}::/64 via {via6}"
             ))?;
-            node.sysctls(&[
-                ("ipv4/ip_forward", "1"),
-                ("ipv6/conf/all/forwarding", "1"),
-                ("ipv4/conf/all/send_redirects", "0"),
-                ("ipv4/conf/default/send_redirects", "0"),
-                (&format!("ipv4/conf/{UPLINK}/send_redirects"), "0"),
-            ])?;
+            forward(node, UPLINK)?;
             tune(node)?;
         }
         let mut pods = [Vec::new(), Vec::new()];
@@ -165,13 +160,15 @@ fn serve(number: u8, node: &NetNs, cgroup: &Cgroup, pods: &[Pod]) -> Result<Lab>
         .map(|base| CidrKey::new(base.into(), if base.is_ipv4() { 16 } else { 32 }));
     lab.dataplane.set_non_masquerade(&ranges.into())?;
     for pod in pods {
-        let attachment = node.run(|| lab.dataplane.attach_pod(&pod.port))??;
+        let attachment = node.run(|| lab.dataplane.attach_pod(&pod.port, TcHook::Clsact))??;
         let (host_mac, mac) = (mac(node, &pod.port)?, mac(&pod.netns, "eth0")?);
         for family in Family::ALL {
             let (ifindex, id) = (attachment.ifindex, pod.number.into());
             let address = pod_address(family, number, pod.number).into();
-            lab.dataplane
-                .put_endpoint(address, Endpoint { ifindex, id, mac, host_mac, flags: 0 })?;
+            lab.dataplane.put_endpoint(
+                address,
+                Endpoint { ifindex, id, mac, host_mac, ..Endpoint::default() },
+            )?;
         }
     }
     Ok(lab)

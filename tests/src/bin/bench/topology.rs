@@ -130,13 +130,7 @@ impl Plain {
             "addr add {NODE_V4}/24 dev eth0\naddr add {NODE_V6}/64 dev eth0 nodad\n\
              route add 0.0.0.0/0 via 172.31.0.1 dev eth0\nroute add ::/0 via fd00:172:31::1 dev eth0"
         ))?;
-        node.sysctls(&[
-            ("ipv4/ip_forward", "1"),
-            ("ipv6/conf/all/forwarding", "1"),
-            ("ipv4/conf/all/send_redirects", "0"),
-            ("ipv4/conf/default/send_redirects", "0"),
-            ("ipv4/conf/eth0/send_redirects", "0"),
-        ])?;
+        forward(&node, "eth0")?;
         for (pod, port, number) in [(&client, "cali0", 2), (&server, "cali1", 3)] {
             wire(&node, port, pod, Family::ALL.map(|family| plain_pod(family, number)))?;
         }
@@ -208,6 +202,18 @@ pub(crate) fn wire(node: &NetNs, port: &str, pod: &NetNs, addresses: [IpAddr; 2]
         ))?;
     }
     Ok(())
+}
+
+/// Makes a node forward, and send no redirects out of its interface: a packet that leaves by the interface it came in by
+/// is meant to.
+pub(crate) fn forward(node: &NetNs, interface: &str) -> Result<()> {
+    node.sysctls(&[
+        ("ipv4/ip_forward", "1"),
+        ("ipv6/conf/all/forwarding", "1"),
+        ("ipv4/conf/all/send_redirects", "0"),
+        ("ipv4/conf/default/send_redirects", "0"),
+        (&format!("ipv4/conf/{interface}/send_redirects"), "0"),
+    ])
 }
 
 /// Clients outside reach pods through the node, to measure without a service.

@@ -1,8 +1,8 @@
-//! A small synchronous route-netlink client.
+//! A small synchronous route-netlink client, of the CNI plugin and of the agent's short questions.
 //!
-//! A plugin lives for a few milliseconds, so there is no runtime and no task: requests that depend
-//! on each other only by order go to the kernel in one write, and their acknowledgements are read
-//! back one after the other.
+//! There is no runtime and no task: a plugin lives for a few milliseconds, and the agent's loop waits
+//! for the answer anyway. Requests that depend on each other only by order go to the kernel in one
+//! write, and their acknowledgements are read back one after the other.
 
 use std::io;
 
@@ -210,17 +210,30 @@ impl Netlink {
                 other => break other.map(|_| ())?,
             }
         }
-        let mut rest = buffer.as_slice();
-        let mut messages = Vec::new();
-        while rest.len() >= HEADER_LEN {
-            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-                .map_err(|e| NetlinkError::Answer(e.to_string()))?;
-            let length = (message.header.length as usize).max(HEADER_LEN).next_multiple_of(4);
-            messages.push(message);
-            rest = rest.get(length..).unwrap_or_default();
-        }
-        Ok(messages)
+        messages(buffer).collect()
     }
+}
+
+/// The messages of one datagram. It ends with an error where one cannot be read: where the next begins
+/// is not known then.
+pub fn messages(
+    mut bytes: &[u8],
+) -> impl Iterator<Item = Result<NetlinkMessage<RouteNetlinkMessage>, NetlinkError>> {
+    std::iter::from_fn(move || {
+        if bytes.len() < HEADER_LEN {
+            return None;
+        }
+        let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes)
+            .map_err(|e| NetlinkError::Answer(e.to_string()));
+        bytes = match &message {
+            Ok(message) => {
+                let length = (message.header.length as usize).max(HEADER_LEN).next_multiple_of(4);
+                bytes.get(length..).unwrap_or_default()
+            }
+            Err(_) => &[],
+        };
+        Some(message)
+    })
 }
 
 /// `header` is what follows the errno: the request's header, then attributes (`NLMSGERR_ATTR_*`).
@@ -237,4 +250,39 @@ fn refused(code: i32, header: &[u8]) -> NetlinkError {
         })
         .unwrap_or_default();
     NetlinkError::Refused { errno: Errno::from_raw(code.wrapping_neg()), text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_datagram_is_read_up_to_what_cannot_be_read() {
+        let mut bytes = vec![0xff; 32];
+        bytes[..4].copy_from_slice(&32_u32.to_ne_bytes());
+        bytes[4..6].copy_from_slice(&16_u16.to_ne_bytes());
+        assert!(messages(&[]).next().is_none());
+        assert!(messages(&bytes[..HEADER_LEN - 1]).next().is_none(), "no header");
+        assert!(messages(&bytes[..20]).next().is_some_and(|it| it.is_err()), "cut short");
+        // NLMSG_NOOP, twice, then half a message.
+        let noop = [16_u32.to_ne_bytes(), [1, 0, 0, 0], [0; 4], [0; 4]].concat();
+        let all = [noop.clone(), noop, bytes[..20].to_vec()].concat();
+        let read: Vec<bool> = messages(&all).map(|it| it.is_ok()).collect();
+        assert_eq!(read, [true, true, false]);
+    }
+
+    #[test]
+    fn the_loopback_is_found_and_what_is_not_there_is_refused() {
+        let mut netlink = Netlink::open().expect("netlink");
+        let ask = |name: &str| {
+            let mut link = netlink_packet_route::link::LinkMessage::default();
+            let name = netlink_packet_route::link::LinkAttribute::IfName(name.to_owned());
+            link.attributes.push(name);
+            RouteNetlinkMessage::GetLink(link)
+        };
+        let found = netlink.get(ask("lo")).expect("an answer");
+        assert!(matches!(found, RouteNetlinkMessage::NewLink(link) if link.header.index == 1));
+        let missing = netlink.get(ask("no-such-link")).expect_err("there is none");
+        assert!(missing.is(Errno::ENODEV), "{missing}");
+    }
 }
