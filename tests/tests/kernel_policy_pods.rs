@@ -14,7 +14,7 @@ use sluice_tests::{
     kernel::{Lab, addr},
     netns::NetNs,
     pair::{ADDRESSES, Pair, socket},
-    traffic::{self, PATIENCE},
+    PATIENCE, traffic,
     wait_for,
 };
 

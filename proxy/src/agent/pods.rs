@@ -200,6 +200,7 @@ impl Agent {
             addrs.extend(self.reconciler.restored_addrs());
         }
         self.node_addrs = addrs;
+        self.policies.node(&mut self.dataplane, &self.node_addrs);
         let (wanted, problems) = host_ports::wanted(self.endpoints.with_ports(), &self.node_addrs);
         self.tell_ports(problems.values());
         self.port_problems = problems;

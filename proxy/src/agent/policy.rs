@@ -6,6 +6,7 @@
 //! what the kernel holds.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use sluice_abi::PolicySets;
@@ -27,6 +28,8 @@ pub struct Policies {
     planner: PolicyPlanner,
     /// The pods that the planner was told of.
     pods: LocalPods,
+    /// The node's own addresses.
+    node: BTreeSet<IpAddr>,
     /// What the kernel holds of pods that nothing was planned for yet.
     shut: BTreeSet<u32>,
     /// Whether the planner knows everything.
@@ -64,6 +67,7 @@ impl Policies {
             on,
             planner: PolicyPlanner::restore(held),
             pods: LocalPods::new(),
+            node: BTreeSet::new(),
             shut: BTreeSet::new(),
             planned: !on,
             failure: None,
@@ -113,6 +117,19 @@ impl Policies {
             }
         }
         self.plan(dataplane);
+    }
+
+    /// States the node's own addresses, which its pods may always ask.
+    pub fn node(&mut self, dataplane: &mut Dataplane, addrs: &BTreeSet<IpAddr>) {
+        let own = addrs.iter().copied().filter(|addr| !addr.is_loopback()).collect();
+        if !self.on || own == self.node {
+            return;
+        }
+        self.node = own;
+        if self.planned && !self.hurry() {
+            self.planner.set_node(self.node.iter().copied());
+            self.plan(dataplane);
+        }
     }
 
     /// Shuts the pods that nothing is known of yet, and forgets those that were and are gone.
@@ -188,6 +205,7 @@ impl Policies {
 
     /// States everything.
     fn state(&mut self, cache: &Cache) {
+        self.planner.set_node(self.node.iter().copied());
         for namespace in cache.namespaces() {
             self.planner.set_namespace(&namespace.meta.name.name, Some(namespace));
         }

@@ -1,6 +1,6 @@
 //! What the control socket tells of network policies.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use sluice_abi::{PolicyDrops, PolicyKey, PolicySets};
@@ -49,14 +49,16 @@ impl Agent {
     pub(super) fn identity_list(&self) -> Told {
         let tables = self.dataplane.policy_tables().map_err(unreadable)?;
         let planner = self.policies.planner();
+        let mut pods: BTreeMap<u32, BTreeSet<String>> = BTreeMap::new();
+        for (key, identity) in tables.identities.iter().filter(|(key, _)| key.prefix_len == 128) {
+            if let Some(pod) = planner.pod_at(key.addr.to_ip()) {
+                pods.entry(*identity).or_default().insert(pod.to_string());
+            }
+        }
         let mut rows = identities(&tables);
         for row in &mut rows {
             row.peers = planner.identity(row.identity);
-            let own = tables.identities.iter().filter(|(_, number)| **number == row.identity);
-            let pods = own.filter(|(key, _)| key.prefix_len == 128);
-            let pods = pods.filter_map(|(key, _)| planner.pod_at(key.addr.to_ip()));
-            row.pods = pods.map(ToString::to_string).collect();
-            row.pods.dedup();
+            row.pods = pods.remove(&row.identity).into_iter().flatten().collect();
         }
         Ok(Reply::Identities(rows))
     }

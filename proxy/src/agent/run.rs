@@ -119,6 +119,7 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
         Policies::restore(&mut dataplane, args.network_policy).map_err(start_error)?;
     policies.begin(&mut dataplane, endpoints.local());
     let node_addrs = pods::first_addrs(reconciler.restored_addrs());
+    policies.node(&mut dataplane, &node_addrs);
     let (wanted, port_problems) = host_ports::wanted(endpoints.with_ports(), &node_addrs);
     reconciler.host_ports(&mut dataplane, wanted);
     reconciler.prune_host_ports(&mut dataplane);

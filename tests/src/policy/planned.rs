@@ -64,10 +64,10 @@ pub struct Planned {
 impl Planned {
     /// Planners that know nothing yet.
     pub fn new(world: &World) -> Self {
-        let node = |node: &sluice_model::Node| Node {
-            name: node.meta.name.name.clone(),
-            planner: PolicyPlanner::new(),
-            kernel: PolicyTables::default(),
+        let node = |node: &sluice_model::Node| {
+            let mut planner = PolicyPlanner::new();
+            planner.set_node(node.addrs.iter().map(|address| address.addr));
+            Node { name: node.meta.name.name.clone(), planner, kernel: PolicyTables::default() }
         };
         Self { nodes: world.nodes.iter().map(node).collect(), stated: Objects::default() }
     }
@@ -105,14 +105,14 @@ impl Planned {
         count
     }
 
-    /// Whether the tables of both ends' nodes let a connection pass. That a pod's own node and the pod itself are not
-    /// judged is the programs' business, and taken for granted here.
+    /// Whether the tables of both ends' nodes let a connection pass. That what comes from a pod's own node and what never
+    /// leaves a pod is not judged is the programs' business, and taken for granted here.
     pub fn allows(&self, world: &World, query: &Query) -> bool {
         let ends = [(query.from.who, query.to, false), (query.to.who, query.from, true)];
         query.from.who == query.to.who
             || ends.into_iter().all(|(who, peer, ingress)| {
                 let Some(pod) = subject_pod(world, who) else { return true };
-                is_own_node(world, pod, peer.who) || self.side(pod, peer, ingress, query)
+                ingress && is_own_node(world, pod, peer.who) || self.side(pod, peer, ingress, query)
             })
     }
 

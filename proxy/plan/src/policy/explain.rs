@@ -172,9 +172,7 @@ impl PolicyPlanner {
                 Who::Block { cidr, except } => {
                     cidr.contains(peer) && !except.iter().any(|hole| hole.contains(peer))
                 }
-                who @ Who::Pods { .. } => {
-                    owner.is_some_and(|number| self.pods.is(number, peer, &who))
-                }
+                who => owner.is_some_and(|number| self.pods.is(number, peer, &who)),
             })
     }
 

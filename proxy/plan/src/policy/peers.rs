@@ -24,6 +24,8 @@ pub(super) enum Who {
     },
     /// Addresses.
     Block { cidr: Net, except: Vec<Net> },
+    /// The node that is planned for. No rule names it; every pod of the node may ask it.
+    OwnNode,
 }
 
 impl Who {
@@ -88,6 +90,7 @@ impl fmt::Display for Peer {
             Who::Pods { namespaces, pods, .. } => {
                 write!(f, "pods {{{}}} of namespaces {{{}}}", text(pods), text(namespaces))?;
             }
+            Who::OwnNode => f.write_str("this node")?,
             Who::Block { cidr, except } => {
                 write!(f, "{cidr}")?;
                 let holes: Vec<String> = except.iter().map(ToString::to_string).collect();

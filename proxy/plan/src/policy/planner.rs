@@ -1,6 +1,7 @@
 //! The planner: from changes of objects to operations.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use sluice_abi::{PolicyKey, PolicySets};
 use sluice_model::{
@@ -41,6 +42,9 @@ pub struct PolicyPlanner {
     dirty: Dirty,
     /// Peers that are referred to no more once the pods have their new sets.
     retired: Vec<u32>,
+    /// The node's own addresses, and the number of the peer that they are.
+    node: BTreeSet<Net>,
+    own_node: Option<u32>,
 }
 
 /// What has changed since the last plan.
@@ -148,6 +152,18 @@ impl PolicyPlanner {
     pub fn set_namespace(&mut self, name: &str, namespace: Option<&Namespace>) {
         let nets = self.pods.set_namespace(name, namespace);
         self.dirty.nets.extend(nets);
+    }
+
+    /// States which addresses the node itself has: its pods may always ask it, whatever isolates them.
+    /// (That it reaches them is seen by where its packets come from, not by an address.)
+    pub fn set_node(&mut self, addrs: impl IntoIterator<Item = IpAddr>) {
+        let nets: BTreeSet<Net> = addrs.into_iter().map(Net::host).collect();
+        self.dirty.nets.extend(self.node.symmetric_difference(&nets));
+        if self.own_node.is_none() && !nets.is_empty() {
+            self.own_node = Some(self.peers.retain(Peer { who: Who::OwnNode, port: None }).0);
+            self.dirty.subjects.extend(self.pods.local(None).cloned());
+        }
+        self.node = nets;
     }
 
     /// States that a pod is on this node, and where; `None`: no more.
@@ -313,6 +329,8 @@ impl PolicyPlanner {
         let mut elements: Vec<Element> = Vec::new();
         if net.is_host() {
             self.peers.elements(&self.pods, net, &mut elements);
+            let own_node = self.own_node.filter(|_| self.node.contains(&net));
+            elements.extend(own_node.map(|peer| Element { peer, port: 0 }));
         }
         if elements.is_empty() && !self.classes.is_bound(net) {
             return None;
@@ -389,8 +407,8 @@ impl PolicyPlanner {
                 Subject::Unknown if self.has_policies(&name.namespace) => PolicySets::SHUT,
                 Subject::Unknown => PolicySets::default(),
                 Subject::Known => PolicySets {
-                    ingress: self.set(name, |compiled| compiled.ingress.as_ref(), ops),
-                    egress: self.set(name, |compiled| compiled.egress.as_ref(), ops),
+                    ingress: self.set(name, true, ops),
+                    egress: self.set(name, false, ops),
                 },
             };
             wanted.push((name, Some((interfaces, sets))));
@@ -434,13 +452,8 @@ impl PolicyPlanner {
     }
 
     /// The set of a pod in one direction, written where it is new.
-    fn set(
-        &mut self,
-        name: &ObjectName,
-        direction: impl Fn(&Compiled) -> Option<&Rules>,
-        ops: &mut Vec<PolicyOp>,
-    ) -> u32 {
-        let Some(content) = self.content(name, direction) else { return PolicySets::OPEN };
+    fn set(&mut self, name: &ObjectName, ingress: bool, ops: &mut Vec<PolicyOp>) -> u32 {
+        let Some(content) = self.content(name, ingress) else { return PolicySets::OPEN };
         let (number, new) = self.sets.retain(content);
         if new {
             let mut identities = BTreeSet::from([PolicyKey::ANYBODY]);
@@ -456,17 +469,18 @@ impl PolicyPlanner {
     }
 
     /// What a pod's policies allow together; `None` where none isolates it.
-    fn content(
-        &self,
-        name: &ObjectName,
-        direction: impl Fn(&Compiled) -> Option<&Rules>,
-    ) -> Option<Content> {
+    fn content(&self, name: &ObjectName, ingress: bool) -> Option<Content> {
         let pod = self.pods.number(name)?;
         let mut rules: Option<Vec<(u32, Ports)>> = None;
         for policy in &self.subjects.get(name)?.selected {
             let compiled = self.policies.get(policy).and_then(|entry| entry.compiled.as_ref());
-            let Some(more) = compiled.and_then(&direction) else { continue };
-            let rules = rules.get_or_insert_default();
+            let Some(compiled) = compiled else { continue };
+            let more = if ingress { &compiled.ingress } else { &compiled.egress };
+            let Some(more) = more else { continue };
+            let rules = rules.get_or_insert_with(|| {
+                let own_node = self.own_node.filter(|_| !ingress);
+                own_node.map(|peer| (peer, Ports::All)).into_iter().collect()
+            });
             for (peer, port) in more {
                 match port {
                     Port::Resolved(ports) => rules.push((*peer, *ports)),

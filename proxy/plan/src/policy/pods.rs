@@ -282,6 +282,7 @@ impl Pods {
                     && matches(pods, labels)
                     && self.namespace_matches(namespaces, &name.namespace)
             }
+            Who::OwnNode => false,
             Who::Block { cidr, except } => {
                 cidr.contains(net) && !except.iter().any(|hole| hole.contains(net))
             }
@@ -291,6 +292,7 @@ impl Pods {
     /// The addresses of pods that a peer may be; some may be of others.
     pub(super) fn candidates(&self, peer: &Peer) -> BTreeSet<Net> {
         let numbers: Vec<u32> = match &peer.who {
+            Who::OwnNode => Vec::new(),
             Who::Block { cidr, .. } => self.inside(*cidr).collect(),
             Who::Pods { namespace, namespaces, pods } => match needed(pods) {
                 Some((key, values)) => {

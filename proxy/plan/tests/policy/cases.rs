@@ -419,6 +419,27 @@ fn an_address_is_the_living_pods() {
     case.check(&[("10.244.1.9", DB, "1/TCP", false)]);
 }
 
+/// P6: a pod asks its own node whatever isolates it, at any address that the node has at the moment.
+#[test]
+fn pods_may_always_ask_their_own_node() {
+    let mut case = with(&["{policyTypes: [Ingress, Egress]}"]);
+    let icmp = |case: &Case, to: &str| {
+        let sets =
+            case.planner.tables().sets[&case.world.local[&ObjectName::new("shop", "db")].ifindex];
+        let allows = |set, peer: &str| case.planner.tables().allows(set, ip(peer), 1, 0);
+        (allows(sets.egress, to), allows(sets.ingress, to))
+    };
+    assert_eq!(icmp(&case, HOST), (false, false));
+    case.planner.set_node([ip(HOST), ip("fd01::ffff")]);
+    case.planner.plan();
+    assert_eq!(icmp(&case, HOST), (true, false), "its packets are told by where they come from");
+    assert_eq!(icmp(&case, "fd01::ffff"), (true, false));
+    assert_eq!(icmp(&case, OUT), (false, false));
+    case.planner.set_node([ip(OUT)]);
+    case.planner.plan();
+    assert_eq!((icmp(&case, HOST), icmp(&case, OUT)), ((false, false), (true, false)));
+}
+
 /// P9: a pod that is attached twice, in two sandboxes or to two networks, is isolated at both ends.
 #[test]
 fn every_attachment_of_a_pod_has_its_rules() {
