@@ -20,7 +20,7 @@ fn record() -> Record {
         pod_name: String::new(),
         pod_uid: String::new(),
         host_ports: Vec::new(),
-        hook: Default::default(),
+        hook: crate::record::Hook::DEFAULT,
         created: 0,
         boot_id: "b".into(),
     }
