@@ -1,11 +1,14 @@
 //! Checksums: that follow a change of addresses or ports, and from scratch.
 
-use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use aya_ebpf::{
+    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
+    helpers::bpf_csum_update,
+};
 use sluice_abi::{Addr, proto};
 
 use crate::{
-    packet::{Broken, Packet},
-    parse::{self, Ip, Part, Transport},
+    packet::{Broken, Packet, Skb},
+    parse::{self, ETH_LEN, Ip, Part, Transport},
 };
 
 /// `BPF_F_IPV6`: the pseudo header is IPv6's, whose addresses stand in no header checksum. Without
@@ -79,6 +82,37 @@ pub fn ports_change<P: Packet>(
     }
     let (offset, flags) = field(transport);
     packet.fix_transport_checksum(offset, difference([from], [to]), flags)
+}
+
+/// The sum of the Ethernet header.
+#[inline(always)]
+fn link_header(packet: Skb) -> Option<Sum> {
+    let head = packet.head(ETH_LEN)?;
+    let (a, b, c, d) = (head.u32::<0>(), head.u32::<4>(), head.u32::<8>(), head.u16::<12>());
+    Some(Sum::new().word(a).word(b).word(c).half(d))
+}
+
+/// The packet gets another Ethernet header: the one that it has is taken off what the kernel has
+/// summed up (`CHECKSUM_COMPLETE`), if it has, before it goes to `bpf_redirect_neigh`.
+///
+/// The stack forgets the sum of what it forwards. The helper keeps it, adds the header that it takes
+/// away and does not add the one that comes; but a receiver behind a veth takes that one off, and would
+/// find UDP's checksum wrong. See [`link_header_joins`].
+#[inline(always)]
+pub fn link_header_goes(packet: Skb) {
+    if let Some(sum) = link_header(packet) {
+        // SAFETY: the helper has no conditions; it does nothing where there is no such sum.
+        let _ = unsafe { bpf_csum_update(packet.0, !u32::from(sum.fold())) };
+    }
+}
+
+/// The packet has its Ethernet header, at an egress hook: it is added to the sum.
+#[inline(always)]
+pub fn link_header_joins(packet: Skb) {
+    if let Some(sum) = link_header(packet) {
+        // SAFETY: as in `link_header_goes`.
+        let _ = unsafe { bpf_csum_update(packet.0, u32::from(sum.fold())) };
+    }
 }
 
 /// CRC32c's polynomial, lowest power in the highest bit.

@@ -15,6 +15,7 @@ use sluice_abi::{Addr, Counter, Endpoint, proto};
 use crate::{
     DROP, PASS, calls,
     counters::count,
+    csum,
     fragment::Ports,
     icmp_error::is_one_host,
     maps::{ENDPOINTS, UPLINKS},
@@ -349,6 +350,7 @@ pub fn route<const V6: bool>(
 #[inline(always)]
 pub fn leave<const V6: bool>(packet: Skb, way: &mut Way) -> Option<i32> {
     take_hop::<V6>(packet, packet.head(parse::fixed_len(V6))?);
+    csum::link_header_goes(packet);
     count(Counter::FastPathUplink);
     // SAFETY: the parameters are as long as said; the helper copies them.
     let verdict = unsafe {

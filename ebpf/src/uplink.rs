@@ -7,6 +7,7 @@ use sluice_abi::{Addr, CidrKey, Counter, CtFlags, NodeAddrs, NodeState};
 use crate::{
     DROP, PASS, calls,
     counters::count,
+    csum,
     ct::{self, Created, Origin, Side},
     fastpath,
     fragment::Ports,
@@ -181,6 +182,7 @@ fn into_pod<const V6: bool>(
 /// A packet leaves the node.
 #[inline(always)]
 pub fn outgoing<const V6: bool>(packet: Skb) -> i32 {
+    csum::link_header_joins(packet);
     if packet.is_done() {
         packet.set_done(false);
         return PASS;

@@ -219,8 +219,9 @@ impl Dataplane {
     pub fn delete_endpoint(&mut self, addr: Addr) -> Result<bool, DataplaneError> {
         let map = &self.view.maps.endpoints;
         let existed = map.delete(&addr).map_err(map_error(map, "delete from"))?;
-        if !existed {
-            return Ok(false);
+        // Where no flow was ever translated packet by packet there is none to forget.
+        if !existed || self.view.node_state()?.ct_used == 0 {
+            return Ok(existed);
         }
         match &self.leaving {
             None => self.forget_flows(addr)?,
