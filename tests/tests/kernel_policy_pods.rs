@@ -10,12 +10,12 @@ use anyhow::Result;
 use sluice_abi::{Be16, CidrKey, Counter, Endpoint, PolicyKey, PolicySets, proto};
 use sluice_plan::PolicyOp;
 use sluice_tests::{
+    PATIENCE,
     bind::bind,
     kernel::{Lab, addr},
     netns::NetNs,
     pair::{ADDRESSES, Pair, socket},
-    PATIENCE, traffic,
-    wait_for,
+    traffic, wait_for,
 };
 
 const OPEN: u32 = PolicySets::OPEN;
