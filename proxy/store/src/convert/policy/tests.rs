@@ -71,14 +71,14 @@ fn peers_keep_which_selectors_they_have() {
 #[test]
 fn ports_and_blocks_come_out_as_they_are_meant() {
     let policy = good(json!({"egress": [{
-        "to": [{"ipBlock": {"cidr": "10.1.2.3/8", "except": ["10.9.9.9/16", "10.0.0.0/8"]}}],
+        "to": [{"ipBlock": {"cidr": "10.1.2.3/8", "except": ["10.9.9.9/16", "10.128.0.0/9"]}}],
         "ports": [{}, {"protocol": "UDP", "port": 53}, {"port": 1, "endPort": 65535},
             {"protocol": "SCTP", "port": "sig-1"}],
     }]}));
     let rule = &policy.egress.unwrap()[0];
     let nets = |texts: &[&str]| texts.iter().map(|net| net.parse().unwrap()).collect();
     let cidr = "10.0.0.0/8".parse().unwrap();
-    let except = nets(&["10.9.0.0/16", "10.0.0.0/8"]);
+    let except = nets(&["10.9.0.0/16", "10.128.0.0/9"]);
     assert_eq!(rule.peers, [PolicyPeer::Block { cidr, except }]);
     let ports: Vec<_> =
         rule.ports.iter().map(|port| (port.protocol.to_string(), port.ports.clone())).collect();
