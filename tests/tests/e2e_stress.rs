@@ -14,6 +14,7 @@ use sluice_abi::{Addr, Be16, FrontendKey, Scope, SlotKey, proto};
 use sluice_proxy::dataplane::Pinned;
 use sluice_tests::cluster::Cluster;
 use sluice_tests::demo::publish::Publisher;
+use sluice_tests::node::Node;
 use sluice_tests::pod::Pod;
 use sluice_tests::process::{Launch, Process};
 use sluice_tests::stress::{Answers, BUCKET_MS, History, Marks};
@@ -112,7 +113,7 @@ struct Stage {
     // Dropped in this order: what runs in the pods ends before they do.
     _servers: Vec<Process>,
     endpoints: Vec<Endpoint>,
-    _pods: Vec<Pod>,
+    pods: Vec<Pod>,
     client: Pod,
     publisher: Publisher,
     cluster: Cluster,
@@ -155,7 +156,26 @@ impl Stage {
             pods.push(pod);
         }
         let client = cluster.node(0).add_pod("stress", "client")?;
-        Ok(Self { _servers: servers, endpoints, _pods: pods, client, publisher, cluster })
+        Ok(Self { _servers: servers, endpoints, pods, client, publisher, cluster })
+    }
+
+    /// What the kernel counted of datagrams in every namespace, and what the programs did: for who looks
+    /// for one that was lost.
+    fn counted(&self) -> Result<String> {
+        let nodes = self.cluster.nodes();
+        let mut text = String::new();
+        let pods = self.pods.iter().chain([&self.client]).map(Pod::netns);
+        for netns in nodes.iter().map(Node::netns).chain(pods) {
+            // Of the thread, not of the process: the thread is in the namespace.
+            let all = netns.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp"))??;
+            let told =
+                all.lines().filter(|line| line.starts_with("Udp: ") || line.starts_with("Ip: "));
+            text += &format!("{}\n{}\n", netns.name(), told.collect::<Vec<_>>().join("\n"));
+        }
+        for node in nodes {
+            text += &format!("{}\n{}\n", node.name(), node.proxyctl(&["status"])?);
+        }
+        Ok(text)
     }
 
     /// The arguments that name the targets.
@@ -519,14 +539,17 @@ fn a_million_requests_under_change_are_answered_by_their_own_service() -> Result
         .iter()
         .flat_map(|(name, answers)| faults(name, answers, &history, &marks))
         .collect();
-    assert!(faults.is_empty(), "{}", faults.join("\n"));
+    assert!(faults.is_empty(), "{}\n{}", faults.join("\n"), stage.counted()?);
     assert_eq!(total, requests);
     // The clients must have met changes; how many depends on the machine.
     assert!(history.changes() as u64 > requests / 1_000, "{} changes", history.changes());
 
     // Nothing changes any more.
     for (name, answers) in clients.ask(REQUESTS_AFTER)? {
-        assert_eq!((&answers.failures, &answers.woken), (&BTreeMap::new(), &Vec::new()), "{name}");
+        let faults = (&answers.failures, &answers.woken);
+        if faults != (&BTreeMap::new(), &Vec::new()) {
+            bail!("{name}: {faults:?}\n{}", stage.counted()?);
+        }
         let mut answered = BTreeMap::<u32, BTreeSet<u32>>::new();
         for (service, endpoint, ..) in answers.seen {
             answered.entry(service).or_default().insert(endpoint);
