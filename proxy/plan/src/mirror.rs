@@ -201,10 +201,14 @@ impl Mirror {
 
     /// Takes a port of the node for one of the service ports that are served there, or gives it back.
     /// The one that has it keeps it for as long as it is among them.
+    ///
+    /// One without a name, as damaged tables may have it, is passed over: it gets its name when it is
+    /// stated, or goes, and [`Mirror::sweep`] comes after that.
     fn settle_node_port(&mut self, key: NodePortKey, stage: &mut Stage) {
         let current = self.tables.node_ports.get(&key).copied();
         let users = self.node_ports.get(&key);
-        match (users.and_then(|users| users.keys().next()).copied(), current) {
+        let is_named = |service: &&u32| self.tables.names.contains_key(*service);
+        match (users.and_then(|users| users.keys().find(is_named)).copied(), current) {
             (Some(_), Some(service)) if users.is_some_and(|u| u.contains_key(&service)) => {}
             (Some(first), _) => {
                 self.emit(Phase::PutNodePorts, MapOp::PutNodePort(key, first), stage);

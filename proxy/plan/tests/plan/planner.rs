@@ -713,6 +713,43 @@ fn node_ports_are_taken_while_they_are_served() {
     assert_eq!(taken(&node), []);
 }
 
+/// Tables that were damaged: a port of the node whose owner has lost its name is taken once that is
+/// stated and has its name again, and not before, whatever comes first.
+#[test]
+fn a_node_port_waits_for_its_owners_name() {
+    let mut node = Node::default();
+    let addr: IpAddr = "10.96.0.1".parse().expect("an address");
+    let other: IpAddr = "fd00::2".parse().expect("an address");
+    let mut external = service("external", &[], &[("", 81, Tcp)]);
+    external.meta.created = 1;
+    external.external_ips = [addr].into();
+    let mut web = service("web", &["10.96.0.1", "fd00::1"], &[("", 80, Tcp)]);
+    web.kind = ServiceKind::NodePort;
+    web.ports[0].node_port = Some(81);
+    let context = NodeContext {
+        node_port_addrs: [addr, other].into(),
+        external_ips: true,
+        ..NodeContext::default()
+    };
+    node.planner.set_node(context.clone());
+    node.upsert(&external, &[]);
+    node.upsert(&web, &[]);
+    let right: Vec<_> = node.tables().node_ports.keys().copied().collect();
+    assert_eq!(right.len(), 1);
+    node.kernel.tables.node_ports.clear();
+    node.kernel.tables.names.clear();
+    node.restart();
+    node.planner.set_node(context);
+    // The tables are not whole before the end, so that nobody can be asked whom clients meet.
+    for stated in [&external, &web] {
+        node.planner.upsert(stated, &[]).ops.iter().for_each(|op| node.kernel.apply(op));
+    }
+    node.planner.prune().ops.iter().for_each(|op| node.kernel.apply(op));
+    let Tables { node_ports, names, .. } = &node.kernel.tables;
+    assert_eq!(node_ports.keys().copied().collect::<Vec<_>>(), right);
+    assert!(node_ports.values().all(|owner| names.contains_key(owner)), "{node_ports:?}");
+}
+
 /// The mark of endpoints on this node follows the node's name.
 #[test]
 fn endpoints_of_this_node_are_marked() {
