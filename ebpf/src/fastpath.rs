@@ -21,7 +21,7 @@ use crate::{
     maps::{ENDPOINTS, UPLINKS},
     nat::Rewrite,
     node,
-    packet::{Head, Packet, Skb},
+    packet::{Head, Packet, Skb, note},
     parse::{self, ETH_LEN, Ip, Transport},
     uplink,
 };
@@ -123,7 +123,7 @@ pub fn deliver<const V6: bool>(packet: Skb, to: &Endpoint) -> Option<i32> {
     let verdict = if to.flags & Endpoint::NO_FAST_PATH != 0 {
         // Not past the queueing discipline of the host's side, nor past the pod's own program: what it
         // would see is changed.
-        packet.set_judged();
+        packet.set_notes(note::JUDGED);
         unsafe { bpf_redirect(to.ifindex, 0) }
     } else {
         count(Counter::FastPathPod);
@@ -227,8 +227,7 @@ pub fn onward<const V6: bool>(packet: Skb, ip: &Ip) -> i32 {
     // The program at the uplink's egress gives it the node's address, unless it stays in the cluster:
     // then nothing is left to do there. An answer to a client outside was asked for before this.
     let masked = node::addrs().is_none_or(|node| uplink::is_masked(node, &ip.dst));
-    packet.set_done(!masked);
-    leave::<V6>(packet, &mut way).unwrap_or(DROP)
+    leave::<V6>(packet, &mut way, if masked { 0 } else { note::DONE }).unwrap_or(DROP)
 }
 
 /// `struct bpf_fib_lookup`, in words.
@@ -346,11 +345,13 @@ pub fn route<const V6: bool>(
     if found == BPF_FIB_LKUP_RET_NO_NEIGH { Route::Unresolved } else { Route::Found }
 }
 
-/// Sends the packet out by an uplink, one hop older. `None` if that cannot be.
+/// Sends the packet out by an uplink, one hop older, with a [`note`] to the program there. `None` if
+/// that cannot be.
 #[inline(always)]
-pub fn leave<const V6: bool>(packet: Skb, way: &mut Way) -> Option<i32> {
+pub fn leave<const V6: bool>(packet: Skb, way: &mut Way, also: u32) -> Option<i32> {
     take_hop::<V6>(packet, packet.head(parse::fixed_len(V6))?);
     csum::link_header_goes(packet);
+    packet.set_notes(note::ROUTED | also);
     count(Counter::FastPathUplink);
     // SAFETY: the parameters are as long as said; the helper copies them.
     let verdict = unsafe {

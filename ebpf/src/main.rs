@@ -49,7 +49,7 @@ use crate::{
     fastpath::Sender,
     fragment::Ports,
     nat::Rewrite,
-    packet::Skb,
+    packet::{Skb, note},
     parse::Transport,
     service::{Decision, Place},
 };
@@ -150,6 +150,8 @@ pub fn sluice_pod_send(context: TcContext) -> i32 {
 
 #[inline(always)]
 fn pod_send<const V6: bool>(packet: Skb) -> i32 {
+    // The pod's interface hands on what the pod wrote there.
+    packet.forget_notes();
     let Some(mut ip) = parse::ip::<V6, _>(packet) else { return PASS };
     let state = node::state();
     let sender = if state.flags & NodeState::FAST_PATH != 0 {
@@ -187,9 +189,10 @@ fn pod_send<const V6: bool>(packet: Skb) -> i32 {
             if state.ct_used != 0 && !transport.opens_connection() {
                 decision = calls::answer(&ip, &transport, place, &mut to);
             }
-            // A connection straight to a backend may meet a translated flow there.
-            let may_meet =
-                state.ct_used != 0 && (state.ct_beside != 0 || transport.opens_connection());
+            // A connection straight to a backend may meet a translated flow there; datagrams do not,
+            // whose flows get ports that sockets do not pick.
+            let beside = state.ct_beside != 0 && transport.tcp != 0;
+            let may_meet = state.ct_used != 0 && (beside || transport.opens_connection());
             if decision == Decision::Leave && (may_be_service || may_meet) {
                 let (origin, of_service) = (Origin::Pod, may_be_service);
                 decision =
@@ -267,7 +270,7 @@ fn pod_recv<const V6: bool>(packet: Skb, translated: bool, policed: bool) -> i32
     if policed
         && how != 0
         && decision != Decision::Drop
-        && !packet.is_judged()
+        && packet.notes() & note::JUDGED == 0
         && !policy::passes::<V6>(packet, &ip, &transport, &to, how)
     {
         return DROP;

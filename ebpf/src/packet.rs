@@ -133,10 +133,19 @@ impl Head {
     access!(load u32, u32, "u32");
 }
 
-/// What [`Skb::set_done`] writes.
-const DONE: u32 = 0x51ce;
-/// What [`Skb::set_judged`] writes.
-const JUDGED: u32 = 0x51cf;
+/// What one program of this node tells another of a packet, bits: in a field that belongs to traffic
+/// control and is used by nobody else in between.
+pub mod note {
+    /// To the program at an uplink's egress: nothing is left to do.
+    pub const DONE: u32 = 1;
+    /// To the same: it comes from `bpf_redirect_neigh`.
+    pub const ROUTED: u32 = 2;
+    /// To the program at a pod's interface: policies have let it pass.
+    pub const JUDGED: u32 = 4;
+    /// The bits that are not ours, and tell that the others are.
+    pub(super) const OURS: u32 = 0x51c8;
+    pub(super) const BITS: u32 = DONE | ROUTED | JUDGED;
+}
 
 /// A packet at a tc hook.
 #[derive(Clone, Copy)]
@@ -178,34 +187,27 @@ impl Skb {
         unsafe { (*self.0).mark }
     }
 
-    /// Tells the program at the uplink's egress that nothing is left to do. The field belongs to
-    /// traffic control and is used by nobody else between here and there.
+    /// Leaves [`note`]s for a program that sees the packet later; 0 takes away what there is.
     #[inline(always)]
-    pub fn set_done(self, done: bool) {
+    pub fn set_notes(self, notes: u32) {
         // SAFETY: the context is valid while the program runs.
-        unsafe { (*self.0).tc_index = if done { DONE } else { 0 } };
+        unsafe { (*self.0).tc_index = if notes == 0 { 0 } else { note::OURS | notes } };
     }
 
-    /// Whether a program of this node has done all there is to do; see [`Skb::set_done`].
+    /// The [`note`]s that a program left, or somebody who knows of them; 0 if there are none.
     #[inline(always)]
-    pub fn is_done(self) -> bool {
+    pub fn notes(self) -> u32 {
         // SAFETY: the context is valid while the program runs.
-        unsafe { (*self.0).tc_index == DONE }
+        let value = unsafe { (*self.0).tc_index };
+        if value & !note::BITS == note::OURS { value & note::BITS } else { 0 }
     }
 
-    /// Tells the program at a pod's interface that policies have let the packet pass, in the field
-    /// that [`Skb::set_done`] uses.
+    /// Takes away what somebody else may have written there.
     #[inline(always)]
-    pub fn set_judged(self) {
-        // SAFETY: the context is valid while the program runs.
-        unsafe { (*self.0).tc_index = JUDGED };
-    }
-
-    /// Whether policies have let the packet pass; see [`Skb::set_judged`].
-    #[inline(always)]
-    pub fn is_judged(self) -> bool {
-        // SAFETY: the context is valid while the program runs.
-        unsafe { (*self.0).tc_index == JUDGED }
+    pub fn forget_notes(self) {
+        if self.notes() != 0 {
+            self.set_notes(0);
+        }
     }
 
     /// Index of the interface that the packet came in by; 0 if it is the node's own.
@@ -297,7 +299,7 @@ impl Skb {
     /// Sends the packet out of the interface that it came in by. The verdict.
     #[inline(always)]
     pub fn send_back(self) -> Option<i32> {
-        self.set_done(true);
+        self.set_notes(note::DONE);
         // SAFETY: the helper has no conditions.
         let verdict = unsafe { bpf_redirect(self.ifindex(), 0) } as i32;
         if verdict == TC_ACT_REDIRECT as i32 { Some(verdict) } else { None }

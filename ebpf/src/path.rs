@@ -8,7 +8,7 @@ use crate::{
     fastpath::{self, Route, Way},
     nat::Rewrite,
     node,
-    packet::Skb,
+    packet::{Skb, note},
     parse::{Ip, Transport},
     service::Decision,
 };
@@ -72,6 +72,5 @@ pub fn take<const V6: bool>(
     if !past_stack {
         return PASS;
     }
-    packet.set_done(true);
-    fastpath::leave::<V6>(packet, &mut way).unwrap_or(DROP)
+    fastpath::leave::<V6>(packet, &mut way, note::DONE).unwrap_or(DROP)
 }

@@ -136,8 +136,6 @@ pub fn passes<const V6: bool>(
     let mut sender = 0;
     let mut receiver = 0;
     if how & FROM_POD != 0 {
-        // Whatever the pod may have written there.
-        packet.set_done(false);
         sender = isolated(state, packet.ifindex());
     }
     if how & TO_POD != 0 {

@@ -15,7 +15,7 @@ use crate::{
     maps::NON_MASQUERADE,
     nat::Rewrite,
     node,
-    packet::Skb,
+    packet::{Skb, note},
     parse::{self, Ip, Transport},
     path::translate,
     policy,
@@ -26,9 +26,7 @@ use crate::{
 #[inline(always)]
 pub fn incoming<const V6: bool>(packet: Skb) -> i32 {
     // A node on the same kernel may have sent it.
-    if packet.is_done() {
-        packet.set_done(false);
-    }
+    packet.forget_notes();
     if parse::is_icmp::<V6, _>(packet) {
         message_arrives::<V6>(packet)
     } else {
@@ -182,10 +180,15 @@ fn into_pod<const V6: bool>(
 /// A packet leaves the node.
 #[inline(always)]
 pub fn outgoing<const V6: bool>(packet: Skb) -> i32 {
-    csum::link_header_joins(packet);
-    if packet.is_done() {
-        packet.set_done(false);
-        return PASS;
+    let notes = packet.notes();
+    if notes != 0 {
+        packet.set_notes(0);
+        if notes & note::ROUTED != 0 {
+            csum::link_header_joins(packet);
+        }
+        if notes & note::DONE != 0 {
+            return PASS;
+        }
     }
     let state = node::state();
     let Some(node) = node::addrs() else { return PASS };

@@ -4,5 +4,7 @@ mod bad_input;
 mod common;
 mod golden;
 mod host_ports;
+mod node;
+mod north_south;
 mod planner;
 mod properties;
