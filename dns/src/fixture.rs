@@ -63,15 +63,12 @@ pub(crate) fn endpoint(text: &str, ports: &[&str]) -> Endpoint {
         None => (text, None),
     };
     Endpoint {
-        addr: addr(address),
-        ports: ports.iter().map(|port| slice_port(port)).collect(),
-        conditions: Conditions { ready, serving: ready, terminating: false },
         hostname,
-        node: None,
-        zone: None,
-        target: None,
-        for_zones: Vec::new(),
-        for_nodes: Vec::new(),
+        ..Endpoint::new(
+            addr(address),
+            ports.iter().map(|port| slice_port(port)).collect(),
+            Conditions { ready, serving: ready, terminating: false },
+        )
     }
 }
 

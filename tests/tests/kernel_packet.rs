@@ -35,6 +35,17 @@ fn expect_untouched(lab: &Lab, bytes: &[u8]) {
     assert_eq!(lab.dataplane.conntrack().expect("readable"), vec![]);
 }
 
+/// The client with the port that the sent packet has instead of the client's own: none that a socket of
+/// the client's would pick.
+fn moved(client: &str, sent: &[u8]) -> Result<String> {
+    let at = ETHERNET + if client.starts_with('[') { 40 } else { 20 };
+    let port = u16::from_be_bytes([sent[at], sent[at + 1]]);
+    assert!(port >= 61_000, "port {port}");
+    let mut moved: SocketAddr = client.parse()?;
+    moved.set_port(port);
+    Ok(moved.to_string())
+}
+
 fn endpoint(ifindex: u32) -> Endpoint {
     Endpoint {
         ifindex,
@@ -426,13 +437,7 @@ fn flows_that_would_be_the_same_at_the_backend_get_another_port() -> Result<()> 
             lab.expect_sent(&one, &one.clone().to(backend));
             let (verdict, sent) = lab.send(&two.build())?;
             assert_eq!(verdict, verdict::PASS);
-            let at = ETHERNET + if client.starts_with('[') { 40 } else { 20 };
-            let port = u16::from_be_bytes([sent[at], sent[at + 1]]);
-            // None that a socket of the client's would pick.
-            assert!(port >= 61_000, "port {port}");
-            let mut moved: SocketAddr = client.parse()?;
-            moved.set_port(port);
-            let moved = moved.to_string();
+            let moved = moved(client, &sent)?;
             assert_same(&sent, &two.clone().from(&moved).to(backend).build());
             // Again, and the flow has the same port.
             lab.expect_sent(&two, &two.clone().from(&moved).to(backend));
@@ -499,13 +504,7 @@ fn a_direct_connection_beside_a_translated_one_gets_another_port() -> Result<()>
         let direct = syn.clone().to(backend);
         let (verdict, sent) = lab.send(&direct.build())?;
         assert_eq!(verdict, verdict::PASS);
-        let at = ETHERNET + if client.starts_with('[') { 40 } else { 20 };
-        let port = u16::from_be_bytes([sent[at], sent[at + 1]]);
-        // None that a socket of the client's would pick.
-        assert!(port >= 61_000, "port {port}");
-        let mut moved: SocketAddr = client.parse()?;
-        moved.set_port(port);
-        let moved = moved.to_string();
+        let moved = moved(client, &sent)?;
         assert_same(&sent, &direct.clone().from(&moved).build());
         // Again, and what follows: the same port.
         for flags in [tcp::SYN, tcp::ACK, tcp::ACK | tcp::FIN] {

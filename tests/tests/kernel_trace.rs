@@ -136,21 +136,18 @@ fn case(
 fn endpoint(family: &Family, address: &str) -> Endpoint {
     let node = if address == family.far { "node-b" } else { "node-a" };
     Endpoint {
-        addr: ip(address),
-        ports: [Protocol::Tcp, Protocol::Udp]
-            .map(|protocol| SlicePort {
-                name: format!("{protocol:?}").to_lowercase(),
-                protocol,
-                port: Some(8080),
-            })
-            .into(),
-        conditions: Conditions::default(),
-        hostname: None,
         node: Some(node.to_owned()),
-        zone: None,
-        target: None,
-        for_zones: Vec::new(),
-        for_nodes: Vec::new(),
+        ..Endpoint::new(
+            ip(address),
+            [Protocol::Tcp, Protocol::Udp]
+                .map(|protocol| SlicePort {
+                    name: format!("{protocol:?}").to_lowercase(),
+                    protocol,
+                    port: Some(8080),
+                })
+                .into(),
+            Conditions::default(),
+        )
     }
 }
 

@@ -109,3 +109,20 @@ pub struct Endpoint {
     /// `hints.forNodes`.
     pub for_nodes: Vec<String>,
 }
+
+impl Endpoint {
+    /// An endpoint of which no more is known: neither where it is nor who is behind it.
+    pub const fn new(addr: IpAddr, ports: Vec<SlicePort>, conditions: Conditions) -> Self {
+        Self {
+            addr,
+            ports,
+            conditions,
+            hostname: None,
+            node: None,
+            zone: None,
+            target: None,
+            for_zones: Vec::new(),
+            for_nodes: Vec::new(),
+        }
+    }
+}

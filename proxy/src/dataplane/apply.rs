@@ -17,9 +17,18 @@ impl Dataplane {
     /// Every operation may be done twice, and what is to be deleted may be gone already, so a plan
     /// that failed halfway can be done again from its start.
     pub fn apply(&mut self, ops: &[MapOp]) -> Result<(), ApplyError> {
+        self.in_runs(ops, |run| self.apply_run(run))
+    }
+
+    /// Does the operations, neighbours of the same kind at once.
+    pub(super) fn in_runs<O: Copy + Debug>(
+        &self,
+        ops: &[O],
+        apply: impl Fn(&[O]) -> Result<(), Failure>,
+    ) -> Result<(), ApplyError<O>> {
         let mut done = 0;
         for run in ops.chunk_by(|a, b| discriminant(a) == discriminant(b)) {
-            self.apply_run(run).map_err(|failure| failure.at(run, done, self))?;
+            apply(run).map_err(|failure| failure.at(run, done, self))?;
             done += run.len();
         }
         Ok(())

@@ -1,7 +1,6 @@
 //! The tables of network policies: written, read back, and what the programs dropped for them.
 
 use std::{
-    mem::discriminant,
     os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
 };
@@ -17,7 +16,7 @@ use super::{
     apply::{Failure, delete, put},
     load::PinDirs,
     sys,
-    view::map_error,
+    view::{map_error, sorted},
 };
 
 /// A plan for policies could not be carried out to its end.
@@ -82,19 +81,10 @@ impl Dataplane {
         if state != held {
             self.put_policy_state(&state)?;
         }
-        let done = self.apply_policy_ops(ops);
+        let done = self.in_runs(ops, |run| self.apply_policy_run(run));
         // What was done before an operation that failed is in force too.
         self.raise_epoch(state)?;
         done.map_err(PolicyError::from)
-    }
-
-    fn apply_policy_ops(&self, ops: &[PolicyOp]) -> Result<(), ApplyError<PolicyOp>> {
-        let mut done = 0;
-        for run in ops.chunk_by(|a, b| discriminant(a) == discriminant(b)) {
-            self.apply_policy_run(run).map_err(|failure| failure.at(run, done, self))?;
-            done += run.len();
-        }
-        Ok(())
     }
 
     fn apply_policy_run(&self, run: &[PolicyOp]) -> Result<(), Failure> {
@@ -205,12 +195,7 @@ impl Pinned {
     ///
     /// The map cannot be read.
     pub fn policy_flows(&self) -> Result<Vec<(PolicyFlowKey, PolicyFlow)>, DataplaneError> {
-        let map = &self.maps.policy_flows;
-        let mut flows = Vec::new();
-        map.for_each(PolicyFlow::default(), |key, flow| flows.push((*key, *flow)))
-            .map_err(map_error(map, "read"))?;
-        flows.sort_unstable_by_key(|(key, _)| *key);
-        Ok(flows)
+        sorted(&self.maps.policy_flows)
     }
 
     /// How many packets policies did not let pass, by the index of the pod's host-side interface,
@@ -220,12 +205,7 @@ impl Pinned {
     ///
     /// The map cannot be read.
     pub fn policy_drops(&self) -> Result<Vec<(u32, PolicyDrops)>, DataplaneError> {
-        let map = &self.maps.policy_drops;
-        let mut drops = Vec::new();
-        map.for_each(PolicyDrops::default(), |ifindex, count| drops.push((*ifindex, *count)))
-            .map_err(map_error(map, "read"))?;
-        drops.sort_unstable_by_key(|(ifindex, _)| *ifindex);
-        Ok(drops)
+        sorted(&self.maps.policy_drops)
     }
 }
 

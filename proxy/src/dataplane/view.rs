@@ -125,6 +125,19 @@ pub(super) fn map_error<K: super::map::Plain, V: aya::Pod>(
     move |source| DataplaneError::Map { map, call, source }
 }
 
+/// All entries of a map, sorted by key.
+pub(super) fn sorted<K, V>(map: &Map<K, V>) -> Result<Vec<(K, V)>, DataplaneError>
+where
+    K: super::map::Plain + Ord + Copy,
+    V: aya::Pod + Default,
+{
+    let mut entries = Vec::new();
+    map.for_each(V::default(), |key, value| entries.push((*key, *value)))
+        .map_err(map_error(map, "read"))?;
+    entries.sort_unstable_by_key(|(key, _)| *key);
+    Ok(entries)
+}
+
 const NO_BACKEND: Backend =
     Backend { addr: Addr([0; 4]), port: sluice_abi::Be16::new(0), proto: 0, flags: 0 };
 const NO_NAME: ServiceName = ServiceName { namespace: [0; 64], name: [0; 64], port: [0; 64] };
@@ -196,53 +209,28 @@ impl Pinned {
 
     /// The pods of this node by address, sorted.
     pub fn endpoints(&self) -> Result<Vec<(Addr, Endpoint)>, DataplaneError> {
-        let map = &self.maps.endpoints;
-        let mut endpoints = Vec::new();
-        map.for_each(Endpoint::default(), |key, value| endpoints.push((*key, *value)))
-            .map_err(map_error(map, "read"))?;
-        endpoints.sort_unstable_by_key(|(addr, _)| *addr);
-        Ok(endpoints)
+        sorted(&self.maps.endpoints)
     }
 
     /// The flows that are translated packet by packet: two entries each, sorted by key.
     pub fn conntrack(&self) -> Result<Vec<(CtKey, CtEntry)>, DataplaneError> {
-        let map = &self.maps.conntrack;
-        let mut entries = Vec::new();
-        map.for_each(CtEntry::default(), |key, value| entries.push((*key, *value)))
-            .map_err(map_error(map, "read"))?;
-        entries.sort_unstable_by_key(|(key, _)| *key);
-        Ok(entries)
+        sorted(&self.maps.conntrack)
     }
 
     /// The sockets that are connected to a service, by their cookie, sorted: streams or datagram
     /// sockets.
     pub fn sock_peers(&self, kind: SocketKind) -> Result<Vec<(u64, SockPeer)>, DataplaneError> {
-        let map = self.maps.socks(kind);
-        let mut peers = Vec::new();
-        map.for_each(SockPeer::default(), |key, value| peers.push((*key, *value)))
-            .map_err(map_error(map, "read"))?;
-        peers.sort_unstable_by_key(|(cookie, _)| *cookie);
-        Ok(peers)
+        sorted(self.maps.socks(kind))
     }
 
     /// Which backend each client of services with session affinity had last, sorted by key.
     pub fn affinity(&self) -> Result<Vec<(AffinityKey, Affinity)>, DataplaneError> {
-        let map = &self.maps.affinity;
-        let mut entries = Vec::new();
-        map.for_each(Affinity::default(), |key, value| entries.push((*key, *value)))
-            .map_err(map_error(map, "read"))?;
-        entries.sort_unstable_by_key(|(key, _)| *key);
-        Ok(entries)
+        sorted(&self.maps.affinity)
     }
 
     /// The conversations of unconnected datagram sockets, sorted by key.
     pub fn udp_peers(&self) -> Result<Vec<(PeerKey, SockPeer)>, DataplaneError> {
-        let map = &self.maps.udp_peers;
-        let mut peers = Vec::new();
-        map.for_each(SockPeer::default(), |key, value| peers.push((*key, *value)))
-            .map_err(map_error(map, "read"))?;
-        peers.sort_unstable_by_key(|(key, _)| *key);
-        Ok(peers)
+        sorted(&self.maps.udp_peers)
     }
 
     /// What the programs know of the node.

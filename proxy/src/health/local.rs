@@ -88,15 +88,12 @@ mod tests {
 
     fn endpoint(addr: &str, node: &str, ready: bool) -> Endpoint {
         Endpoint {
-            addr: addr.parse().expect("an address"),
-            ports: Vec::new(),
-            conditions: Conditions { ready, serving: true, terminating: !ready },
-            hostname: None,
             node: Some(node.to_owned()),
-            zone: None,
-            target: None,
-            for_zones: Vec::new(),
-            for_nodes: Vec::new(),
+            ..Endpoint::new(
+                addr.parse().expect("an address"),
+                Vec::new(),
+                Conditions { ready, serving: true, terminating: !ready },
+            )
         }
     }
 

@@ -7,9 +7,9 @@ fn endpoint(
     conditions: Conditions,
     ports: &[(&str, Protocol, Option<u16>)],
 ) -> Endpoint {
-    Endpoint {
-        addr: addr.parse().expect("an address"),
-        ports: ports
+    Endpoint::new(
+        addr.parse().expect("an address"),
+        ports
             .iter()
             .map(|(name, protocol, port)| SlicePort {
                 name: (*name).to_owned(),
@@ -18,13 +18,7 @@ fn endpoint(
             })
             .collect(),
         conditions,
-        hostname: None,
-        node: None,
-        zone: None,
-        target: None,
-        for_zones: Vec::new(),
-        for_nodes: Vec::new(),
-    }
+    )
 }
 
 const READY: Conditions = Conditions { ready: true, serving: true, terminating: false };

@@ -321,19 +321,16 @@ fn cluster_addresses_refuse_their_other_ports() {
 #[test]
 fn policies_choose_endpoints_by_the_kind_of_address() {
     let at = |addr: &str, node: &str| Endpoint {
-        addr: addr.parse().expect("an address"),
-        ports: vec![sluice_model::SlicePort {
-            name: String::new(),
-            protocol: Protocol::Tcp,
-            port: Some(8080),
-        }],
-        conditions: sluice_model::Conditions::default(),
-        hostname: None,
         node: Some(node.to_owned()),
-        zone: None,
-        target: None,
-        for_zones: Vec::new(),
-        for_nodes: Vec::new(),
+        ..Endpoint::new(
+            addr.parse().expect("an address"),
+            vec![sluice_model::SlicePort {
+                name: String::new(),
+                protocol: Protocol::Tcp,
+                port: Some(8080),
+            }],
+            sluice_model::Conditions::default(),
+        )
     };
     let endpoints = [at("10.244.0.1", "here"), at("10.244.1.1", "there")];
     for (internal, of_cluster_ip) in [(TrafficPolicy::Local, 1), (TrafficPolicy::Cluster, 2)] {

@@ -28,15 +28,12 @@ fn endpoint(addr: &str, node: Option<&str>, conditions: Conditions) -> Endpoint 
     let port =
         |name: &str, protocol| SlicePort { name: name.to_owned(), protocol, port: Some(5353) };
     Endpoint {
-        addr: addr.parse().expect("an address"),
-        ports: vec![port("dns", Protocol::Udp), port("dns-tcp", Protocol::Tcp)],
-        conditions,
-        hostname: None,
         node: node.map(str::to_owned),
-        zone: None,
-        target: None,
-        for_zones: Vec::new(),
-        for_nodes: Vec::new(),
+        ..Endpoint::new(
+            addr.parse().expect("an address"),
+            vec![port("dns", Protocol::Udp), port("dns-tcp", Protocol::Tcp)],
+            conditions,
+        )
     }
 }
 

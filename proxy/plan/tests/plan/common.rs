@@ -33,9 +33,9 @@ pub(crate) fn service(name: &str, ips: &[&str], ports: &[(&str, u16, Protocol)])
 
 /// A ready endpoint.
 pub(crate) fn endpoint(addr: &str, ports: &[(&str, u16, Protocol)]) -> Endpoint {
-    Endpoint {
-        addr: addr.parse().expect("an address"),
-        ports: ports
+    Endpoint::new(
+        addr.parse().expect("an address"),
+        ports
             .iter()
             .map(|(name, port, protocol)| SlicePort {
                 name: (*name).to_owned(),
@@ -43,14 +43,8 @@ pub(crate) fn endpoint(addr: &str, ports: &[(&str, u16, Protocol)]) -> Endpoint 
                 port: Some(*port),
             })
             .collect(),
-        conditions: Conditions::default(),
-        hostname: None,
-        node: None,
-        zone: None,
-        target: None,
-        for_zones: Vec::new(),
-        for_nodes: Vec::new(),
-    }
+        Conditions::default(),
+    )
 }
 
 /// What all connections to a frontend meet, numbers aside.

@@ -11,19 +11,12 @@ const READY: Conditions = Conditions { ready: true, serving: true, terminating: 
 
 fn endpoint(addr: IpAddr, node: &str) -> Endpoint {
     Endpoint {
-        addr,
-        ports: vec![SlicePort {
-            name: "dns-tcp".to_owned(),
-            protocol: Protocol::Tcp,
-            port: Some(53),
-        }],
-        conditions: READY,
-        hostname: None,
         node: Some(node.to_owned()),
-        zone: None,
-        target: None,
-        for_zones: Vec::new(),
-        for_nodes: Vec::new(),
+        ..Endpoint::new(
+            addr,
+            vec![SlicePort { name: "dns-tcp".to_owned(), protocol: Protocol::Tcp, port: Some(53) }],
+            READY,
+        )
     }
 }
 

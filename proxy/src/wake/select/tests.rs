@@ -42,17 +42,11 @@ fn tables(proto: u8, list: u32, backends: &[u32]) -> Tables {
 }
 
 fn endpoint(address: &str, protocol: Protocol, conditions: Conditions) -> Endpoint {
-    Endpoint {
-        addr: address.parse().expect("an address"),
-        ports: vec![SlicePort { name: "dns".to_owned(), protocol, port: Some(5353) }],
+    Endpoint::new(
+        address.parse().expect("an address"),
+        vec![SlicePort { name: "dns".to_owned(), protocol, port: Some(5353) }],
         conditions,
-        hostname: None,
-        node: None,
-        zone: None,
-        target: None,
-        for_zones: Vec::new(),
-        for_nodes: Vec::new(),
-    }
+    )
 }
 
 const READY: Conditions = Conditions { ready: true, serving: true, terminating: false };

@@ -91,17 +91,7 @@ impl Content {
     }
 
     fn endpoint(&self, Plain { addr, conditions }: Plain) -> Endpoint {
-        Endpoint {
-            addr,
-            ports: self.ports.to_vec(),
-            conditions,
-            hostname: None,
-            node: None,
-            zone: None,
-            target: None,
-            for_zones: Vec::new(),
-            for_nodes: Vec::new(),
-        }
+        Endpoint::new(addr, self.ports.to_vec(), conditions)
     }
 
     fn full_endpoint(&self, entry: &Entry) -> Endpoint {
