@@ -4,10 +4,11 @@
 //! side never meet, and [`crate::sweep`] can tell what a dead run left behind.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 static PREFIX: OnceLock<String> = OnceLock::new();
 static SERIAL: AtomicU32 = AtomicU32::new(1);
+static CLOSED: AtomicBool = AtomicBool::new(false);
 
 /// The prefix of test fixtures, unless [`set_prefix`] was called.
 pub const DEFAULT_PREFIX: &str = "slb";
@@ -24,8 +25,16 @@ pub fn prefix() -> &'static str {
     PREFIX.get_or_init(|| DEFAULT_PREFIX.to_owned())
 }
 
+/// No more names: whoever asks for one waits for the end of this process, which is near.
+pub(crate) fn close() {
+    CLOSED.store(true, Ordering::SeqCst);
+}
+
 /// A new name that nobody on this machine has: `PREFIX-PID-SERIAL-LABEL`.
 pub fn unique(label: &str) -> String {
+    while CLOSED.load(Ordering::SeqCst) {
+        std::thread::park();
+    }
     let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
     format!("{}-{}-{serial}-{label}", prefix(), std::process::id())
 }

@@ -1,8 +1,8 @@
 //! Container runtimes that are not ours, on a node of a test, with everything of theirs in a directory of the test's.
 //!
 //! A runtime runs in a mount namespace of its own: what it mounts goes with its last process, and the paths that are
-//! built into it (`/etc/cni`, `/opt/cni`, `/var/lib/cni`, `/run/containerd`, `/run/runc`) are the test's there and
-//! untouched elsewhere: what a killed run leaves is in its directory, which the next run sweeps.
+//! built into it (`/etc/cni`, `/opt/cni`, `/var/lib/cni`, `/run/containerd`, `/run/runc`, `/run/netns`) are the test's
+//! there and untouched elsewhere: what a killed run leaves is in its directory, which the next run sweeps.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -127,7 +127,7 @@ impl Home {
     fn launch(&self, node: &Node, program: &str) -> Launch {
         let dir = self.dir.display();
         let script = format!(
-            "set -e; for name in containerd runc; do \
+            "set -e; for name in containerd runc netns; do \
                mkdir -p /run/$name {dir}/run/$name; mount --bind {dir}/run/$name /run/$name; done; \
              mount -t tmpfs none /var/lib; mount -t tmpfs none /opt; \
              mkdir -p /opt/cni {dir}/work/$$; ln -s {dir}/bin /opt/cni/bin; \
