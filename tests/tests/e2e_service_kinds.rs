@@ -9,7 +9,7 @@ use sluice_tests::manifests::Service;
 use sluice_tests::process::Launch;
 use sluice_tests::shop::{Shop, WEB_V4, WEB_V6, web_service};
 use sluice_tests::wait::wait_ok;
-use sluice_tests::{PATIENCE, Result, bin, pod};
+use sluice_tests::{PATIENCE, Result, bin, pod, wait_for};
 
 /// Node ports of `node-a` and `node-b` in both families.
 const NODE_PORTS: [[&str; 2]; 2] = [
@@ -260,6 +260,40 @@ fn a_service_changes_its_type_in_place_and_fails_no_request() -> Result<()> {
         })?;
     }
     load.finish()?;
+    Ok(())
+}
+
+/// What has no frontend is explained, and what was refused is named beside what is still in force.
+#[test]
+fn proxyctl_explains_a_service_of_every_kind() -> Result<()> {
+    let shop = Shop::open()?;
+    let node = shop.cluster.node(0);
+    let pods: Vec<_> = shop.web.iter().collect();
+    let told = |expected: &str| {
+        wait_for(&format!("proxyctl service get to say {expected:?}"), PATIENCE, || {
+            let text = node.proxyctl(&["service", "get", "shop/web"]).ok()?;
+            text.contains(expected).then_some(text)
+        })
+    };
+    told("ClusterIP")?;
+    let wrong = web_service().with_endpoints(&pods).replace("    port: 80\n", "    port: 99999\n");
+    shop.cluster.apply("web", &wrong)?;
+    let text = told("spec.ports[0].port: 99999")?;
+    assert!(text.contains(WEB_V4), "the last good version stays: {text}");
+    let bare = || Service::new("shop", "web");
+    let external = bare().kind("ExternalName").spec("externalName: example.org");
+    shop.cluster.apply("web", &external.yaml())?;
+    assert!(told("cluster DNS answers with example.org")?.starts_with("shop/web: ExternalName"));
+    let headless = bare().cluster_ip("None").tcp("http", 80, 8080);
+    shop.cluster.apply("web", &headless.with_endpoints(&pods))?;
+    let text = told("headless: cluster DNS answers with")?;
+    for pod in &pods {
+        assert!(text.contains(&pod.ipv4()?.to_string()), "{text}");
+    }
+    let list = node.proxyctl(&["service", "get", "shop/web", "-o", "json"])?;
+    assert_eq!(serde_json::from_str::<Value>(&list)?, Value::Array(Vec::new()));
+    let error = node.proxyctl(&["service", "get", "shop/nobody"]).unwrap_err();
+    assert!(format!("{error:#}").contains("no Service shop/nobody in the source"), "{error:#}");
     Ok(())
 }
 

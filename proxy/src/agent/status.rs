@@ -8,12 +8,12 @@ use sluice_store::{Rejected, SourceStatus};
 use super::routes::Routes;
 use super::run::Agent;
 use crate::clock;
-use crate::control::{Answer, PodRef, Reply, Request};
+use crate::control::{Answer, PodRef, Reply, Request, ServiceRef};
 use crate::dataplane::DataplaneError;
 use crate::health::BindAddress;
 use crate::view::{
     AffinityRow, AgentStatus, BackendRow, ConntrackRow, EndpointRow, PartStatus, ProblemRow,
-    ServiceRow, SourceView, Status,
+    ServiceRow, SourceView, Status, service_note,
 };
 
 impl Agent {
@@ -24,6 +24,7 @@ impl Agent {
             Request::ServiceList => {
                 self.dataplane.tables().map(|tables| Reply::Services(ServiceRow::all(&tables)))
             }
+            Request::ServiceNote(ServiceRef { service }) => return self.service_note(&service),
             Request::BackendList => {
                 self.dataplane.tables().map(|tables| Reply::Backends(BackendRow::all(&tables)))
             }
@@ -51,6 +52,18 @@ impl Agent {
         match reply {
             Ok(reply) => Answer::data(reply),
             Err(error) => Answer::error(error.to_string(), "see sluiced's log"),
+        }
+    }
+
+    fn service_note(&self, name: &str) -> Answer {
+        let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
+        let name = ObjectName::new(namespace, name);
+        match self.cache.service(&name) {
+            Some(service) => {
+                let note = service_note(service, &self.cache.endpoints(&name));
+                Answer::data(Reply::ServiceNote(note))
+            }
+            None => Answer::error(format!("no Service {name} in the source"), ""),
         }
     }
 

@@ -11,6 +11,6 @@ mod server;
 pub use client::{ClientError, request};
 pub use protocol::{
     Answer, EndpointAdd, EndpointRef, Envelope, PROTOCOL_VERSION, PodRef, Reply, Request,
-    TraceRequest,
+    ServiceRef, TraceRequest,
 };
 pub use server::{Call, ServeError, serve};

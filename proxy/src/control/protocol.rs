@@ -30,6 +30,8 @@ pub enum Request {
     Status,
     /// Frontends.
     ServiceList,
+    /// Why a Service has no frontend.
+    ServiceNote(ServiceRef),
     /// Backends.
     BackendList,
     /// Flows that are translated packet by packet.
@@ -63,6 +65,13 @@ pub struct EndpointAdd {
     /// The name of the record's file, which spares the agent a look through all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub record: Option<String>,
+}
+
+/// A Service by its name.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ServiceRef {
+    /// `NAMESPACE/NAME`, or a name in the namespace `default`.
+    pub service: String,
 }
 
 /// A pod by its name.
@@ -145,6 +154,8 @@ pub enum Reply {
     Status(Box<Status>),
     /// To [`Request::ServiceList`].
     Services(Vec<ServiceRow>),
+    /// To [`Request::ServiceNote`].
+    ServiceNote(String),
     /// To [`Request::BackendList`].
     Backends(Vec<BackendRow>),
     /// To [`Request::ConntrackList`].

@@ -14,7 +14,7 @@ use sluice_model::ObjectName;
 use crate::agent::identities;
 use crate::cli::{DnsVerb, ListVerb, NamedVerb, Noun, Output, PolicyVerb, ProxyctlArgs};
 use crate::clock;
-use crate::control::{self, ClientError, PodRef, Reply, Request, TraceRequest};
+use crate::control::{self, ClientError, PodRef, Reply, Request, ServiceRef, TraceRequest};
 use crate::dataplane::{DataplaneError, Pinned};
 use crate::routes::{RouteError, RouteManager};
 use crate::view::{
@@ -88,7 +88,7 @@ impl CtlError {
             ),
             Self::NoRoutes { .. } => None,
             Self::NotFound(_) => Some(
-                "proxyctl service list shows what there is; headless Services have no frontend",
+                "proxyctl service list shows what there is; with an agent, it is told what headless ones are for",
             ),
             Self::Dns(error) => error.hint(),
             Self::Render(_) => None,
@@ -121,14 +121,8 @@ pub fn run(args: &ProxyctlArgs) -> Result<Printed, CtlError> {
     let (reply, note) = fetch(args, &request)?;
     let text = match reply {
         Reply::Status(status) => print_status(&status, args.output)?,
-        Reply::Services(rows) => {
-            let rows = filter(rows, &args.noun)?;
-            let mut text = render(&rows, output_of(&args.noun, args.output))?;
-            if note.is_none() && matches!(args.output, Output::Table | Output::Wide) {
-                text.push_str(&problems(args)?);
-            }
-            text
-        }
+        Reply::Services(rows) => services(args, rows, note.is_none())?,
+        Reply::ServiceNote(text) => text,
         Reply::Backends(rows) => render(&rows, args.output)?,
         Reply::Conntrack(rows) => render(&rows, args.output)?,
         Reply::Affinity(rows) => render(&rows, args.output)?,
@@ -237,15 +231,34 @@ fn problems(args: &ProxyctlArgs) -> Result<String, CtlError> {
     Ok(found.map(|row| format!("Problem: {}: {}\n", row.subject, row.message)).collect())
 }
 
-fn filter(rows: Vec<ServiceRow>, noun: &Noun) -> Result<Vec<ServiceRow>, CtlError> {
-    let Noun::Service(NamedVerb::Get { name }) = noun else { return Ok(rows) };
+/// All Services, or the one that was asked for with all that is known of it.
+fn services(
+    args: &ProxyctlArgs,
+    mut rows: Vec<ServiceRow>,
+    has_agent: bool,
+) -> Result<String, CtlError> {
+    let Noun::Service(NamedVerb::Get { name }) = &args.noun else {
+        return Ok(render(&rows, args.output)?);
+    };
     let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
-    let found: Vec<_> =
-        rows.into_iter().filter(|row| row.namespace == namespace && row.name == name).collect();
-    if found.is_empty() {
-        return Err(CtlError::NotFound(ObjectName::new(namespace, name)));
+    rows.retain(|row| row.namespace == namespace && row.name == name);
+    let for_people = matches!(args.output, Output::Table | Output::Wide);
+    let mut text = match (rows.is_empty(), has_agent) {
+        (true, false) => return Err(CtlError::NotFound(ObjectName::new(namespace, name))),
+        (true, true) => {
+            let service = format!("{namespace}/{name}");
+            let request = Request::ServiceNote(ServiceRef { service });
+            match control::request(&args.paths.socket(), request).map_err(CtlError::Client)? {
+                Some(Reply::ServiceNote(note)) if for_people => note + "\n",
+                _ => render(&rows, args.output)?,
+            }
+        }
+        _ => render(&rows, output_of(&args.noun, args.output))?,
+    };
+    if has_agent && for_people {
+        text.push_str(&problems(args)?);
     }
-    Ok(found)
+    Ok(text)
 }
 
 fn from_pins(root: &std::path::Path, request: &Request) -> Result<Reply, DataplaneError> {
@@ -272,9 +285,11 @@ fn from_pins(root: &std::path::Path, request: &Request) -> Result<Reply, Datapla
         Request::PolicyList | Request::PolicyGet(_) | Request::PolicyTrace(_) => {
             Reply::Policies(Vec::new())
         }
-        Request::Status | Request::EndpointAdd(_) | Request::EndpointDel(_) => {
-            Reply::Status(Box::new(Status::default().fill(&pinned)?))
-        }
+        // Nor this, which is asked of an agent that has answered.
+        Request::Status
+        | Request::ServiceNote(_)
+        | Request::EndpointAdd(_)
+        | Request::EndpointDel(_) => Reply::Status(Box::new(Status::default().fill(&pinned)?)),
     })
 }
 

@@ -8,6 +8,7 @@ mod affinity;
 mod policy;
 mod routes;
 mod rows;
+mod service_note;
 mod status;
 mod table;
 
@@ -15,5 +16,6 @@ pub use affinity::AffinityRow;
 pub use policy::{DirectionView, IdentityRow, PodPolicies, PolicyRow, PolicyTrace, SideTrace};
 pub use routes::{RouteHow, RouteRow};
 pub use rows::{BackendRow, ConntrackRow, EndpointNote, EndpointRow, ServiceRow};
+pub use service_note::service_note;
 pub use status::{AgentStatus, CounterRow, MapUse, PartStatus, ProblemRow, SourceView, Status};
 pub use table::{Row, render};
