@@ -10,15 +10,15 @@ use aya_ebpf::{
         bpf_csum_update, bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
     },
 };
-use sluice_abi::{Addr, Counter, Endpoint, proto};
+use sluice_abi::{Addr, Counter, Endpoint, KnownWay, proto};
 
 use crate::{
     DROP, PASS, calls,
     counters::count,
-    csum,
+    csum, ct,
     fragment::Ports,
     icmp_error::is_one_host,
-    maps::{ENDPOINTS, UPLINKS},
+    maps::{ENDPOINTS, UPLINKS, WAYS},
     nat::Rewrite,
     node,
     packet::{Head, Packet, Skb, note},
@@ -159,7 +159,7 @@ pub struct Way {
     /// Index of the interface.
     ifindex: u32,
     neighbour: Neighbour,
-    /// The largest packet that the way takes, where [`route`] says that this one is larger.
+    /// The largest packet that the way takes; 0 where the packet's length is not known.
     pub mtu: u32,
 }
 
@@ -217,17 +217,98 @@ pub fn onward<const V6: bool>(packet: Skb, ip: &Ip) -> i32 {
     {
         transport.proto = ip.proto;
     }
-    let to = Rewrite::none(ip, &transport);
     let mut way = Way::none();
-    if calls::route::<V6>(packet, ip, &transport, &to, &mut way) != Route::Found
-        || !is_uplink(way.ifindex)
+    let notes = match known::<V6>(packet, ip, &transport, &mut way) {
+        Some(notes) => notes,
+        None => {
+            let to = Rewrite::none(ip, &transport);
+            if calls::route::<V6>(packet, ip, &transport, &to, &mut way) != Route::Found
+                || !is_uplink(way.ifindex)
+            {
+                return PASS;
+            }
+            // The program at the uplink's egress gives it the node's address, unless it stays in the
+            // cluster: then nothing is left to do there. An answer to a client outside was asked for
+            // before this.
+            let masked = node::addrs().is_none_or(|node| uplink::is_masked(node, &ip.dst));
+            let notes = if masked { 0 } else { note::DONE };
+            keep::<V6>(packet, ip, &transport, &way, notes);
+            notes
+        }
+    };
+    leave::<V6>(packet, &mut way, notes).unwrap_or(DROP)
+}
+
+/// Both ports as they stand in the packet.
+#[inline(always)]
+fn ports(transport: &Transport) -> u32 {
+    let [a, b] = transport.sport.to_network().to_ne_bytes();
+    let [c, d] = transport.dport.to_network().to_ne_bytes();
+    u32::from_ne_bytes([a, b, c, d])
+}
+
+/// Where the flow's way is written down, if it is: flows that meet there drive each other out.
+#[inline(always)]
+fn kept(ip: &Ip, transport: &Transport) -> Option<*mut KnownWay> {
+    // Knuth, The Art of Computer Programming, volume 3, section 6.4: multiplicative hashing.
+    let sum = ports(transport) ^ ip.src.0[3].rotate_left(16) ^ ip.dst.0[3];
+    let index = sum.wrapping_mul(0x9e37_79b1) >> (32 - KnownWay::ELEMENTS.ilog2());
+    WAYS.get_ptr_mut(index)
+}
+
+/// The way that the flow took a moment ago, with the notes that its packets got; `None` if that is not
+/// known, or the packet is too large for it.
+///
+/// The routing table costs more than everything else here. So that a change of it counts, and the same
+/// flow asks it again, the way is soon forgotten.
+#[inline(always)]
+fn known<const V6: bool>(
+    packet: Skb,
+    ip: &Ip,
+    transport: &Transport,
+    way: &mut Way,
+) -> Option<u32> {
+    let known = kept(ip, transport)?;
+    // SAFETY: an element of an array exists as long as the map, and is this CPU's own: no other
+    // program of ours runs here meanwhile.
+    let known = unsafe { &*known };
+    let len = u32::from(len_on_link(packet, ip, transport));
+    if known.ports != ports(transport)
+        || known.until <= ct::now()
+        || known.src != ip.src
+        || known.dst != ip.dst
+        || known.proto != u32::from(transport.proto)
+        || known.from != packet.ifindex()
+        || known.class != traffic_class::<V6>(packet)
+        || len == 0
+        || len > known.mtu
     {
-        return PASS;
+        return None;
     }
-    // The program at the uplink's egress gives it the node's address, unless it stays in the cluster:
-    // then nothing is left to do there. An answer to a client outside was asked for before this.
-    let masked = node::addrs().is_none_or(|node| uplink::is_masked(node, &ip.dst));
-    leave::<V6>(packet, &mut way, if masked { 0 } else { note::DONE }).unwrap_or(DROP)
+    way.ifindex = known.ifindex;
+    way.neighbour.family = known.family;
+    way.neighbour.addr = known.neighbour;
+    Some(known.notes)
+}
+
+/// Writes the way of a flow down.
+#[inline(always)]
+fn keep<const V6: bool>(packet: Skb, ip: &Ip, transport: &Transport, way: &Way, notes: u32) {
+    let Some(known) = kept(ip, transport) else { return };
+    // SAFETY: as in `known`.
+    let known = unsafe { &mut *known };
+    known.src = node::copy(&ip.src);
+    known.dst = node::copy(&ip.dst);
+    known.ports = ports(transport);
+    known.proto = u32::from(transport.proto);
+    known.class = traffic_class::<V6>(packet);
+    known.from = packet.ifindex();
+    known.until = ct::now().wrapping_add(KnownWay::KEPT_NS);
+    known.ifindex = way.ifindex;
+    known.family = way.neighbour.family;
+    known.neighbour = way.neighbour.addr;
+    known.mtu = way.mtu;
+    known.notes = notes;
 }
 
 /// `struct bpf_fib_lookup`, in words.
@@ -328,9 +409,10 @@ pub fn route<const V6: bool>(
         // SAFETY: the context is valid, the parameters are as long as said.
         unsafe { bpf_fib_lookup(packet.0.cast(), params, size_of::<FibParams>() as i32, 0) as u32 }
     };
+    // It stands where the length did.
+    let [_, _, e, f] = params.dport_len.to_ne_bytes();
+    way.mtu = u32::from(u16::from_ne_bytes([e, f]));
     if found == BPF_FIB_LKUP_RET_FRAG_NEEDED {
-        let [_, _, e, f] = params.dport_len.to_ne_bytes();
-        way.mtu = u32::from(u16::from_ne_bytes([e, f]));
         return Route::TooBig;
     }
     if found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH {

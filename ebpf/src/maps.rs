@@ -11,9 +11,9 @@ use aya_ebpf::{
 };
 use sluice_abi::{
     Addr, Affinity, AffinityKey, Backend, Counter, CtEntry, CtKey, Endpoint, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, NodeAddrs, NodePortKey, NodeState, PORTS_PER_ELEMENT,
-    PeerKey, PolicyDrops, PolicyFlow, PolicyFlowKey, PolicyRule, PolicySets, PolicyState,
-    PortMarks, ServiceName, SlotKey, Slots, SockPeer, SourceRange, VIP_FILTER_WORDS,
+    FragmentPorts, Frontend, FrontendKey, KnownWay, NodeAddrs, NodePortKey, NodeState,
+    PORTS_PER_ELEMENT, PeerKey, PolicyDrops, PolicyFlow, PolicyFlowKey, PolicyRule, PolicySets,
+    PolicyState, PortMarks, ServiceName, SlotKey, Slots, SockPeer, SourceRange, VIP_FILTER_WORDS,
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -75,6 +75,9 @@ pub static NON_MASQUERADE: LpmTrie<Addr, u32, 65536> = LpmTrie::new();
 
 #[btf_map]
 pub static UPLINKS: HashMap<u32, u32, 1024, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+pub static WAYS: PerCpuArray<KnownWay, { KnownWay::ELEMENTS as usize }> = PerCpuArray::new();
 
 /// Until when the ICMP errors that were sent are paid for, in nanoseconds of the monotonic clock.
 #[btf_map]

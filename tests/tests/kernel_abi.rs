@@ -4,9 +4,9 @@ use std::mem::offset_of;
 
 use sluice_abi::{
     Addr, Affinity, AffinityKey, Backend, CidrKey, CtEntry, CtKey, Endpoint, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, NodeAddrs, NodePortKey, NodeState, PeerKey, PolicyDrops,
-    PolicyFlow, PolicyFlowKey, PolicyKey, PolicySets, PolicyState, PortMarks, ServiceName, SlotKey,
-    Slots, SockPeer, SourceRangeKey, maps,
+    FragmentPorts, Frontend, FrontendKey, KnownWay, NodeAddrs, NodePortKey, NodeState, PeerKey,
+    PolicyDrops, PolicyFlow, PolicyFlowKey, PolicyKey, PolicySets, PolicyState, PortMarks,
+    ServiceName, SlotKey, Slots, SockPeer, SourceRangeKey, maps,
 };
 use sluice_tests::btf::{self, MapDefinition};
 
@@ -72,6 +72,10 @@ fn expected(map: &str) -> (Expected, Expected) {
         maps::SOURCE_RANGES => (prefix(size_of::<SourceRangeKey>()), number()),
         maps::NON_MASQUERADE => (prefix(size_of::<CidrKey>()), number()),
         maps::UPLINKS => (number(), number()),
+        maps::WAYS => (
+            number(),
+            expected!(KnownWay: src, dst, ports, proto, class, from, until, ifindex, family, neighbour, mtu, notes),
+        ),
         maps::FRAGMENTS => (
             expected!(FragmentKey: src, dst, id, proto, reserved),
             expected!(FragmentPorts: sport, dport),

@@ -83,6 +83,46 @@ impl NodeAddrs {
 
 abi!(NodeAddrs, size 40, align 4, fields [0 => v4: Addr, 16 => v6: Addr, 32 => port_min: u16, 34 => port_max: u16, 36 => flags: u32]);
 
+/// The way by which a flow of a pod left the node last, as the routing table said then.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct KnownWay {
+    /// The flow's source address.
+    pub src: Addr,
+    /// The flow's destination address.
+    pub dst: Addr,
+    /// Source and destination port as they stand in the packet.
+    pub ports: u32,
+    /// IP protocol number, see [`crate::proto`].
+    pub proto: u32,
+    /// IPv4's type of service, IPv6's traffic class and flow label, as the lookup takes them.
+    pub class: u32,
+    /// Index of the interface that the flow comes in by.
+    pub from: u32,
+    /// Until when it is used, nanoseconds of the monotonic clock.
+    pub until: u64,
+    /// Index of the interface that it leaves by; 0: nothing is known.
+    pub ifindex: u32,
+    /// `AF_INET` or `AF_INET6`: of [`KnownWay::neighbour`].
+    pub family: u32,
+    /// The neighbour's address, network byte order.
+    pub neighbour: [u32; 4],
+    /// The largest packet that the way takes, IP header included.
+    pub mtu: u32,
+    /// What the program at the uplink is told of the flow's packets.
+    pub notes: u32,
+}
+
+impl KnownWay {
+    /// How long it is used, nanoseconds: a route, rule or neighbour that changes has its effect so
+    /// much later at most.
+    pub const KEPT_NS: u64 = 20_000_000;
+    /// Elements of the map, a power of two.
+    pub const ELEMENTS: u32 = 1024;
+}
+
+abi!(KnownWay, size 88, align 8, fields [0 => src: Addr, 16 => dst: Addr, 32 => ports: u32, 36 => proto: u32, 40 => class: u32, 44 => from: u32, 48 => until: u64, 56 => ifindex: u32, 60 => family: u32, 64 => neighbour: [u32; 4], 80 => mtu: u32, 84 => notes: u32]);
+
 /// A port that the node serves for Services: no process may bind it.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]

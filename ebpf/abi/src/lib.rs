@@ -27,7 +27,7 @@ pub use addr::{Addr, Be16};
 pub use affinity::{Affinity, AffinityKey};
 pub use counters::Counter;
 pub use ct::{CtEntry, CtFlags, CtKey};
-pub use endpoint::{Endpoint, NodeAddrs, NodePortKey, NodeState};
+pub use endpoint::{Endpoint, KnownWay, NodeAddrs, NodePortKey, NodeState};
 pub use filter::{VIP_FILTER_BITS, VIP_FILTER_WORDS, vip_filter_bit};
 pub use fragment::{FragmentKey, FragmentPorts};
 pub use policy::{
@@ -42,7 +42,7 @@ pub use service::{
 pub use sock::{PORTS_PER_ELEMENT, PeerFlags, PeerKey, PortMarks, SockPeer};
 
 /// Version of every shape in this crate, part of the pin directory's name.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// IP protocol numbers that the programs know ([IANA]).
 ///
@@ -110,6 +110,9 @@ pub mod maps {
     pub const NON_MASQUERADE: &str = "NON_MASQUERADE";
     /// Hash: index (`u32`) of an interface that has the programs of an uplink, to `u32` (1).
     pub const UPLINKS: &str = "UPLINKS";
+    /// Per-CPU array of [`KnownWay`](crate::KnownWay), indexed by a hash of the flow. The programs write
+    /// it.
+    pub const WAYS: &str = "WAYS";
     /// Per-CPU array with one element: until when the ICMP errors that were sent are paid for, in
     /// nanoseconds of the monotonic clock (`u64`). The programs write it.
     pub const ICMP_BUDGET: &str = "ICMP_BUDGET";
@@ -136,7 +139,7 @@ pub mod maps {
     pub const DROP_EVENTS: &str = "DROP_EVENTS";
 
     /// Every map, in no particular order.
-    pub const ALL: [&str; 28] = [
+    pub const ALL: [&str; 29] = [
         FRONTENDS,
         SLOTS,
         BACKENDS,
@@ -156,6 +159,7 @@ pub mod maps {
         NODE_ADDRS,
         NON_MASQUERADE,
         UPLINKS,
+        WAYS,
         ICMP_BUDGET,
         COUNTERS,
         IDENTITIES,

@@ -3,9 +3,10 @@
 use aya::maps::MapType;
 use sluice_abi::{
     Addr, Affinity, AffinityKey, Backend, CidrKey, Counter, CtEntry, CtKey, Endpoint, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, NodeAddrs, NodePortKey, NodeState, PORTS_PER_ELEMENT,
-    PeerKey, PolicyDrops, PolicyFlow, PolicyFlowKey, PolicyKey, PolicySets, PolicyState, PortMarks,
-    ServiceName, SlotKey, Slots, SockPeer, SourceRangeKey, VIP_FILTER_WORDS, maps,
+    FragmentPorts, Frontend, FrontendKey, KnownWay, NodeAddrs, NodePortKey, NodeState,
+    PORTS_PER_ELEMENT, PeerKey, PolicyDrops, PolicyFlow, PolicyFlowKey, PolicyKey, PolicySets,
+    PolicyState, PortMarks, ServiceName, SlotKey, Slots, SockPeer, SourceRangeKey,
+    VIP_FILTER_WORDS, maps,
 };
 
 /// `BPF_F_NO_PREALLOC`.
@@ -155,6 +156,7 @@ pub(super) fn specs(sizes: &MapSizes) -> [Spec; maps::ALL.len()] {
         fixed::<CidrKey, u32>(maps::NON_MASQUERADE, MapType::LpmTrie, 65_536, NO_PREALLOC),
         // More interfaces than a machine has networks.
         fixed::<u32, u32>(maps::UPLINKS, MapType::Hash, 1024, NO_PREALLOC),
+        fixed::<u32, KnownWay>(maps::WAYS, MapType::PerCpuArray, KnownWay::ELEMENTS, 0),
         fixed::<u32, u64>(maps::ICMP_BUDGET, MapType::PerCpuArray, 1, 0),
         fixed::<u32, u64>(maps::COUNTERS, MapType::PerCpuArray, Counter::COUNT, 0),
         sized::<CidrKey, u32>(maps::IDENTITIES, MapType::LpmTrie, sizes.identities, NO_PREALLOC),
