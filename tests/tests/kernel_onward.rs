@@ -18,6 +18,7 @@ use sluice_tests::{
     netns::NetNs,
     ping::{Message, Pinger},
     traffic::{self, datagram, exchange, forwarded, wire_pod},
+    wait_for,
 };
 
 /// One family's addresses.
@@ -360,6 +361,82 @@ fn only_uplinks_are_left_by_past_the_stack() -> Result<()> {
     check(&world, false)?;
     world.node.run(|| world.lab.dataplane.attach_uplink_by("eth1", TcHook::Clsact))??;
     check(&world, true)
+}
+
+/// R3: a flow that goes on follows the routing table, though the table is not asked for each of its
+/// packets: out by another uplink, and back to the stack where the way is by none.
+#[test]
+fn a_flow_follows_its_route_when_that_changes() -> Result<()> {
+    let mut world = World::fast("onward-follows")?;
+    let ifindex =
+        world.node.run(|| world.lab.dataplane.attach_uplink_by("eth1", TcHook::Tcx))??.ifindex;
+    for Family { remote, neighbour, any, bits, .. } in FAMILIES {
+        let serving = world.neighbour.run(|| bind(|| UdpSocket::bind(socket(remote, 9))))??;
+        let client = world.pods[0].run(|| UdpSocket::bind(any))??;
+        serving.set_read_timeout(Some(PATIENCE))?;
+        let send = || -> Result<()> {
+            client.send_to(b"x", socket(remote, 9))?;
+            serving.recv(&mut [0; 8]).context("the datagram")?;
+            Ok(())
+        };
+        // Sends until it leaves by the interface and, if so, past the stack.
+        let leaves_by = |interface: &str, past: bool| {
+            wait_for(&format!("{remote} to be reached by {interface}"), PATIENCE, || {
+                let before = (world.sent_by(interface).ok()?, world.past().0);
+                (0..20).try_for_each(|_| send()).ok()?;
+                let sent = world.sent_by(interface).ok()? - before.0;
+                let through = world.past().0 - before.1;
+                (sent >= 20 && through == if past { 20 } else { 0 }).then_some(())
+            })
+        };
+        leaves_by("eth0", true)?;
+        let other = if bits == 32 { "172.32.0.12" } else { "fd00:172:32::12" };
+        for (via, interface) in [(other, "eth1"), (neighbour, "eth0"), (other, "eth1")] {
+            world.node.ip(&format!("route replace {remote}/{bits} via {via}"))?;
+            leaves_by(interface, true)?;
+        }
+    }
+    world.node.run(|| world.lab.dataplane.detach_uplink(ifindex, Some("eth1")))??;
+    for Family { remote, .. } in FAMILIES {
+        let past = world.past().0;
+        datagram(&world.pods[0], &world.neighbour, socket(remote, 9), socket(remote, 9), 1)?;
+        assert_eq!(world.past().0, past, "{remote}");
+    }
+    Ok(())
+}
+
+/// Many flows, more than there is room to remember their ways apart: each is sent on as its own
+/// destination asks for, with the pod's address within the cluster and with the node's outside.
+#[test]
+fn flows_that_share_a_place_keep_their_ways() -> Result<()> {
+    let mut world = World::fast("onward-share")?;
+    let [v4, v6] = FAMILIES.map(|family| addr(family.node));
+    let (port_min, port_max, flags) = (40_000, 59_999, NodeAddrs::MASQUERADE);
+    world.lab.dataplane.set_node_addrs(NodeAddrs { v4, v6, port_min, port_max, flags })?;
+    for Family { remote, server, pod, node, any, .. } in FAMILIES {
+        datagram(&world.pods[0], &world.neighbour, socket(server, 9), socket(server, 9), 1)?;
+        let ends = [(remote, pod), (server, node)];
+        let serving = world.neighbour.run(|| -> Result<Vec<UdpSocket>> {
+            let sockets = ends.map(|(at, _)| bind(|| UdpSocket::bind(socket(at, 9))));
+            Ok(sockets.into_iter().collect::<Result<_, _>>()?)
+        })??;
+        let clients = world.pods[0].run(|| -> Result<Vec<UdpSocket>> {
+            Ok((0..500).map(|_| UdpSocket::bind(any)).collect::<Result<_, _>>()?)
+        })??;
+        let past = world.past().0;
+        for _ in 0..2 {
+            for client in &clients {
+                for ((at, expected), serving) in ends.iter().zip(&serving) {
+                    client.send_to(b"x", socket(at, 9))?;
+                    serving.set_read_timeout(Some(PATIENCE))?;
+                    let (_, seen) = serving.recv_from(&mut [0; 8]).context("the datagram")?;
+                    assert_eq!(seen.ip(), expected.parse::<IpAddr>()?, "{at}");
+                }
+            }
+        }
+        assert_eq!(world.past().0, past + 2_000, "all of them past the stack");
+    }
+    Ok(())
 }
 
 /// R3: rules for routes hold past the stack as well: by the source, and by the port asked for.
