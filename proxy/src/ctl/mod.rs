@@ -272,9 +272,10 @@ fn from_pins(root: &std::path::Path, request: &Request) -> Result<Reply, Datapla
         Request::PolicyList | Request::PolicyGet(_) | Request::PolicyTrace(_) => {
             Reply::Policies(Vec::new())
         }
-        Request::Status | Request::EndpointAdd(_) | Request::EndpointDel(_) => {
-            Reply::Status(Box::new(Status::default().fill(&pinned)?))
-        }
+        Request::Status
+        | Request::MonitorDrops
+        | Request::EndpointAdd(_)
+        | Request::EndpointDel(_) => Reply::Status(Box::new(Status::default().fill(&pinned)?)),
     })
 }
 
