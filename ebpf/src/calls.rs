@@ -167,6 +167,13 @@ global!(
     ct::supersede(ip, transport)
 );
 global!(
+    /// [`ct::take_back`]; `true` in any case.
+    take_back = sluice_take_back(to: shared Rewrite, proto: number u32) -> bool, else true, {
+        ct::take_back(to, proto);
+        true
+    }
+);
+global!(
     /// [`service::choose`].
     choose = sluice_choose(ip: shared Ip, transport: shared Transport, origin: number Origin, pick: changed Pick) -> Chosen, else Chosen::Missing,
     service::choose(ip, transport, origin, pick)

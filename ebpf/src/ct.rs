@@ -14,6 +14,7 @@ use crate::{
     fastpath,
     lb::Pick,
     maps::CONNTRACK,
+    nat::Rewrite,
     node::{self, copy},
     packet::{Netns, Packet},
     parse::{Ip, Transport, tcp},
@@ -247,6 +248,28 @@ pub fn forget_answers(forward: &CtKey, entry: &CtEntry) {
     if find(&reverse).is_some_and(|other| belongs(forward, entry, other)) {
         let _ = CONNTRACK.remove(&reverse);
     }
+}
+
+/// Forgets the flow of a packet that is dropped, whose addresses and ports at the backend are given:
+/// if it is one, and nobody has answered it yet.
+#[inline(always)]
+pub fn take_back(to: &Rewrite, proto: u32) {
+    let reverse = CtKey {
+        src: copy(&to.dst),
+        dst: copy(&to.src),
+        sport: to.dport,
+        dport: to.sport,
+        proto: proto as u8,
+        flags: CtFlags::REVERSE,
+        reserved: 0,
+    };
+    let Some(entry) = find(&reverse) else { return };
+    if entry.flags & CtFlags::REPLIED != 0 {
+        return;
+    }
+    let requests = requests(&reverse, entry);
+    let _ = CONNTRACK.remove(&requests);
+    let _ = CONNTRACK.remove(&reverse);
 }
 
 /// Forgets what becomes of what the client sends.

@@ -53,12 +53,30 @@ pub fn interface(addr: &Addr) -> u32 {
     }
 }
 
+/// Index of the host-side interface of the pod of this node that has the address and to which packets
+/// may be handed past the stack; 0: there is none.
+#[inline(always)]
+pub fn receiver(addr: &Addr) -> u32 {
+    let Some(endpoint) = ENDPOINTS.get_ptr(addr) else { return 0 };
+    // SAFETY: an element that was found exists while this program runs; its fields are words.
+    let (flags, ifindex) = unsafe { ((*endpoint).flags, (*endpoint).ifindex) };
+    if flags & Endpoint::NO_FAST_PATH == 0 { ifindex } else { 0 }
+}
+
 /// Whether a pod of this node has the address, and packets may be handed to it past the stack.
 #[inline(always)]
 pub fn takes(addr: &Addr) -> bool {
-    let Some(endpoint) = ENDPOINTS.get_ptr(addr) else { return false };
+    receiver(addr) != 0
+}
+
+/// Index of the host-side interface of the pod of this node that has the address and whose network
+/// namespace has that cookie; 0: there is none, or the namespace is not known.
+#[inline(always)]
+pub fn own_interface(addr: &Addr, cookie: u64) -> u32 {
+    let Some(endpoint) = ENDPOINTS.get_ptr(addr) else { return 0 };
     // SAFETY: an element that was found exists while this program runs; its fields are words.
-    unsafe { (*endpoint).flags & Endpoint::NO_FAST_PATH == 0 }
+    let (of_pod, ifindex) = unsafe { ((*endpoint).cookie, (*endpoint).ifindex) };
+    if of_pod == cookie { ifindex } else { 0 }
 }
 
 /// Who sends a packet, as its source address says.

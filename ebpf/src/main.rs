@@ -161,7 +161,9 @@ fn pod_send<const V6: bool>(packet: Skb) -> i32 {
     };
     let fast = sender != Sender::Bound;
     // With no hop left, the stack answers with an ICMP error.
-    let delivered = fast && ip.hops > 1 && fastpath::takes(&ip.dst);
+    let receiver = if fast && ip.hops > 1 { fastpath::receiver(&ip.dst) } else { 0 };
+    packet.set_receiver(receiver);
+    let delivered = receiver != 0;
     // The node's loopback addresses are served to the node's own sockets alone.
     let may_be_service = lb::may_be_service(&ip.dst) && !ip.dst.is_loopback();
     let policed = policy::in_force();
@@ -203,7 +205,9 @@ fn pod_send<const V6: bool>(packet: Skb) -> i32 {
             decision = service::without_ports(&ip, ports);
         }
         if policed && how != 0 && !matches!(decision, Decision::Drop | Decision::Reject) {
-            if fast || decision == Decision::Direct {
+            if decision == Decision::Leave {
+                how |= policy::TO_RECEIVER;
+            } else if fast || decision == Decision::Direct {
                 how |= policy::PAST_STACK;
             }
             if !policy::passes::<V6>(packet, &ip, &transport, &to, how) {

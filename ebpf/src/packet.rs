@@ -210,6 +210,21 @@ impl Skb {
         }
     }
 
+    /// Notes the interface of the pod that the packet is handed to, 0 for none, in a field that is the
+    /// program's own while it runs: a place on the stack is dearer.
+    #[inline(always)]
+    pub fn set_receiver(self, ifindex: u32) {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.0).cb[0] = ifindex };
+    }
+
+    /// See [`Skb::set_receiver`].
+    #[inline(always)]
+    pub fn receiver(self) -> u32 {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.0).cb[0] }
+    }
+
     /// Index of the interface that the packet came in by; 0 if it is the node's own.
     #[inline(always)]
     pub fn ingress_ifindex(self) -> u32 {

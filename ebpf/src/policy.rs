@@ -36,6 +36,8 @@ pub const TO_POD: u16 = 1 << 1;
 pub const PAST_STACK: u16 = 1 << 2;
 /// It is a client's, and the server sees it as it is to become; else as it is.
 pub const REQUEST: u16 = 1 << 3;
+/// As [`PAST_STACK`], to the one that [`Skb::receiver`] tells, which somebody has looked up already.
+pub const TO_RECEIVER: u16 = 1 << 4;
 
 /// How long a flow that says nothing of its end may be silent, so that a packet of the server is still
 /// an answer.
@@ -142,6 +144,8 @@ pub fn passes<const V6: bool>(
         receiver = isolated(state, packet.ifindex());
     } else if how & PAST_STACK != 0 {
         receiver = isolated(state, fastpath::interface(&to.dst));
+    } else if how & TO_RECEIVER != 0 {
+        receiver = isolated(state, packet.receiver());
     }
     if sender == 0 && receiver == 0 {
         return true;
@@ -230,6 +234,10 @@ pub fn judge(ip: &Ip, to: &Rewrite, case: &Case) -> bool {
     };
     let receiver = if case.traits & FROM_NODE != 0 { 0 } else { RECEIVER };
     if !asked(ip, to, case, if forward { FORWARD } else { BACK } | SENDER | receiver) {
+        if forward {
+            // What was made for a service's client before it was known that it may not come.
+            calls::take_back(to, case.proto.into());
+        }
         return false;
     }
     write_down(case, &key, forward, from_high);

@@ -18,9 +18,10 @@ use sluice_abi::{
 
 use crate::{
     counters::count,
+    fastpath,
     lb::{self, Choice, Client, Pick},
     maps::{BACKEND_PORTS, SOCK_PEERS, UDP_PEERS, UDP_SOCKS},
-    node,
+    node, policy,
 };
 
 /// Verdict: let the call go on.
@@ -129,6 +130,13 @@ impl<const V6: bool> Sock<'_, V6> {
     #[inline(always)]
     fn is_private(&self, addr: &Addr) -> bool {
         addr.is_loopback() && self.netns() != node::state().netns
+    }
+
+    /// Whether the backend is the socket's own pod, and policies may isolate that. What a pod says to
+    /// itself never leaves it: policies see it only if it is translated where it does.
+    #[inline(always)]
+    fn is_judged(&self, backend: &Addr) -> bool {
+        policy::in_force() && policy::concerns(fastpath::own_interface(backend, self.netns()))
     }
 
     /// Forgets the service that the socket was connected to.
@@ -265,6 +273,10 @@ pub fn connect<const V6: bool>(context: &SockAddrContext) -> i32 {
                 }
                 Access::Denied => return fail(EHOSTUNREACH, Counter::DropSourceRange),
             }
+            if sock.is_judged(&pick.backend.addr) {
+                sock.forget(proto);
+                return PROCEED;
+            }
             sock.remember(proto, &peer_of(addr, port, &pick, sock.netns()));
             sock.set(&pick.backend.addr, pick.backend.port);
             count(Counter::SockConnect);
@@ -325,6 +337,10 @@ pub fn sendmsg<const V6: bool>(context: &SockAddrContext) -> i32 {
     if changed {
         // A full map evicts; with no memory at all the next datagram chooses anew.
         let _ = UDP_PEERS.insert(&key, &peer, 0);
+    }
+    // All that the socket sends to the service goes that way, since its backend is remembered.
+    if sock.is_judged(&peer.backend_addr) {
+        return PROCEED;
     }
     key.addr = peer.backend_addr;
     key.port = peer.backend_port;

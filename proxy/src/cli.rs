@@ -396,7 +396,7 @@ pub enum Noun {
 #[derive(Clone, Debug, Args)]
 pub struct MonitorArgs {
     /// Packets that network policies do not let pass: whose rules were asked, in which direction, why,
-    /// and who the other end is. Each is shown to one reader only.
+    /// and who the other end is. Where no agent runs, each is shown by one monitor only.
     #[arg(long, required = true)]
     pub drops: bool,
 }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Result;
 use sluice_abi::Endpoint;
-use sluice_proxy::dataplane::TcHook;
+use sluice_proxy::dataplane::{TcHook, netns_cookie};
 
 use crate::{
     kernel::Lab,
@@ -35,7 +35,14 @@ impl Pair {
     /// # Errors
     /// Not root, or whatever [`Lab::new`] says.
     pub fn new(label: &str, fast_path: bool) -> Result<Self> {
-        let lab = Lab::new(label, fast_path)?;
+        Self::with_lab(Lab::new(label, fast_path)?, label)
+    }
+
+    /// Makes them around a dataplane.
+    ///
+    /// # Errors
+    /// Not root, or the kernel refuses.
+    pub fn with_lab(lab: Lab, label: &str) -> Result<Self> {
         let node = NetNs::new(label)?;
         node.sysctls(&[
             ("ipv4/ip_forward", "1"),
@@ -53,11 +60,11 @@ impl Pair {
             let attachment =
                 this.node.run(|| this.lab.dataplane.attach_pod(&host, TcHook::Tcx))??;
             let netns = this.node.number_of_peer(&host)?.map_or(0, |number| number + 1);
-            let ifindex = attachment.ifindex;
+            let (ifindex, cookie) = (attachment.ifindex, pod.run(netns_cookie)??);
             for address in [v4, v6] {
                 let id = u32::from(last) + 1;
                 let endpoint =
-                    Endpoint { ifindex, id, mac, host_mac, netns, ..Endpoint::default() };
+                    Endpoint { ifindex, id, mac, host_mac, cookie, netns, ..Endpoint::default() };
                 this.lab.endpoint(address, endpoint)?;
             }
             this.interfaces[n] = ifindex;

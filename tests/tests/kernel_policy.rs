@@ -595,3 +595,47 @@ fn a_table_that_is_full_is_named() -> Result<()> {
     assert_eq!(lab.dataplane.view().policy_state()?.epoch, epoch + 1);
     Ok(())
 }
+
+/// A flood of requests to a Service that policies deny leaves nothing in the connection tracker, whoever
+/// sends it: neither takes it the place of others' flows. One that was answered stays.
+#[test]
+fn denied_requests_leave_nothing_in_the_connection_tracker() -> Result<()> {
+    let mut lab = lab("policy-flood")?;
+    for family in &FAMILIES {
+        let vip = at(family.vip, 80);
+        let flows = |lab: &Lab| -> Result<usize> { Ok(lab.dataplane.view().conntrack()?.len()) };
+        for (server, closed) in [(family.there, [OPEN, CLOSED]), (family.here, [CLOSED, OPEN])] {
+            let backend = at(server, 8080);
+            for proto in [proto::TCP, proto::UDP, proto::SCTP] {
+                lab.service(&vip, proto, &[&backend])?;
+            }
+            // From a pod of the node to the other, or from outside to the pod here.
+            let ask: fn(&Lab, &[u8]) -> bool = if server == family.there { sent } else { arrived };
+            let asker = if server == family.there { family.here } else { family.outside };
+            lab.dataplane.apply_policy(&[sets(HERE, OPEN, OPEN), sets(THERE, OPEN, OPEN)])?;
+            let known = at(asker, 9_999);
+            assert!(ask(&lab, &udp(&known, &vip)));
+            let made = flows(&lab)?;
+            assert!(made >= 2, "{made}");
+            // Its answer, where the server's own program sees it.
+            let answered = server == family.here;
+            if answered {
+                assert!(sent(&lab, &udp(&backend, &known)));
+            }
+            lab.dataplane
+                .apply_policy(&[sets(HERE, closed[0], OPEN), sets(THERE, closed[1], OPEN)])?;
+            let before = lab.count(Counter::DropPolicyIngress);
+            for port in 10_000..11_000 {
+                let from = at(asker, port);
+                assert!(!ask(&lab, &syn(&from, &vip)));
+                assert!(!ask(&lab, &udp(&from, &vip)));
+                assert!(!ask(&lab, &Packet::sctp(&from, &vip, 1).build()));
+            }
+            assert_eq!(lab.count(Counter::DropPolicyIngress), before + 3_000);
+            assert_eq!(flows(&lab)?, made);
+            assert!(!ask(&lab, &udp(&known, &vip)));
+            assert_eq!(flows(&lab)?, if answered { made } else { made - 2 });
+        }
+    }
+    Ok(())
+}

@@ -3,7 +3,8 @@
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
-    net::{TcpListener, TcpStream, UdpSocket},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    path::PathBuf,
 };
 
 use anyhow::Result;
@@ -12,11 +13,12 @@ use sluice_plan::PolicyOp;
 use sluice_tests::{
     PATIENCE,
     bind::bind,
-    kernel::{Lab, addr},
+    kernel::{Lab, addr, isolated},
     netns::NetNs,
     pair::{ADDRESSES, Pair, socket},
     traffic, wait_for,
 };
+use socket2::{Domain, Protocol, Socket, Type};
 
 const OPEN: u32 = PolicySets::OPEN;
 const CLOSED: u32 = PolicySets::CLOSED;
@@ -43,7 +45,11 @@ fn sets(pair: &Pair, pod: usize, ingress: u32, egress: u32) -> PolicyOp {
 
 /// A pair whose pods have identities; the node has addresses that pods reach.
 fn pair(label: &str, fast_path: bool) -> Result<Pair> {
-    let mut pair = Pair::new(label, fast_path)?;
+    named(Pair::new(label, fast_path)?)
+}
+
+/// See [`pair`].
+fn named(mut pair: Pair) -> Result<Pair> {
     pair.node.ip("addr add 10.244.1.1/32 dev lo\naddr add fd00:244:1::1/128 dev lo nodad")?;
     for (pod, addresses) in ADDRESSES.into_iter().enumerate() {
         for (address, len) in addresses.into_iter().zip([32, 128]) {
@@ -215,6 +221,204 @@ fn a_pod_reaches_itself_through_its_service_if_it_may() -> Result<()> {
             traffic::exchange(&pair.pods[0], &pair.pods[0], target, server)?;
         }
         assert_eq!(drops(&pair.lab), 0);
+    }
+    Ok(())
+}
+
+/// How a client asks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Asks {
+    Stream,
+    Connected,
+    Unconnected,
+}
+
+impl Asks {
+    const ALL: [Self; 3] = [Self::Stream, Self::Connected, Self::Unconnected];
+
+    /// Asks, and waits for nothing; the socket is to be kept meanwhile.
+    fn ask(self, netns: &NetNs, target: SocketAddr) -> Result<Socket> {
+        netns.run(|| -> Result<Socket> {
+            let domain = Domain::for_address(target);
+            let (kind, protocol) = match self {
+                Self::Stream => (Type::STREAM, Protocol::TCP),
+                _ => (Type::DGRAM, Protocol::UDP),
+            };
+            let socket = Socket::new(domain, kind, Some(protocol))?;
+            socket.set_nonblocking(true)?;
+            match self {
+                Self::Stream => match socket.connect(&target.into()) {
+                    Err(error)
+                        if error.raw_os_error() != Some(nix::errno::Errno::EINPROGRESS as i32) =>
+                    {
+                        return Err(error.into());
+                    }
+                    _ => {}
+                },
+                Self::Connected => {
+                    socket.connect(&target.into())?;
+                    socket.send(b"x")?;
+                }
+                Self::Unconnected => {
+                    socket.send_to(b"x", &target.into())?;
+                }
+            }
+            Ok(socket)
+        })?
+    }
+}
+
+/// A connected datagram socket asks `target`, is answered, and knows only that.
+fn connected_datagram(
+    client: &NetNs,
+    serves: &NetNs,
+    target: SocketAddr,
+    server: SocketAddr,
+) -> Result<()> {
+    let serving = serves.run(|| bind(|| UdpSocket::bind(server)))??;
+    let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let client = client.run(|| -> std::io::Result<UdpSocket> {
+        let socket = UdpSocket::bind(any)?;
+        socket.connect(target)?;
+        Ok(socket)
+    })??;
+    for socket in [&serving, &client] {
+        socket.set_read_timeout(Some(PATIENCE))?;
+    }
+    assert_eq!(client.peer_addr()?, target);
+    let mut buffer = [0; 8];
+    for _ in 0..2 {
+        client.send(b"ask")?;
+        let (len, from) = serving.recv_from(&mut buffer)?;
+        assert_eq!(&buffer[..len], b"ask");
+        serving.send_to(b"answer", from)?;
+        let len = client.recv(&mut buffer)?;
+        assert_eq!(&buffer[..len], b"answer");
+    }
+    Ok(())
+}
+
+/// Every way to ask works.
+fn asks_and_is_answered(pair: &Pair, target: SocketAddr, server: SocketAddr) -> Result<()> {
+    let pod = &pair.pods[0];
+    traffic::exchange(pod, pod, target, server)?;
+    connected_datagram(pod, pod, target, server)?;
+    traffic::datagram(pod, pod, target, server, 100)?;
+    Ok(())
+}
+
+/// P8: a socket that asks its own pod through a Service is led there by the packet, where policies see
+/// it, if they isolate the pod; else as any other.
+#[test]
+fn a_socket_that_asks_its_own_pod_is_judged() -> Result<()> {
+    isolated("policy-own", |_: &NetNs, cgroup: PathBuf| {
+        let mut lab = Lab::with_cgroup("policy-own", true, cgroup)?;
+        lab.dataplane.attach_cgroup()?;
+        let mut pair = named(Pair::with_lab(lab, "policy-own")?)?;
+        let at_socket =
+            |lab: &Lab| lab.count(Counter::SockConnect) + lab.count(Counter::SockSendmsg);
+        for (vip, family) in [("10.96.0.10", 0), ("fd00:96::10", 1)] {
+            let (server, target) = (socket(ADDRESSES[0][family], 8080), socket(vip, 80));
+            for proto in [proto::TCP, proto::UDP] {
+                pair.lab.service(&target.to_string(), proto, &[&server.to_string()])?;
+            }
+            // Policies for nobody, then for another pod.
+            for other in [OPEN, CLOSED] {
+                let ops = [sets(&pair, 0, OPEN, OPEN), sets(&pair, 1, other, other)];
+                pair.lab.dataplane.apply_policy(&ops)?;
+                let before = (at_socket(&pair.lab), pair.lab.count(Counter::PacketForward));
+                asks_and_is_answered(&pair, target, server)?;
+                let after = (at_socket(&pair.lab), pair.lab.count(Counter::PacketForward));
+                assert_eq!((after.0 - before.0, after.1), (3, before.1), "{target}");
+            }
+            // It may.
+            let may = [
+                rule(5, identity(0), proto::TCP, 8080),
+                rule(5, identity(0), proto::UDP, 8080),
+                sets(&pair, 0, 5, 5),
+            ];
+            pair.lab.dataplane.apply_policy(&may)?;
+            let before = (at_socket(&pair.lab), drops(&pair.lab));
+            asks_and_is_answered(&pair, target, server)?;
+            assert_eq!((at_socket(&pair.lab), drops(&pair.lab)), before, "{target}");
+            // A socket to another pod is connected as always.
+            let elsewhere = socket(ADDRESSES[1][family], 8080);
+            let ops = [sets(&pair, 1, OPEN, OPEN), sets(&pair, 0, OPEN, OPEN)];
+            pair.lab.dataplane.apply_policy(&ops)?;
+            pair.lab.service(&target.to_string(), proto::TCP, &[&elsewhere.to_string()])?;
+            let ops = [sets(&pair, 0, CLOSED, OPEN)];
+            pair.lab.dataplane.apply_policy(&ops)?;
+            traffic::exchange(&pair.pods[0], &pair.pods[1], target, elsewhere)?;
+            assert_eq!(at_socket(&pair.lab), before.0 + 1, "{target}");
+            pair.lab.service(&target.to_string(), proto::TCP, &[&server.to_string()])?;
+            // It may not be asked, or may not ask.
+            for (ingress, egress, counter) in [
+                (CLOSED, OPEN, Counter::DropPolicyIngress),
+                (OPEN, CLOSED, Counter::DropPolicyEgress),
+            ] {
+                let ops = [sets(&pair, 0, ingress, egress)];
+                pair.lab.dataplane.apply_policy(&ops)?;
+                let Pair { lab, pods, .. } = &pair;
+                let listener = pods[0].run(|| bind(|| TcpListener::bind(server)))??;
+                let datagrams = pods[0].run(|| bind(|| UdpSocket::bind(server)))??;
+                listener.set_nonblocking(true)?;
+                datagrams.set_nonblocking(true)?;
+                for asks in Asks::ALL {
+                    let before = lab.count(counter);
+                    let _asking = asks.ask(&pods[0], target)?;
+                    wait_for(&format!("{asks:?} to {target} to be dropped"), PATIENCE, || {
+                        (lab.count(counter) > before).then_some(())
+                    })?;
+                    let error = match asks {
+                        Asks::Stream => listener.accept().map(drop),
+                        _ => datagrams.recv_from(&mut [0; 8]).map(drop),
+                    };
+                    assert_eq!(error.expect_err("nobody came").kind(), ErrorKind::WouldBlock);
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// What is denied to a client of a Service leaves no translated flow behind, whether it is dropped where
+/// it leaves the client or, by the stack, where it reaches the server.
+#[test]
+fn denied_requests_leave_no_flow_behind() -> Result<()> {
+    for fast_path in [false, true] {
+        let mut pair = pair("policy-flood", fast_path)?;
+        for (vip, family) in [("10.96.0.10", 0), ("fd00:96::10", 1)] {
+            let (server, target) = (socket(ADDRESSES[1][family], 8080), socket(vip, 80));
+            for proto in [proto::TCP, proto::UDP] {
+                pair.lab.service(&target.to_string(), proto, &[&server.to_string()])?;
+            }
+            let may = [rule(6, identity(0), proto::UDP, 8080), sets(&pair, 1, 6, OPEN)];
+            pair.lab.dataplane.apply_policy(&may)?;
+            traffic::datagram(&pair.pods[0], &pair.pods[1], target, server, 100)?;
+            let answered = pair.lab.dataplane.view().conntrack()?;
+            assert!(!answered.is_empty());
+            let ops = [sets(&pair, 1, CLOSED, OPEN)];
+            pair.lab.dataplane.apply_policy(&ops)?;
+            let before = drops(&pair.lab);
+            let mut asking = Vec::new();
+            for asks in [Asks::Stream, Asks::Unconnected] {
+                for _ in 0..100 {
+                    asking.push(asks.ask(&pair.pods[0], target)?);
+                }
+            }
+            let all = before + asking.len() as u64;
+            wait_for("all to be dropped", PATIENCE, || (drops(&pair.lab) >= all).then_some(()))?;
+            drop(asking);
+            let keys = |flows: Vec<(sluice_abi::CtKey, sluice_abi::CtEntry)>| -> Vec<_> {
+                flows.into_iter().map(|(key, _)| key).collect()
+            };
+            // A segment that comes again makes a flow for a moment.
+            let answered = keys(answered);
+            wait_for("what was denied to be gone", PATIENCE, || {
+                let left = keys(pair.lab.dataplane.view().conntrack().ok()?);
+                (left == answered).then_some(())
+            })?;
+        }
     }
     Ok(())
 }

@@ -18,7 +18,8 @@ cargo xtask COMMAND
   test [lint|unit|kernel|e2e|vm]         run one group of tests; without a name: lints, all groups, the demo
   bench [NAME...] [--quick] [--json FILE]  measure: service, nodeport (against direct routing, nftables, iptables),
                                          cni (against ptp), dns (against Knot, Unbound), podnet (against direct
-                                         routing); without a name: all of them
+                                         routing), policy (against direct routing, nftables); without a name:
+                                         all of them
   build [--release]                      build all binaries
 
 Groups: unit needs nothing; kernel, e2e, demo and bench need root; vm needs qemu.";

@@ -16,9 +16,14 @@ pub struct Endpoint {
     pub host_mac: [u8; 6],
     /// [`Endpoint::NO_FAST_PATH`] and bits to come.
     pub flags: u32,
+    /// Cookie of the pod's network namespace (`SO_NETNS_COOKIE`), by which its sockets are known; 0:
+    /// not known.
+    pub cookie: u64,
     /// The number that the node's network namespace has for the pod's (`IFLA_LINK_NETNSID` of the
     /// host-side veth), plus 1; 0: not known.
     pub netns: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 impl Endpoint {
@@ -29,7 +34,7 @@ impl Endpoint {
     pub const NO_FAST_PATH: u32 = 1 << 0;
 }
 
-abi!(Endpoint, size 28, align 4, fields [0 => ifindex: u32, 4 => id: u32, 8 => mac: [u8; 6], 14 => host_mac: [u8; 6], 20 => flags: u32, 24 => netns: u32]);
+abi!(Endpoint, size 40, align 8, fields [0 => ifindex: u32, 4 => id: u32, 8 => mac: [u8; 6], 14 => host_mac: [u8; 6], 20 => flags: u32, 24 => cookie: u64, 32 => netns: u32, 36 => reserved: u32]);
 
 /// What the programs know of their node.
 #[repr(C)]

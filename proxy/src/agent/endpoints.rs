@@ -25,6 +25,7 @@ use super::records::{self, Record, Stamp};
 use crate::control::EndpointRef;
 use crate::dataplane::{Attachment, Dataplane, DataplaneError, TcHook};
 use crate::view::EndpointNote;
+use crate::wake::namespaces;
 
 /// The pods that the agent serves.
 #[derive(Debug)]
@@ -103,6 +104,21 @@ enum How {
     /// Its programs could not be attached.
     Failed,
     By(TcHook),
+}
+
+/// Cookie of the pod's network namespace; 0 if it cannot be found out. Then policies do not see what the
+/// pod says to itself through a Service; `aloud`, that is told.
+fn cookie_of(record: &Record, aloud: bool) -> u64 {
+    if record.netns.as_os_str().is_empty() {
+        return 0;
+    }
+    namespaces::cookie_of(&record.netns).unwrap_or_else(|error| {
+        if aloud {
+            let netns = record.netns.display();
+            tracing::warn!(pod = record.label(), "network namespace {netns}: {error}");
+        }
+        0
+    })
 }
 
 impl Pod {
@@ -427,7 +443,12 @@ impl Endpoints {
             }
         };
         let known = record.addresses.iter().find_map(|addr| self.kernel.get(&Addr::from(*addr)));
-        let number = match (same, known.filter(|e| e.ifindex == ifindex)) {
+        let known = known.filter(|known| known.ifindex == ifindex);
+        let cookie = match known.map_or(0, |known| known.cookie) {
+            0 if self.on => cookie_of(&record, before.is_none()),
+            cookie => cookie,
+        };
+        let number = match (same, known) {
             (Some(pod), _) => pod.number,
             (None, Some(known)) => known.id,
             (None, None) => {
@@ -458,8 +479,16 @@ impl Endpoints {
         // A pod without its programs is reached through the stack, where nothing is skipped.
         if let (How::By(_), (Some(mac), Some(host_mac))) = (&how, macs) {
             for addr in addrs {
-                let netns = link.netns;
-                let endpoint = Endpoint { ifindex, id: number, mac, host_mac, flags, netns };
+                let endpoint = Endpoint {
+                    ifindex,
+                    id: number,
+                    mac,
+                    host_mac,
+                    flags,
+                    cookie,
+                    netns: link.netns,
+                    reserved: 0,
+                };
                 if let Some(error) = self.put(dataplane, addr, endpoint)? {
                     problems.push((format!("pod address {}", addr.to_ip()), error));
                     self.starved.insert(key.clone());

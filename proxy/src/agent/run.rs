@@ -27,7 +27,7 @@ use super::uplinks::UplinkPart;
 use super::wake::Wakes;
 use super::{StartError, health, host_ports, links, records, settings};
 use crate::cli::SluicedArgs;
-use crate::control;
+use crate::control::{self, Monitors};
 use crate::dataplane::{self, Dataplane};
 use crate::health::Health;
 
@@ -142,7 +142,8 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
     let options = settings::source_options(&args)?;
     let mut stream = Stream::open(&args.source, &options)
         .map_err(|error| StartError::new(error.to_string(), error.hint()))?;
-    let mut calls = control::serve(&args.paths.socket())
+    let monitors = Monitors::new(&args.paths.bpf_root);
+    let mut calls = control::serve(&args.paths.socket(), monitors)
         .map_err(|error| StartError::new(error.to_string(), "check --run-dir"))?;
     let (health, mut refreshes) = health::start(&args, stream.status(), &reconciler)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(signal_error)?;

@@ -46,6 +46,8 @@ impl Agent {
             }
             Request::PolicyTrace(trace) => return self.policy_answer(self.policy_trace(&trace)),
             Request::IdentityList => return self.policy_answer(self.identity_list()),
+            // The socket's own business.
+            Request::MonitorDrops => return Answer::error("this is no monitor's connection", ""),
             Request::EndpointAdd(add) => return self.add_pod(&add.key, add.record.as_deref()),
             Request::EndpointDel(key) => return self.remove_pod(&key),
         };

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Answer, Envelope, PROTOCOL_VERSION, Reply, Request};
+use super::{Answer, Envelope, Notice, PROTOCOL_VERSION, Reply, Request};
 
 /// How long an answer may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -63,6 +63,53 @@ pub enum ClientError {
 ///
 /// See [`ClientError`].
 pub fn request(socket: &Path, request: Request) -> Result<Option<Reply>, ClientError> {
+    ask(socket, request).map(|(reply, _)| reply)
+}
+
+/// What the agent tells a monitor: an iterator that waits for the next notice, and ends with the agent.
+#[derive(Debug)]
+pub struct Notices {
+    path: PathBuf,
+    stream: BufReader<UnixStream>,
+}
+
+impl Iterator for Notices {
+    type Item = Result<Notice, ClientError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut line = String::new();
+        match self.stream.read_line(&mut line) {
+            // An agent that is killed may leave half a line.
+            Ok(_) if !line.ends_with('\n') => None,
+            Ok(_) => Some(
+                serde_json::from_str(&line)
+                    .map_err(|source| ClientError::Protocol { path: self.path.clone(), source }),
+            ),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => None,
+            Err(source) => Some(Err(ClientError::Io { path: self.path.clone(), source })),
+        }
+    }
+}
+
+/// Asks the agent at `socket` for the packets that policies drop from now on.
+///
+/// # Errors
+///
+/// See [`ClientError`].
+pub fn follow(socket: &Path) -> Result<Notices, ClientError> {
+    let (_, stream) = ask(socket, Request::MonitorDrops)?;
+    let path = socket.to_owned();
+    match stream.get_ref().set_read_timeout(None) {
+        Ok(()) => Ok(Notices { path, stream }),
+        Err(source) => Err(ClientError::Io { path, source }),
+    }
+}
+
+/// The answer, and what comes after it.
+fn ask(
+    socket: &Path,
+    request: Request,
+) -> Result<(Option<Reply>, BufReader<UnixStream>), ClientError> {
     let path = || socket.to_owned();
     let io_error = |source| ClientError::Io { path: path(), source };
     let mut stream = UnixStream::connect(socket).map_err(|source| match source.kind() {
@@ -78,7 +125,8 @@ pub fn request(socket: &Path, request: Request) -> Result<Option<Reply>, ClientE
     stream.write_all(line.as_bytes()).map_err(io_error)?;
 
     let mut answer = String::new();
-    BufReader::new(stream).read_line(&mut answer).map_err(io_error)?;
+    let mut stream = BufReader::new(stream);
+    stream.read_line(&mut answer).map_err(io_error)?;
     if answer.is_empty() {
         return Err(io_error(io::ErrorKind::UnexpectedEof.into()));
     }
@@ -86,6 +134,6 @@ pub fn request(socket: &Path, request: Request) -> Result<Option<Reply>, ClientE
         .map_err(|source| ClientError::Protocol { path: path(), source })?;
     match answer.error {
         Some(message) => Err(ClientError::Refused { message, hint: answer.hint }),
-        None => Ok(answer.data),
+        None => Ok((answer.data, stream)),
     }
 }

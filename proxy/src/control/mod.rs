@@ -5,10 +5,14 @@
 //! so that binaries of different releases tell a person what to do instead of misreading each other.
 
 mod client;
+mod monitors;
+mod notice;
 mod protocol;
 mod server;
 
-pub use client::{ClientError, request};
+pub use client::{ClientError, Notices, follow, request};
+pub use monitors::{MAX_MONITORS, Monitors};
+pub use notice::{DroppedPacket, Notice};
 pub use protocol::{
     Answer, EndpointAdd, EndpointRef, Envelope, PROTOCOL_VERSION, PodRef, Reply, Request,
     ServiceRef, TraceRequest,

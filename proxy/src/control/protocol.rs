@@ -50,6 +50,9 @@ pub enum Request {
     PolicyTrace(TraceRequest),
     /// Addresses that the rules in force tell apart.
     IdentityList,
+    /// Each packet that policies drop from now on: the answer is followed by a [`super::Notice`] a line,
+    /// until one of the two ends leaves.
+    MonitorDrops,
     /// From `sluice-cni`: a pod's record and interface are there; answer once it is served.
     EndpointAdd(EndpointAdd),
     /// From `sluice-cni`: a pod is about to go.

@@ -10,7 +10,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Answer, Envelope, PROTOCOL_VERSION, Request};
+use super::{Answer, Envelope, Monitors, PROTOCOL_VERSION, Request};
 
 /// Longest request line in bytes; no request comes near it.
 const MAX_LINE: u64 = 16 * 1024;
@@ -40,13 +40,13 @@ pub struct ServeError {
 }
 
 /// Listens on `path`, readable and writable for its owner only, and hands every request to the
-/// receiver that comes back. A socket file that a dead agent left is replaced; the caller holds the
+/// receiver that comes back, but for those of monitors. A socket file that a dead agent left is replaced; the caller holds the
 /// node's lock, so no live one is.
 ///
 /// # Errors
 ///
 /// Where the socket cannot be made: the directory is missing or read-only.
-pub fn serve(path: &Path) -> Result<mpsc::Receiver<Call>, ServeError> {
+pub fn serve(path: &Path, monitors: Monitors) -> Result<mpsc::Receiver<Call>, ServeError> {
     let error = |call| move |source| ServeError { path: path.to_owned(), call, source };
     match fs::remove_file(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -57,19 +57,19 @@ pub fn serve(path: &Path) -> Result<mpsc::Receiver<Call>, ServeError> {
     let listener = UnixListener::bind(path).map_err(error("bind"))?;
     fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(error("chmod"))?;
     let (calls, receiver) = mpsc::channel(MAX_CLIENTS);
-    tokio::spawn(accept(listener, calls));
+    tokio::spawn(accept(listener, calls, monitors));
     Ok(receiver)
 }
 
-async fn accept(listener: UnixListener, calls: mpsc::Sender<Call>) {
+async fn accept(listener: UnixListener, calls: mpsc::Sender<Call>, monitors: Monitors) {
     let places = std::sync::Arc::new(tokio::sync::Semaphore::new(MAX_CLIENTS));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let calls = calls.clone();
+                let (calls, monitors) = (calls.clone(), monitors.clone());
                 tokio::spawn(async move {
-                    if let Err(error) = converse(stream, calls).await {
+                    if let Err(error) = converse(stream, calls, monitors).await {
                         tracing::debug!(%error, "a client of the control socket left");
                     }
                     drop(place);
@@ -87,7 +87,11 @@ async fn accept(listener: UnixListener, calls: mpsc::Sender<Call>) {
     }
 }
 
-async fn converse(stream: UnixStream, calls: mpsc::Sender<Call>) -> io::Result<()> {
+async fn converse(
+    stream: UnixStream,
+    calls: mpsc::Sender<Call>,
+    monitors: Monitors,
+) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut reader = BufReader::new(read);
     loop {
@@ -100,10 +104,14 @@ async fn converse(stream: UnixStream, calls: mpsc::Sender<Call>) -> io::Result<(
         if count == 0 {
             return Ok(());
         }
-        let answer = if line.ends_with(b"\n") {
-            answer(&line, &calls).await
-        } else {
-            Answer::error(format!("a request is one line of at most {MAX_LINE} bytes"), "")
+        let answer = match parse(&line) {
+            // It is no request any more, and takes no place from others.
+            Ok(Request::MonitorDrops) => {
+                let stream = reader.into_inner().reunite(write).map_err(io::Error::other)?;
+                return monitors.serve(stream.into_std()?);
+            }
+            Ok(request) => answer(request, &calls).await,
+            Err(answer) => answer,
         };
         let last = !line.ends_with(b"\n");
         let mut text = serde_json::to_vec(&answer)?;
@@ -115,27 +123,30 @@ async fn converse(stream: UnixStream, calls: mpsc::Sender<Call>) -> io::Result<(
     }
 }
 
-async fn answer(line: &[u8], calls: &mpsc::Sender<Call>) -> Answer {
+/// The request on a line, or the answer to what is none.
+fn parse(line: &[u8]) -> Result<Request, Answer> {
     /// The version alone, readable whatever else the line says.
     #[derive(serde::Deserialize)]
     struct Version {
         version: u32,
     }
 
-    match serde_json::from_slice::<Version>(line) {
-        Ok(Version { version }) if version != PROTOCOL_VERSION => {
-            return Answer::error(
-                format!("protocol version {version}, this agent speaks {PROTOCOL_VERSION}"),
-                "use the binaries of one release",
-            );
-        }
-        Err(error) => return Answer::error(format!("not a request: {error}"), ""),
-        Ok(_) => {}
+    if !line.ends_with(b"\n") {
+        let message = format!("a request is one line of at most {MAX_LINE} bytes");
+        return Err(Answer::error(message, ""));
     }
-    let request = match serde_json::from_slice::<Envelope>(line) {
-        Ok(envelope) => envelope.request,
-        Err(error) => return Answer::error(format!("not a request: {error}"), ""),
-    };
+    let none = |error| Answer::error(format!("not a request: {error}"), "");
+    let Version { version } = serde_json::from_slice(line).map_err(none)?;
+    if version != PROTOCOL_VERSION {
+        return Err(Answer::error(
+            format!("protocol version {version}, this agent speaks {PROTOCOL_VERSION}"),
+            "use the binaries of one release",
+        ));
+    }
+    serde_json::from_slice::<Envelope>(line).map(|envelope| envelope.request).map_err(none)
+}
+
+async fn answer(request: Request, calls: &mpsc::Sender<Call>) -> Answer {
     let (sender, receiver) = oneshot::channel();
     if calls.send(Call { request, answer: sender }).await.is_err() {
         return Answer::error("the agent is stopping", "try again");
@@ -160,7 +171,7 @@ mod tests {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
-            let mut calls = serve(&path).expect("a socket");
+            let mut calls = serve(&path, Monitors::new(&path)).expect("a socket");
             let client = tokio::task::spawn_blocking({
                 let path = path.clone();
                 move || client(&path)

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 use sluice_abi::{Direction, DropEvent, DropReason, PolicySets};
 use sluice_model::Protocol;
@@ -13,7 +13,7 @@ use sluice_model::Protocol;
 use super::CtlError;
 use crate::cli::{Output, ProxyctlArgs};
 use crate::clock;
-use crate::control::{self, PodRef, Reply, Request};
+use crate::control::{self, ClientError, Notice, Notices, PodRef, Reply, Request};
 use crate::dataplane::Drops;
 use crate::view::{EndpointRow, PodPolicies};
 
@@ -78,36 +78,94 @@ impl std::fmt::Display for Drop {
 
 /// Prints each packet that policies drop, until nobody reads any more.
 ///
+/// The agent reads the ring buffer for all monitors. Where there is none, this one reads it by itself,
+/// until an agent is there.
+///
 /// # Errors
 ///
-/// The ring buffer cannot be opened or waited for.
+/// The agent refuses, or, where there is none, the ring buffer cannot be opened or waited for.
 pub fn drops(args: &ProxyctlArgs, out: &mut dyn Write) -> Result<(), CtlError> {
-    let mut ring = Drops::open(&args.paths.bpf_root).map_err(CtlError::Monitor)?;
-    let mut agent = Agent::new(args);
-    // What happened before is not what somebody who looks on waits for.
-    ring.skip_all();
-    loop {
-        while let Some(event) = ring.take() {
-            let told = agent.tell(&event);
-            let line = match args.output {
-                Output::Table | Output::Wide => told.to_string(),
-                Output::Json => serde_json::to_string(&told).map_err(anyhow::Error::from)?,
-                Output::Yaml => format!(
-                    "---\n{}",
-                    serde_norway::to_string(&told).map_err(anyhow::Error::from)?.trim_end()
-                ),
-            };
-            if writeln!(out, "{line}").and_then(|()| out.flush()).is_err() {
-                return Ok(());
+    let mut printer = Printer { args, agent: Agent::new(args), out };
+    let mut reads = true;
+    while reads {
+        reads = match control::follow(&args.paths.socket()) {
+            Ok(notices) => printer.notices(notices)?,
+            Err(ClientError::Absent { .. }) => match printer.ring()? {
+                Some(notices) => printer.notices(notices)?,
+                None => false,
+            },
+            Err(error) => return Err(CtlError::Client(error)),
+        };
+    }
+    Ok(())
+}
+
+/// Prints what was dropped.
+struct Printer<'a> {
+    args: &'a ProxyctlArgs,
+    agent: Agent<'a>,
+    out: &'a mut dyn Write,
+}
+
+impl Printer<'_> {
+    /// Prints what the agent tells, until it is gone. Whether anybody still reads.
+    fn notices(&mut self, notices: Notices) -> Result<bool, CtlError> {
+        for notice in notices {
+            match notice.map_err(CtlError::Client)? {
+                Notice::Dropped(packet) => {
+                    if !self.print(&(&packet).into())? {
+                        return Ok(false);
+                    }
+                }
+                Notice::Lost(count) => {
+                    eprintln!("{count} more packets were dropped than could be shown");
+                }
             }
         }
-        match poll(&mut [PollFd::new(&ring, PollFlags::IN)], None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => {
-                let error = io::Error::from(error);
-                return Err(CtlError::Render(anyhow::anyhow!("poll: {error}")));
+        Ok(true)
+    }
+
+    /// Prints what is in the ring buffer, until an agent does that; `None` if nobody reads any more.
+    fn ring(&mut self) -> Result<Option<Notices>, CtlError> {
+        let mut ring = Drops::open(&self.args.paths.bpf_root).map_err(CtlError::Monitor)?;
+        // What happened before is not what somebody who looks on waits for.
+        ring.skip_all();
+        let mut looked = Instant::now();
+        loop {
+            while let Some(event) = ring.take() {
+                if !self.print(&event)? {
+                    return Ok(None);
+                }
+            }
+            let second = Timespec { tv_sec: 1, tv_nsec: 0 };
+            match poll(&mut [PollFd::new(&ring, PollFlags::IN)], Some(&second)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => {
+                    let error = io::Error::from(error);
+                    return Err(CtlError::Render(anyhow::anyhow!("poll: {error}")));
+                }
+            }
+            if looked.elapsed() >= FRESH {
+                looked = Instant::now();
+                if let Ok(notices) = control::follow(&self.args.paths.socket()) {
+                    return Ok(Some(notices));
+                }
             }
         }
+    }
+
+    /// Prints one packet. Whether anybody still reads.
+    fn print(&mut self, event: &DropEvent) -> Result<bool, CtlError> {
+        let told = self.agent.tell(event);
+        let line = match self.args.output {
+            Output::Table | Output::Wide => told.to_string(),
+            Output::Json => serde_json::to_string(&told).map_err(anyhow::Error::from)?,
+            Output::Yaml => format!(
+                "---\n{}",
+                serde_norway::to_string(&told).map_err(anyhow::Error::from)?.trim_end()
+            ),
+        };
+        Ok(writeln!(self.out, "{line}").and_then(|()| self.out.flush()).is_ok())
     }
 }
 

@@ -27,6 +27,8 @@ use aya::Ebpf;
 use sluice_abi::{Addr, CidrKey, Counter, CtEntry, CtKey, Endpoint, NodeAddrs, NodeState};
 use sluice_plan::Tables;
 
+pub(crate) use self::conntrack::partner;
+pub use self::sys::netns_cookie;
 pub use self::{
     attach::{Attachment, TcHook},
     cleanup::{Removed, cleanup},
@@ -38,7 +40,6 @@ pub use self::{
     spec::MapSizes,
     view::{Pinned, SocketKind},
 };
-pub(crate) use self::{conntrack::partner, sys::netns_cookie};
 use self::{
     load::PinDirs,
     view::{Maps, map_error},

@@ -115,7 +115,11 @@ const LINK_TYPE_CGROUP: u32 = 3;
 const LINK_TYPE_TCX: u32 = 11;
 
 /// Cookie of the network namespace that this thread is in, as `bpf_get_netns_cookie` has it.
-pub(crate) fn netns_cookie() -> io::Result<u64> {
+///
+/// # Errors
+///
+/// No socket can be made, or the kernel does not tell.
+pub fn netns_cookie() -> io::Result<u64> {
     let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
     let mut cookie = 0_u64;
     let mut len = size_of::<u64>() as libc::socklen_t;

@@ -23,7 +23,7 @@
 //! of MPTCP) are closed without a word to the program that forgets closed sockets.
 
 mod diag;
-mod namespaces;
+pub(crate) mod namespaces;
 mod select;
 mod worker;
 

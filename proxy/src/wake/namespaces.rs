@@ -88,7 +88,8 @@ fn entries(directory: &str) -> impl Iterator<Item = PathBuf> + use<> {
     fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
-fn cookie_of(path: &Path) -> io::Result<u64> {
+/// The cookie of the namespace that the path leads to.
+pub(crate) fn cookie_of(path: &Path) -> io::Result<u64> {
     inside(path, netns_cookie)?
 }
 

@@ -3,6 +3,7 @@
 mod cni;
 mod dns;
 mod podnet;
+mod policy;
 mod report;
 mod rules;
 mod service;
@@ -23,7 +24,7 @@ use crate::service::Way;
 #[derive(Parser)]
 #[command(name = "bench")]
 struct Cli {
-    /// Which benches to run: service, nodeport, cni, dns, podnet. All of them where none is named
+    /// Which benches to run: service, nodeport, cni, dns, podnet, policy. All of them where none is named
     names: Vec<String>,
     /// Fewer rounds: to see that it works, not to quote
     #[arg(long)]
@@ -41,7 +42,8 @@ struct Cli {
     #[arg(long, value_delimiter = ',')]
     services: Vec<usize>,
     /// Only these variants: of service and nodeport sluice, direct, nftables, iptables, loopback; of cni
-    /// sluice, sluice-alone, ptp; of dns sluice, knot, unbound; of podnet sluice, direct
+    /// sluice, sluice-alone, ptp; of dns sluice, knot, unbound; of podnet sluice, direct; of
+    /// policy sluice, sluice-rules, direct, nftables
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// The CPU that client and server share, or the server's in the bench dns; the last one where none
@@ -59,9 +61,9 @@ struct Plan {
     cpu: usize,
 }
 
-const BENCHES: [&str; 5] = ["service", "nodeport", "cni", "dns", "podnet"];
+const BENCHES: [&str; 6] = ["service", "nodeport", "cni", "dns", "podnet", "policy"];
 
-const VARIANTS: [&str; 10] = [
+const VARIANTS: [&str; 11] = [
     "sluice",
     "direct",
     "nftables",
@@ -69,6 +71,7 @@ const VARIANTS: [&str; 10] = [
     "loopback",
     "sluice-alone",
     "sluice-tcx",
+    "sluice-rules",
     "ptp",
     "knot",
     "unbound",
@@ -147,6 +150,15 @@ fn run(cli: Cli) -> Result<()> {
         );
         let measured = podnet::run(&plan)?;
         podnet::print(&measured);
+        results.extend(report::json(&measured));
+    }
+    if wanted("policy") {
+        println!(
+            "policy: {} rounds of {} ms each, variants interleaved; client and server share CPU {}\n",
+            plan.rounds, plan.millis, plan.cpu
+        );
+        let measured = policy::run(&plan)?;
+        policy::print(&measured);
         results.extend(report::json(&measured));
     }
     if let Some(path) = cli.json {

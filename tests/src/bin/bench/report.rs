@@ -10,7 +10,7 @@ pub(crate) struct Measured {
     pub(crate) bench: &'static str,
     pub(crate) case: &'static str,
     pub(crate) variant: String,
-    /// Services that are installed; 0 where there are none.
+    /// Services that are installed, in the bench policy policies; 0 where there are none.
     pub(crate) n: usize,
     pub(crate) unit: &'static str,
     pub(crate) rounds: Vec<f64>,

@@ -95,6 +95,11 @@ pub(crate) struct Plain {
     lan: NetNs,
 }
 
+/// The client pod's address on a node without Sluice.
+pub(crate) fn plain_client(family: Family) -> IpAddr {
+    plain_pod(family, 2)
+}
+
 /// The server pod's address on a node without Sluice.
 pub(crate) fn plain_server(family: Family) -> IpAddr {
     plain_pod(family, 3)
@@ -112,6 +117,8 @@ pub(crate) enum Rules {
     None,
     Iptables([Vec<Service>; 2]),
     Nftables([Vec<Service>; 2]),
+    /// The same, and a table of network policies.
+    Policed([Vec<Service>; 2], String),
 }
 
 impl Plain {
@@ -146,13 +153,16 @@ impl Plain {
                     inputs.push((node.launch(program), rules::iptables(family, services)));
                 }
             }
-            Rules::Nftables(services) => {
+            Rules::Nftables(services) | Rules::Policed(services, _) => {
                 for (family, services) in Family::ALL.into_iter().zip(services) {
                     let load = node.launch("nft").arg("-f");
                     let all = rules::nftables(family, services, node_address(family));
                     inputs.extend(all.into_iter().map(|input| (load.clone(), input)));
                 }
             }
+        }
+        if let Rules::Policed(_, table) = rules {
+            inputs.push((node.launch("nft").arg("-f"), table.clone()));
         }
         let file = dir.path().join(format!("{label}.rules"));
         for (loader, input) in inputs {
@@ -245,8 +255,9 @@ pub(crate) fn start_servers(
         process.wait_for_log("listening", Duration::from_secs(10))?;
         Ok(process)
     };
-    let mut servers = vec![start(format!("0.0.0.0:{POD_PORT}"), false)?];
+    let mut servers = Vec::new();
     for address in ["0.0.0.0", "[::]"] {
+        servers.push(start(format!("{address}:{POD_PORT}"), false)?);
         for udp in [false, true] {
             servers.push(start(format!("{address}:{PORT}"), udp)?);
         }
@@ -299,6 +310,16 @@ impl Sluice {
             bail!("{error:#}; proxyctl lists {seen}");
         }
         Ok(Self { _servers: servers, client, server, addresses, cluster })
+    }
+
+    /// The cluster of this node.
+    pub(crate) fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// The client's pod and the server's.
+    pub(crate) fn pods(&self) -> (&Pod, &Pod) {
+        (&self.client, &self.server)
     }
 }
 
