@@ -92,7 +92,7 @@ pub struct Args {
     #[arg(long)]
     pub query_log: bool,
 
-    /// A file with settings that may change while the server runs; see `sluice_dns::config`
+    /// A file with settings that may change while the server runs; see dns/README.md
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
@@ -212,7 +212,8 @@ fn stub(text: &str) -> Result<Stub, String> {
     Ok(Stub { domain, upstreams })
 }
 
-fn probe(text: &str) -> Result<Probe, String> {
+/// `[ADDR]:PORT`, or nothing.
+pub(crate) fn probe(text: &str) -> Result<Probe, String> {
     if text.is_empty() {
         return Ok(Probe(None));
     }

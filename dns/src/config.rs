@@ -159,6 +159,10 @@ impl File {
         let mut stubs = args.stub_domain.clone();
         for (domain, upstreams) in &self.stub_domains {
             let upstreams = list("stubDomains", upstreams)?;
+            // Its names would go to the upstreams of all others.
+            if upstreams.is_empty() {
+                return Err(wrong("stubDomains", domain, "has no upstream"));
+            }
             stubs.push(Stub { domain: name("stubDomains", domain)?, upstreams });
         }
         let policy = match &self.policy {
@@ -203,11 +207,6 @@ impl File {
         metrics: &Arc<Metrics>,
     ) -> Result<Settings, ConfigError> {
         let domain = self.domain(args)?;
-        let options = self.forward(args, own)?;
-        let forwarder = match old.map(|old| &old.forwarder) {
-            Some(old) if *old.options() == options => Arc::clone(old),
-            _ => Arc::new(Forwarder::with_options(options, Arc::clone(metrics))),
-        };
         let mut local = Local::default();
         for (addr, names) in &self.hosts {
             for text in names {
@@ -219,6 +218,11 @@ impl File {
             let added = local.add_rewrite(&name("rewrites", from)?, &name("rewrites", to)?);
             added.map_err(|error| wrong("rewrites", from, error))?;
         }
+        let options = self.forward(args, own)?;
+        let forwarder = match old.map(|old| &old.forwarder) {
+            Some(old) if *old.options() == options => Arc::clone(old),
+            _ => Arc::new(Forwarder::with_options(options, Arc::clone(metrics))),
+        };
         let autopath = self.autopath.unwrap_or(args.autopath);
         let autopath = autopath.then(|| resolv_conf::search(&args.resolv_conf, domain.apex()));
         let log = self.query_log.unwrap_or(args.query_log);
@@ -254,20 +258,26 @@ pub fn load(path: Option<&Path>) -> Result<(String, File), ConfigError> {
     Ok((text, file))
 }
 
-/// Hands over the file's text and content whenever it changes, for ever. A file that cannot be read
-/// is logged once, and what was known stays.
-pub async fn watch(path: PathBuf, mut text: String, mut changed: impl FnMut(File)) {
+/// Hands over the file's content whenever it changes, for ever. A file that cannot be read or used is
+/// logged once, what was known stays, and it is tried again: what is wrong may be another file that it
+/// names.
+pub async fn watch(
+    path: PathBuf,
+    mut text: String,
+    mut changed: impl FnMut(File) -> Result<(), ConfigError>,
+) {
     let mut told = String::new();
     loop {
         tokio::time::sleep(PERIOD).await;
-        match load(Some(&path)) {
-            Ok((new, file)) => {
-                told.clear();
-                if new != text {
-                    text = new;
-                    changed(file);
-                }
+        let result = load(Some(&path)).and_then(|(new, file)| {
+            if new != text {
+                changed(file)?;
+                text = new;
             }
+            Ok(())
+        });
+        match result {
+            Ok(()) => told.clear(),
             Err(error) => {
                 let error = error.to_string();
                 if told != error {
@@ -314,6 +324,7 @@ mod tests {
             ("policy: best", "policy: \"best\" is none of random, round_robin, sequential"),
             ("upstreams: [dns.example]", "upstreams: \"dns.example\" expected an address"),
             ("clusterDomain: a..b", "clusterDomain: \"a..b\""),
+            ("stubDomains: {corp.example: []}", "stubDomains: \"corp.example\" has no upstream"),
             ("upstream: [192.0.2.1]", "unknown field `upstream`"),
         ] {
             let error = settings(text).expect_err(text);

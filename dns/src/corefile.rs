@@ -3,12 +3,16 @@
 //! What has a counterpart here is carried over: `kubernetes`, `autopath`, `forward`, `cache`, `hosts`
 //! with its entries in place, `rewrite name` of one name to another, `log`. What this server does
 //! anyway needs no line: `errors`, `health`, `ready`, `prometheus`, `loop`, `reload`, `loadbalance`.
-//! All else is named with its line, so that nobody finds out from a failing lookup.
+//! All else is named with its line, so that nobody finds out from a failing lookup. So is what counts
+//! for a part of the names there and for all of them here.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
+use crate::cli;
 use crate::config::{CacheFile, File};
+use crate::forward::Target;
+use crate::tls;
 
 /// Why a Corefile cannot be read at all.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +66,8 @@ impl Imported {
 struct Directive {
     line: usize,
     words: Vec<String>,
+    /// Whether it has a block, which may be empty.
+    opens: bool,
     block: Vec<Directive>,
 }
 
@@ -78,29 +84,58 @@ impl Directive {
 /// Its blocks do not match. What it says and this server cannot do is no error.
 pub fn import(text: &str) -> Result<Imported, CorefileError> {
     let mut imported = Imported::default();
-    for server in parse(text)? {
-        let zones: Vec<&str> = server.words.iter().map(|zone| zone_of(zone)).collect();
+    let mut servers = parse(text)?;
+    // What counts for all names comes from the block that is for all of them.
+    servers.sort_by_key(|server| !server.words.iter().any(|zone| Zone::of(zone).name == "."));
+    for server in servers {
         if server.words.first().is_some_and(|word| word.starts_with('(') || word == "import") {
             imported.left_out.push(format!("{} (snippets)", server.text()));
             continue;
         }
-        for zone in &server.words {
-            if let Some((_, port)) = zone.rsplit_once(':').filter(|(_, port)| *port != "53") {
-                imported.flags.push(format!("--listen=0.0.0.0:{port} --listen=[::]:{port}"));
+        if !server.opens {
+            imported.left_out.push(format!("{} (no block in braces follows)", server.text()));
+            continue;
+        }
+        let zones: Vec<Zone<'_>> = server.words.iter().map(|zone| Zone::of(zone)).collect();
+        if zones.iter().any(|zone| !matches!(zone.scheme, "dns" | "tls")) {
+            let text = server.text();
+            imported.left_out.push(format!("{text} (only DNS, plain or over TLS, is served)"));
+            continue;
+        }
+        for zone in &zones {
+            let (flag, usual) = match zone.scheme {
+                "tls" => ("--tls-listen", tls::PORT),
+                _ => ("--listen", 53),
+            };
+            if let Some(port) = zone.port.filter(|port| *port != usual) {
+                imported.flag(format!("{flag}=0.0.0.0:{port} {flag}=[::]:{port}"));
             }
         }
+        let names: Vec<&str> = zones.iter().map(|zone| zone.name).collect();
         for directive in &server.block {
-            imported.directive(&zones, directive);
+            imported.directive(&names, directive);
         }
     }
-    imported.flags.dedup();
     Ok(imported)
 }
 
-/// A server block's zone: `dns://example.org:53` is `example.org`, `.:53` the root.
-fn zone_of(text: &str) -> &str {
-    let text = text.split_once("://").map_or(text, |(_, rest)| rest);
-    text.rsplit_once(':').map_or(text, |(zone, _)| zone)
+/// What a server block is for: `dns://example.org:53` is `example.org`, `.:53` the root.
+struct Zone<'c> {
+    scheme: &'c str,
+    name: &'c str,
+    port: Option<u16>,
+}
+
+impl<'c> Zone<'c> {
+    fn of(text: &'c str) -> Self {
+        let (scheme, rest) = text.split_once("://").unwrap_or(("dns", text));
+        // The colons of an IPv6 network have no port behind them.
+        let port = rest.rsplit_once(':').and_then(|(name, port)| Some((name, port.parse().ok()?)));
+        match port {
+            Some((name, port)) => Self { scheme, name, port: Some(port) },
+            None => Self { scheme, name: rest, port: None },
+        }
+    }
 }
 
 impl Imported {
@@ -108,17 +143,32 @@ impl Imported {
         let words: Vec<&str> = directive.words.iter().map(String::as_str).collect();
         match words[..] {
             // Done without being told.
-            [
-                "errors" | "ready" | "loop" | "reload" | "loadbalance" | "minimal" | "bufsize",
-                ..,
-            ] => {}
-            ["health", ..] => self.health(directive),
-            ["prometheus", addr] if addr != ":9153" => {
-                self.flags.push(format!("--metrics-bind-address={addr}"));
+            ["errors" | "loop" | "reload" | "minimal" | "bufsize", ..]
+            | ["loadbalance"]
+            | ["loadbalance", "round_robin", ..] => {}
+            ["health", ref addr @ ..] => {
+                self.probe("--health-bind-address", ":8080", addr, directive);
+                self.health(directive);
             }
-            ["prometheus", ..] => {}
-            ["log", ..] => self.file.query_log = Some(true),
-            ["kubernetes", ref zones @ ..] => self.kubernetes(zones, directive),
+            ["ready", ref addr @ ..] => {
+                self.probe("--ready-bind-address", ":8181", addr, directive);
+            }
+            ["prometheus", ref addr @ ..] => {
+                self.probe("--metrics-bind-address", ":9153", addr, directive);
+            }
+            ["log"] | ["log", "."] if directive.block.is_empty() && zones.contains(&".") => {
+                self.file.query_log = Some(true);
+            }
+            ["log", ..] => {
+                self.left_out
+                    .push(format!("{} (all queries are logged, or none)", directive.text()));
+            }
+            ["tls", certificate, key] if directive.block.is_empty() => {
+                self.flag(format!("--tls-cert={certificate} --tls-key={key}"));
+            }
+            ["kubernetes", ref own @ ..] => {
+                self.kubernetes(if own.is_empty() { zones } else { own }, directive);
+            }
             ["autopath", "@kubernetes"] => self.file.autopath = Some(true),
             ["forward", from, ref to @ ..] => self.forward(zones, from, to, directive),
             ["cache", ref args @ ..] => self.cache(args, directive),
@@ -128,18 +178,31 @@ impl Imported {
         }
     }
 
+    fn flag(&mut self, flag: String) {
+        if !self.flags.contains(&flag) {
+            self.flags.push(flag);
+        }
+    }
+
+    /// Where a probe is served.
+    fn probe(&mut self, flag: &str, usual: &str, addr: &[&str], directive: &Directive) {
+        match addr {
+            [] => {}
+            [addr] if *addr == usual => {}
+            [addr] if cli::probe(addr).is_ok() => self.flag(format!("{flag}={addr}")),
+            _ => self.left_out.push(format!("{} ({flag} takes [ADDR]:PORT)", directive.text())),
+        }
+    }
+
     fn leave_out(&mut self, inside: &str, directive: &Directive) {
         self.left_out.push(format!("{} (in {inside})", directive.text()));
     }
 
     fn health(&mut self, directive: &Directive) {
-        if let Some(addr) = directive.words.get(1).filter(|addr| *addr != ":8080") {
-            self.flags.push(format!("--health-bind-address={addr}"));
-        }
         for option in &directive.block {
             match option.words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
                 ["lameduck", time] => match seconds(time) {
-                    Some(seconds) => self.flags.push(format!("--lameduck-seconds={seconds}")),
+                    Some(seconds) => self.flag(format!("--lameduck-seconds={seconds}")),
                     None => self.leave_out("health", option),
                 },
                 _ => self.leave_out("health", option),
@@ -149,10 +212,20 @@ impl Imported {
 
     fn kubernetes(&mut self, zones: &[&str], directive: &Directive) {
         // Reverse zones are served as far as the addresses are the cluster's, and fall through.
-        let mut forward = zones.iter().filter(|zone| !zone.ends_with(".arpa"));
+        let reverse =
+            |zone: &str| zone.trim_end_matches('.').ends_with(".arpa") || is_network(zone);
+        let mut forward = zones.iter().filter(|zone| !reverse(zone) && **zone != ".");
         match (forward.next(), forward.next()) {
             (Some(zone), None) => {
-                self.file.cluster_domain = Some(zone.trim_end_matches('.').to_owned());
+                let zone = zone.trim_end_matches('.').to_owned();
+                match &self.file.cluster_domain {
+                    Some(known) if !known.eq_ignore_ascii_case(&zone) => {
+                        let text = directive.text();
+                        self.left_out
+                            .push(format!("{text} (the cluster's domain is {known} already)"));
+                    }
+                    _ => self.file.cluster_domain = Some(zone),
+                }
             }
             (None, _) => {}
             _ => self.left_out.push(format!("{} (more than one domain)", directive.text())),
@@ -166,8 +239,7 @@ impl Imported {
                     self.file.ttl = ttl.parse().ok();
                 }
                 ["fallthrough", ref zones @ ..]
-                    if zones.is_empty() || zones.iter().all(|zone| zone.ends_with(".arpa")) => {}
-                ["endpoint_pod_names", ..] => self.leave_out("kubernetes", option),
+                    if !zones.is_empty() && zones.iter().all(|zone| reverse(zone)) => {}
                 _ => self.leave_out("kubernetes", option),
             }
         }
@@ -175,40 +247,56 @@ impl Imported {
 
     fn forward(&mut self, zones: &[&str], from: &str, to: &[&str], directive: &Directive) {
         let mut upstreams = Vec::new();
-        let option = |name: &str| directive.block.iter().find(|it| it.words[0] == name);
+        let option = |name: &str| {
+            directive.block.iter().find(|it| it.words.first().is_some_and(|word| word == name))
+        };
         let name = option("tls_servername").and_then(|it| it.words.get(1));
         for to in to {
             match *to {
                 // Where the upstreams come from by default.
                 "/etc/resolv.conf" => {}
-                file if file.starts_with('/') => self.flags.push(format!("--resolv-conf={file}")),
+                file if file.starts_with('/') => self.flag(format!("--resolv-conf={file}")),
                 addr if addr.starts_with("tls://") => {
                     let name = name.map_or_else(String::new, |name| format!("#{name}"));
-                    upstreams.push(format!("{addr}{name}"));
+                    self.upstream(format!("{addr}{name}"), &mut upstreams, directive);
                 }
                 addr if addr.contains("://") && !addr.starts_with("dns://") => {
                     let text = directive.text();
                     self.left_out.push(format!("{text} (only dns:// and tls:// upstreams)"));
                 }
-                addr => upstreams.push(addr.trim_start_matches("dns://").to_owned()),
+                addr => {
+                    let addr = addr.trim_start_matches("dns://").to_owned();
+                    self.upstream(addr, &mut upstreams, directive);
+                }
             }
         }
         // The directive's own domain, or those of its server block.
         let domains: Vec<&str> = if from == "." { zones.to_vec() } else { vec![from] };
         for domain in domains {
             if domain == "." || domain.is_empty() {
-                if !upstreams.is_empty() {
-                    self.file.upstreams = Some(upstreams.clone());
+                match &self.file.upstreams {
+                    _ if upstreams.is_empty() => {}
+                    Some(known) if *known != upstreams => {
+                        let text = directive.text();
+                        self.left_out.push(format!("{text} (there are other upstreams already)"));
+                    }
+                    _ => self.file.upstreams = Some(upstreams.clone()),
                 }
+            } else if is_network(domain) {
+                let text = directive.text();
+                self.left_out.push(format!("{text} (name {domain} as a domain below arpa)"));
             } else if upstreams.is_empty() {
                 self.left_out.push(format!("{} (a stub domain needs addresses)", directive.text()));
             } else {
-                self.file.stub_domains.insert(domain.to_owned(), upstreams.clone());
+                let domain = domain.trim_end_matches('.').to_owned();
+                self.file.stub_domains.insert(domain, upstreams.clone());
             }
         }
         for option in &directive.block {
             match option.words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-                ["policy", policy @ ("random" | "round_robin" | "sequential")] => {
+                ["policy", policy @ ("random" | "round_robin" | "sequential")]
+                    if self.file.policy.as_ref().is_none_or(|known| known == policy) =>
+                {
                     self.file.policy = Some(policy.to_owned());
                 }
                 // Said with the upstreams.
@@ -227,39 +315,54 @@ impl Imported {
                 _ => self.leave_out("forward", option),
             }
         }
-        // CoreDNS's own default.
-        if self.file.policy.is_none() && to.len() > 1 {
+        // CoreDNS's own default. How many upstreams a file names is not known here.
+        if self.file.policy.is_none() && (to.len() > 1 || to.iter().any(|to| to.starts_with('/'))) {
             self.file.policy = Some("random".to_owned());
+        }
+    }
+
+    /// Takes an upstream, if it is one that can be asked here.
+    fn upstream(&mut self, text: String, upstreams: &mut Vec<String>, directive: &Directive) {
+        match text.parse::<Target>() {
+            Ok(_) => upstreams.push(text),
+            Err(error) => self.left_out.push(format!("{} ({text}: {error})", directive.text())),
         }
     }
 
     fn cache(&mut self, args: &[&str], directive: &Directive) {
         let mut cache = CacheFile::default();
-        if let Some(ttl) = args.first().and_then(|ttl| ttl.parse().ok()) {
-            (cache.max_positive_seconds, cache.max_negative_seconds) = (Some(ttl), Some(ttl));
+        // The lifetime may be left out before the zones.
+        let ttl = args.first().and_then(|ttl| ttl.parse().ok());
+        (cache.max_positive_seconds, cache.max_negative_seconds) = (ttl, ttl);
+        if args.len() > usize::from(ttl.is_some()) {
+            let text = directive.text();
+            self.left_out.push(format!("{text} (the names of all zones are kept alike)"));
         }
         for option in &directive.block {
-            match option.words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            let understood = match option.words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
                 ["success", entries, ref rest @ ..] => {
-                    cache.entries = entries.parse().ok();
-                    if let Some(ttl) = rest.first() {
-                        cache.max_positive_seconds = ttl.parse().ok();
-                    }
+                    number(&mut cache.entries, &[entries])
+                        && number(&mut cache.max_positive_seconds, rest)
                 }
-                ["denial", _, ref rest @ ..] => {
-                    if let Some(ttl) = rest.first() {
-                        cache.max_negative_seconds = ttl.parse().ok();
-                    }
-                }
-                ["prefetch", amount, ..] => cache.prefetch = amount.parse().ok(),
+                ["denial", _, ref rest @ ..] => number(&mut cache.max_negative_seconds, rest),
+                ["prefetch", amount, ..] => number(&mut cache.prefetch, &[amount]),
                 ["serve_stale", ref rest @ ..] => {
-                    let time = rest.first().copied().unwrap_or("1h");
-                    cache.stale_seconds = seconds(time);
+                    cache.stale_seconds = seconds(rest.first().copied().unwrap_or("1h"));
+                    cache.stale_seconds.is_some()
                 }
-                _ => self.leave_out("cache", option),
+                _ => false,
+            };
+            if !understood {
+                self.leave_out("cache", option);
             }
         }
-        self.file.cache = Some(cache);
+        match &self.file.cache {
+            Some(known) if *known != cache => {
+                let text = directive.text();
+                self.left_out.push(format!("{text} (there is one cache, and it is set already)"));
+            }
+            _ => self.file.cache = Some(cache),
+        }
     }
 
     fn hosts(&mut self, args: &[&str], directive: &Directive) {
@@ -297,6 +400,19 @@ impl Imported {
     }
 }
 
+/// Takes the first of these words, if there is one; `false` where it is no number.
+fn number<T: std::str::FromStr>(place: &mut Option<T>, words: &[&str]) -> bool {
+    let Some(word) = words.first() else { return true };
+    let Ok(number) = word.parse() else { return false };
+    *place = Some(number);
+    true
+}
+
+/// Whether a zone is written as a network, such as `10.0.0.0/8`.
+fn is_network(zone: &str) -> bool {
+    zone.parse::<ipnet::IpNet>().is_ok()
+}
+
 /// A duration of Go in seconds: `5s`, `1h30m`, or a bare number of seconds.
 fn seconds(text: &str) -> Option<u64> {
     if let Ok(seconds) = text.parse() {
@@ -324,7 +440,9 @@ fn seconds(text: &str) -> Option<u64> {
 fn parse(text: &str) -> Result<Vec<Directive>, CorefileError> {
     // The blocks that are open, the outermost first; the first is the file itself.
     let mut open: Vec<Directive> =
-        vec![Directive { line: 0, words: Vec::new(), block: Vec::new() }];
+        vec![Directive { line: 0, words: Vec::new(), opens: true, block: Vec::new() }];
+    // Zones whose block has yet to come, since a comma stands at the end of their line.
+    let mut before: Vec<String> = Vec::new();
     for (index, line) in text.lines().enumerate() {
         let line_number = index + 1;
         let syntax = |reason| CorefileError::Syntax { line: line_number, reason };
@@ -350,12 +468,20 @@ fn parse(text: &str) -> Result<Vec<Directive>, CorefileError> {
         }
         let words = if open.len() == 1 {
             // Zones may be separated by commas.
+            let goes_on = !opens && words.last().is_some_and(|word| word.ends_with(','));
             let zones = words.iter().flat_map(|word| word.split(',')).filter(|it| !it.is_empty());
-            zones.map(str::to_owned).collect()
+            before.extend(zones.map(str::to_owned));
+            if goes_on {
+                continue;
+            }
+            std::mem::take(&mut before)
         } else {
             words
         };
-        let directive = Directive { line: line_number, words, block: Vec::new() };
+        if words.is_empty() {
+            return Err(syntax("nothing stands before this brace"));
+        }
+        let directive = Directive { line: line_number, words, opens, block: Vec::new() };
         if opens {
             open.push(directive);
         } else if let Some(outer) = open.last_mut() {
@@ -363,7 +489,11 @@ fn parse(text: &str) -> Result<Vec<Directive>, CorefileError> {
         }
     }
     match &open[..] {
-        [file] => Ok(file.block.clone()),
+        [file] if before.is_empty() => Ok(file.block.clone()),
+        [_] => Err(CorefileError::Syntax {
+            line: text.lines().count(),
+            reason: "a comma stands at the end",
+        }),
         [.., unclosed] => {
             Err(CorefileError::Syntax { line: unclosed.line, reason: "this block is not closed" })
         }
@@ -483,10 +613,94 @@ corp.example:53 {
             (".:53 {\n  errors\n", "line 1: this block is not closed"),
             ("}\n", "line 1: this } closes nothing"),
             (". {\n cache { 30 }\n}\n", "line 2: a brace"),
+            (". {\n forward . 192.0.2.1 {\n  {\n  }\n }\n}\n", "line 3: nothing stands before"),
+            ("{\n errors\n}\n", "line 1: nothing stands before"),
+            (". {\n}\na.example,\n", "line 3: a comma"),
         ] {
             let error = import(text).expect_err(text).to_string();
             assert!(error.starts_with(expected), "{error}");
         }
+    }
+
+    /// D16: what would mean something else here, or nothing at all, is named, whatever it looks like.
+    #[test]
+    fn what_has_another_meaning_is_named() {
+        for (text, named) in [
+            (
+                ".:53 {\n log . {\n  class error\n }\n}\n",
+                "line 2: log . (all queries are logged, or none)",
+            ),
+            ("a.example {\n log\n}\n", "line 2: log (all queries"),
+            (
+                ".:53 {\n ready localhost:8181\n}\n",
+                "line 2: ready localhost:8181 (--ready-bind-address takes",
+            ),
+            (".:53 {\n loadbalance weighted w\n}\n", "line 2: loadbalance weighted w"),
+            (
+                ".:53 {\n kubernetes a.example {\n  fallthrough\n }\n}\n",
+                "line 3: fallthrough (in kubernetes)",
+            ),
+            (
+                ". {\n kubernetes a.example\n kubernetes b.example\n}\n",
+                "line 3: kubernetes b.example (the cluster's domain is a.example already)",
+            ),
+            (
+                ". {\n forward . dns.example\n}\n",
+                "line 2: forward . dns.example (dns.example: expected an address",
+            ),
+            ("10.0.0.0/8 {\n forward . 192.0.2.1\n}\n", "(name 10.0.0.0/8 as a domain below arpa)"),
+            ("fd00::/8 {\n forward . 192.0.2.1\n}\n", "(name fd00::/8 as a domain below arpa)"),
+            ("https://. {\n forward . 192.0.2.1\n}\n", "line 1: https://. (only DNS"),
+            (
+                "example.org\nforward . 192.0.2.1\n",
+                "line 1: example.org (no block in braces follows)",
+            ),
+            (
+                ". {\n cache 30\n}\na.example {\n cache 5\n}\n",
+                "line 5: cache 5 (there is one cache",
+            ),
+            (". {\n cache 30 a.example\n}\n", "line 2: cache 30 a.example (the names of all zones"),
+            (". {\n cache {\n  serve_stale 500ms\n }\n}\n", "line 3: serve_stale 500ms (in cache)"),
+            (". {\n cache {\n  success many\n }\n}\n", "line 3: success many (in cache)"),
+        ] {
+            let imported = import(text).expect(text);
+            assert!(
+                imported.left_out.iter().any(|line| line.contains(named)),
+                "{text}{:#?}",
+                imported.left_out
+            );
+            assert_ne!(imported.file.query_log, Some(true), "{text}");
+            let args = ["sluice-dns", "--source=dir:/tmp"].into_iter().map(str::to_owned);
+            let flags = imported.flags.iter().flat_map(|flag| flag.split(' ')).map(str::to_owned);
+            let parsed = <cli::Args as clap::Parser>::try_parse_from(args.chain(flags));
+            assert!(parsed.is_ok(), "{text}{:?}", imported.flags);
+        }
+    }
+
+    /// D16: the block of all names decides, wherever it stands; zones may go over several lines.
+    #[test]
+    fn the_block_of_the_root_counts_first() {
+        let text = "a.example:53,\nb.example:53 {\n forward . 192.0.2.2 {\n  policy sequential\n }\n cache 5\n}\n\
+                    .:1053 {\n forward . 192.0.2.1 {\n  policy round_robin\n }\n cache 30\n ready :8282\n}\n\
+                    tls://.:8853 {\n tls own.pem own.key\n forward . 192.0.2.1\n cache 30\n}\n\
+                    k8s.example {\n kubernetes\n}\n";
+        let imported = import(text).expect("a Corefile");
+        let file = &imported.file;
+        assert_eq!(file.upstreams, Some(vec!["192.0.2.1".to_owned()]));
+        assert_eq!(file.stub_domains.keys().collect::<Vec<_>>(), ["a.example", "b.example"]);
+        assert_eq!(file.policy.as_deref(), Some("round_robin"));
+        assert_eq!(file.cache.as_ref().and_then(|cache| cache.max_positive_seconds), Some(30));
+        assert_eq!(file.cluster_domain.as_deref(), Some("k8s.example"));
+        let expected = [
+            "--listen=0.0.0.0:1053 --listen=[::]:1053",
+            "--ready-bind-address=:8282",
+            "--tls-listen=0.0.0.0:8853 --tls-listen=[::]:8853",
+            "--tls-cert=own.pem --tls-key=own.key",
+        ];
+        assert_eq!(imported.flags, expected);
+        assert_eq!(imported.left_out.len(), 2, "{:#?}", imported.left_out);
+        assert!(imported.left_out[0].contains("policy sequential (in forward)"));
+        assert!(imported.left_out[1].contains("cache 5"));
     }
 
     #[test]

@@ -36,7 +36,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Not by way of the log, which a filter may have turned off.
-            eprintln!("sluice-dns: {error:#}");
+            eprintln!("sluice-dns: {}", told(&error));
             ExitCode::FAILURE
         }
     }
@@ -57,17 +57,28 @@ fn import(args: &ImportArgs) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("sluice-dns: {}: {error:#}", args.file.display());
+            eprintln!("sluice-dns: {}: {}", args.file.display(), told(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error with its causes, each once: the messages of some have that of their cause in them.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 fn run(args: &Args) -> Result<()> {
     raise_descriptor_limit();
     // Wrong flags are told before anything is bound.
     Domain::new(&args.cluster_domain, args.ttl).context("--cluster-domain")?;
-    let config = config::load(args.config.as_deref()).context("--config")?;
+    let config = config::load(args.config.as_deref()).with_context(|| config_flag(args))?;
     let tls = bind_tls(args)?;
     let sockets = bind(args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -75,6 +86,14 @@ fn run(args: &Args) -> Result<()> {
         .build()
         .context("cannot start the runtime")?;
     runtime.block_on(serve(args, config, sockets, tls))
+}
+
+/// The flag with its file, if there is one: the flags make settings without a file as well.
+fn config_flag(args: &Args) -> String {
+    match &args.config {
+        Some(path) => format!("--config {}", path.display()),
+        None => "the flags".to_owned(),
+    }
 }
 
 async fn serve(
@@ -89,7 +108,7 @@ async fn serve(
     let (text, file) = config;
     let own: Vec<SocketAddr> = sockets.iter().map(|sockets| sockets.addr).collect();
     let metrics = Arc::new(Metrics::default());
-    let settings = file.settings(args, &own, None, &metrics).context("--config")?;
+    let settings = file.settings(args, &own, None, &metrics).with_context(|| config_flag(args))?;
     tell_upstreams(&settings);
     let resolver = Arc::new(Resolver::with_settings(settings));
     spawn_reload(args, text, own, &resolver);
@@ -218,14 +237,11 @@ fn spawn_reload(args: &Args, text: String, own: Vec<SocketAddr>, resolver: &Arc<
     let (args, resolver) = (args.clone(), Arc::clone(resolver));
     tokio::spawn(config::watch(path, text, move |file| {
         let old = resolver.settings();
-        match file.settings(&args, &own, Some(&old), resolver.metrics()) {
-            Ok(settings) => {
-                tell_upstreams(&settings);
-                resolver.set_settings(settings);
-                tracing::info!("the configuration was read again");
-            }
-            Err(error) => tracing::error!("--config: {error}; the old one stays"),
-        }
+        let settings = file.settings(&args, &own, Some(&old), resolver.metrics())?;
+        tell_upstreams(&settings);
+        resolver.set_settings(settings);
+        tracing::info!("the configuration was read again");
+        Ok(())
     }));
 }
 

@@ -179,8 +179,9 @@ pub struct Shard {
     responses: [AtomicU64; RCODES.len()],
     events: [AtomicU64; EVENTS.len()],
     durations: Histogram<{ DURATIONS.len() }>,
-    request_sizes: Histogram<{ SIZES.len() }>,
-    response_sizes: Histogram<{ SIZES.len() }>,
+    /// One for each way that queries come.
+    request_sizes: [Histogram<{ SIZES.len() }>; PROTOS.len()],
+    response_sizes: [Histogram<{ SIZES.len() }>; PROTOS.len()],
 }
 
 impl Shard {
@@ -191,8 +192,8 @@ impl Shard {
             responses: [const { AtomicU64::new(0) }; RCODES.len()],
             events: [const { AtomicU64::new(0) }; EVENTS.len()],
             durations: Histogram::new(),
-            request_sizes: Histogram::new(),
-            response_sizes: Histogram::new(),
+            request_sizes: std::array::from_fn(|_| Histogram::new()),
+            response_sizes: std::array::from_fn(|_| Histogram::new()),
         }
     }
 
@@ -219,8 +220,8 @@ impl Shard {
         let rcode = u16::from(answered.rcode);
         let rcode = RCODES.iter().position(|(it, _)| *it == rcode).unwrap_or(RCODES.len() - 1);
         self.add(&self.responses[rcode], 1);
-        self.request_sizes.observe(&SIZES, answered.request as u64, 1, self);
-        self.response_sizes.observe(&SIZES, answered.response as u64, 1, self);
+        self.request_sizes[proto].observe(&SIZES, answered.request as u64, 1, self);
+        self.response_sizes[proto].observe(&SIZES, answered.response as u64, 1, self);
     }
 
     /// Counts how long so many answers took, each.
@@ -335,11 +336,12 @@ impl Metrics {
             }
         }
         let name = "coredns_dns_request_duration_seconds";
-        self.histogram(out, name, &DURATIONS, 1e-9, |shard| &shard.durations)?;
+        head(out, name, "histogram")?;
+        self.histogram(out, (name, SERVER), &DURATIONS, 1e-9, |shard| &shard.durations)?;
         let name = "coredns_dns_request_size_bytes";
-        self.histogram(out, name, &SIZES, 1.0, |shard| &shard.request_sizes)?;
+        self.sizes(out, name, |shard| &shard.request_sizes)?;
         let name = "coredns_dns_response_size_bytes";
-        self.histogram(out, name, &SIZES, 1.0, |shard| &shard.response_sizes)?;
+        self.sizes(out, name, |shard| &shard.response_sizes)?;
         let mut last = "";
         for (event, name, labels) in EVENTS {
             if last != name {
@@ -366,23 +368,40 @@ impl Metrics {
         Ok(())
     }
 
-    fn histogram<const N: usize>(
+    /// The histograms of sizes, of those ways that queries came.
+    fn sizes(
         &self,
         out: &mut String,
         name: &str,
+        of: impl Fn(&Shard) -> &[Histogram<{ SIZES.len() }>; PROTOS.len()],
+    ) -> fmt::Result {
+        head(out, name, "histogram")?;
+        for (p, proto) in PROTOS.iter().enumerate() {
+            let count = |n: usize| self.sum(|shard| &of(shard)[p].buckets[n]);
+            if (0..SIZES.len()).any(|n| count(n) > 0) {
+                let labels = format!("{SERVER},proto=\"{proto}\"");
+                self.histogram(out, (name, &labels), &SIZES, 1.0, |shard| &of(shard)[p])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn histogram<const N: usize>(
+        &self,
+        out: &mut String,
+        (name, labels): (&str, &str),
         bounds: &[(u64, &str); N],
         unit: f64,
         of: impl Fn(&Shard) -> &Histogram<N>,
     ) -> fmt::Result {
-        head(out, name, "histogram")?;
         let mut total = 0;
         for (index, (_, bound)) in bounds.iter().enumerate() {
             total += self.sum(|shard| &of(shard).buckets[index]);
-            writeln!(out, "{name}_bucket{{{SERVER},le=\"{bound}\"}} {total}")?;
+            writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {total}")?;
         }
         let sum = self.sum(|shard| &of(shard).sum) as f64 * unit;
-        writeln!(out, "{name}_sum{{{SERVER}}} {sum}")?;
-        writeln!(out, "{name}_count{{{SERVER}}} {total}")
+        writeln!(out, "{name}_sum{{{labels}}} {sum}")?;
+        writeln!(out, "{name}_count{{{labels}}} {total}")
     }
 }
 
@@ -425,13 +444,20 @@ mod tests {
             "coredns_dns_responses_total{server=\"dns://:53\",zone=\".\",view=\"\",rcode=\"NXDOMAIN\",plugin=\"\"} 2",
             "coredns_dns_request_duration_seconds_bucket{server=\"dns://:53\",zone=\".\",view=\"\",le=\"0.00025\"} 0",
             "coredns_dns_request_duration_seconds_bucket{server=\"dns://:53\",zone=\".\",view=\"\",le=\"0.0005\"} 2",
-            "coredns_dns_request_size_bytes_count{server=\"dns://:53\",zone=\".\",view=\"\"} 3",
+            "coredns_dns_request_size_bytes_count{server=\"dns://:53\",zone=\".\",view=\"\",proto=\"udp\"} 3",
+            "coredns_dns_response_size_bytes_bucket{server=\"dns://:53\",zone=\".\",view=\"\",proto=\"udp\",le=\"200\"} 3",
             "coredns_cache_hits_total{type=\"success\"} 1",
             "coredns_cache_requests_total 1",
             "coredns_cache_entries{type=\"success\"} 3",
         ] {
             assert!(text.lines().any(|it| it == line), "no {line} in\n{text}");
         }
+        // CoreDNS has no series of what never came, either.
+        assert!(
+            !text.contains(
+                "size_bytes_count{server=\"dns://:53\",zone=\".\",view=\"\",proto=\"tcp\"}"
+            )
+        );
         let types = text.lines().filter(|line| line.starts_with("# TYPE"));
         let names: Vec<_> = types.collect();
         let mut unique = names.clone();

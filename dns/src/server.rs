@@ -80,13 +80,7 @@ impl Server {
         }
         let count = workers.len();
         for (index, sockets) in workers.into_iter().enumerate() {
-            let worker = udp::Worker {
-                sockets,
-                resolver: Arc::clone(resolver),
-                queue: Arc::clone(&queue),
-                stop: Arc::clone(&stop_workers),
-                shard: resolver.metrics().worker(),
-            };
+            let worker = udp::Worker::new(sockets, (resolver, &queue), &stop_workers)?;
             let ends = Ends(end.clone());
             std::thread::Builder::new().name(format!("dns-{index}")).spawn(move || {
                 worker.run();

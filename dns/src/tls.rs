@@ -1,13 +1,12 @@
 //! DNS over TLS (RFC 7858): who this server is, and whom it trusts.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rustls::crypto::{CryptoProvider, ring};
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
@@ -52,10 +51,16 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let read = |source| TlsError::Read { path: path.to_owned(), source };
-    let list = CertificateDer::pem_file_iter(path).map_err(read)?;
-    let list = list.collect::<Result<Vec<_>, _>>().map_err(read)?;
+fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
+    let wrong = |error| TlsError::Read { path: path.to_owned(), source: pem::Error::Io(error) };
+    std::fs::read(path).map_err(wrong)
+}
+
+/// The certificates of a file with that text.
+fn certificates(path: &Path, text: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let wrong = |source| TlsError::Read { path: path.to_owned(), source };
+    let list = CertificateDer::pem_slice_iter(text).collect::<Result<Vec<_>, _>>();
+    let list = list.map_err(wrong)?;
     if list.is_empty() { Err(TlsError::Empty(path.to_owned())) } else { Ok(list) }
 }
 
@@ -69,7 +74,7 @@ pub fn client(authorities: Option<&Path>) -> Result<Arc<ClientConfig>, TlsError>
     let mut roots = RootCertStore::empty();
     match authorities {
         Some(path) => {
-            for certificate in certificates(path)? {
+            for certificate in certificates(path, &read(path)?)? {
                 let added = roots.add(certificate);
                 added.map_err(|source| TlsError::Certificate { path: path.to_owned(), source })?;
             }
@@ -92,10 +97,19 @@ pub fn client(authorities: Option<&Path>) -> Result<Arc<ClientConfig>, TlsError>
     Ok(Arc::new(config))
 }
 
+/// The text of the files of a certificate and its key.
+#[derive(PartialEq, Eq)]
+struct Texts {
+    certificate: Vec<u8>,
+    key: Vec<u8>,
+}
+
 /// Certificate and key of this server, as its files have them.
 pub struct Identity {
     certificate: PathBuf,
     key: PathBuf,
+    /// What was read at the start.
+    first: Texts,
     config: ArcSwap<ServerConfig>,
 }
 
@@ -112,9 +126,9 @@ impl Identity {
     ///
     /// A file cannot be read, or the two do not fit together.
     pub fn load(certificate: &Path, key: &Path) -> Result<Self, TlsError> {
-        let config = server(certificate, key)?;
-        let config = ArcSwap::from(config);
-        Ok(Self { certificate: certificate.to_owned(), key: key.to_owned(), config })
+        let first = Texts { certificate: read(certificate)?, key: read(key)? };
+        let config = ArcSwap::from(server((certificate, key), &first)?);
+        Ok(Self { certificate: certificate.to_owned(), key: key.to_owned(), first, config })
     }
 
     /// Begins a connection with the certificate as it is now.
@@ -125,22 +139,17 @@ impl Identity {
     /// Follows the files for ever. A pair that cannot be used is logged, and the old one stays:
     /// one file may be written before the other.
     pub async fn watch(&self) {
-        let read = || (std::fs::read(&self.certificate), std::fs::read(&self.key));
-        let text = |(certificate, key): (io::Result<Vec<u8>>, io::Result<Vec<u8>>)| {
-            (certificate.unwrap_or_default(), key.unwrap_or_default())
-        };
-        let mut known = text(read());
+        // What is served, whatever has become of the files since they were read.
+        let mut known = None;
         let mut told = String::new();
         loop {
             tokio::time::sleep(PERIOD).await;
-            let new = text(read());
-            if new == known && told.is_empty() {
-                continue;
-            }
-            match server(&self.certificate, &self.key) {
-                Ok(config) => {
+            match self.read_again(known.as_ref().unwrap_or(&self.first)) {
+                Ok(None) => told.clear(),
+                Ok(Some((texts, config))) => {
                     self.config.store(config);
-                    (known, told) = (new, String::new());
+                    known = Some(texts);
+                    told.clear();
                     tracing::info!("the certificate was read again");
                 }
                 Err(error) => {
@@ -153,11 +162,24 @@ impl Identity {
             }
         }
     }
+
+    /// What the files have, if it is something else.
+    fn read_again(&self, known: &Texts) -> Result<Option<(Texts, Arc<ServerConfig>)>, TlsError> {
+        let texts = Texts { certificate: read(&self.certificate)?, key: read(&self.key)? };
+        if texts == *known {
+            return Ok(None);
+        }
+        let config = server((&self.certificate, &self.key), &texts)?;
+        Ok(Some((texts, config)))
+    }
 }
 
-fn server(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
-    let chain = certificates(certificate)?;
-    let private = PrivateKeyDer::from_pem_file(key)
+fn server(
+    (certificate, key): (&Path, &Path),
+    texts: &Texts,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let chain = certificates(certificate, &texts.certificate)?;
+    let private = PrivateKeyDer::from_pem_slice(&texts.key)
         .map_err(|source| TlsError::Read { path: key.to_owned(), source })?;
     let wrong = |source| TlsError::Certificate { path: certificate.to_owned(), source };
     let mut config = ServerConfig::builder_with_provider(provider())

@@ -264,7 +264,7 @@ impl Cache {
     fn is_usable(&self, entry: &Entry, now: Instant) -> bool {
         // A failure that was kept is no better than another one.
         entry.rcode != ResponseCode::ServFail
-            && entry.age(now) < entry.lifetime + self.options.stale
+            && entry.age(now) < entry.lifetime.saturating_add(self.options.stale)
     }
 
     /// Says that the answer was asked for again, and none came.

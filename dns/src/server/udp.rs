@@ -21,6 +21,8 @@ use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrIn, SockaddrIn6,
     SockaddrLike, SockaddrStorage, recvmmsg, sendmsg,
 };
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, SocketAddrAny, sendmmsg};
 
@@ -31,12 +33,16 @@ use crate::resolver::{Client, Resolver, Step, Zone};
 use crate::wire::{MAX_UDP, Transport};
 
 /// How many datagrams a system call takes or sends.
-const BATCH: usize = 64;
+const BATCH: usize = 32;
+/// A batch of so many says that more have come while it was answered; looking is cheaper than waiting
+/// for them.
+const MORE: usize = 8;
 /// Room for nearly every query. An odd number of cache lines, so that the buffers do not share cache
 /// sets.
 const DATAGRAM: usize = 21 * 64;
 /// Room for the rest of a longer one, up to what a datagram can have: no client is told how long its
-/// query may be. Memory that is never written to takes none.
+/// query may be. Memory that is never written to takes none; a flood of the longest makes it a batch of
+/// them for each worker, which is the bound.
 const REST: usize = 64 * 1024 - DATAGRAM;
 /// How many datagrams that have arrived before a stop are still answered, a socket.
 const LAST: usize = 16 * 1024;
@@ -334,16 +340,72 @@ impl Stop {
     }
 }
 
+/// What the stop goes by among the sockets' numbers.
+const STOP: u64 = u64::MAX;
+
+/// Waits for sockets. What is waited for stays known to the kernel, which is cheaper than telling it
+/// anew each time, and those that have nothing need not be asked.
+#[derive(Debug)]
+struct Ready {
+    epoll: OwnedFd,
+}
+
+impl Ready {
+    fn new(sockets: &[Arc<Socket>], stop: &Stop) -> io::Result<Self> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, &stop.event, EventData::new_u64(STOP), EventFlags::IN)?;
+        for (index, socket) in sockets.iter().enumerate() {
+            let data = EventData::new_u64(index as u64);
+            epoll::add(&epoll, &socket.socket, data, EventFlags::IN)?;
+        }
+        Ok(Self { epoll })
+    }
+
+    /// Waits for a datagram or the stop, and says which sockets have one. There has to be room for all
+    /// events.
+    fn wait<'e>(&self, events: &'e mut Vec<epoll::Event>) -> impl Iterator<Item = usize> + use<'e> {
+        events.clear();
+        match epoll::wait(&self.epoll, spare_capacity(events), None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => {
+                // Out of memory for the moment; a loop without a pause would not help.
+                tracing::warn!(%error, "epoll_wait failed");
+                std::thread::sleep(SEND_PAUSE);
+            }
+        }
+        let numbers = events.iter().map(|event| event.data.u64());
+        // Nothing but indices went in.
+        numbers.filter(|number| *number != STOP).map(|number| number as usize)
+    }
+}
+
 /// One worker: its sockets, one for each address.
 pub(super) struct Worker {
-    pub(super) sockets: Vec<Arc<Socket>>,
-    pub(super) resolver: Arc<Resolver>,
-    pub(super) queue: Arc<Queue>,
-    pub(super) stop: Arc<Stop>,
-    pub(super) shard: Arc<Shard>,
+    sockets: Vec<Arc<Socket>>,
+    resolver: Arc<Resolver>,
+    queue: Arc<Queue>,
+    stop: Arc<Stop>,
+    shard: Arc<Shard>,
+    ready: Ready,
 }
 
 impl Worker {
+    /// A worker on these sockets, which waits for datagrams as soon as it runs.
+    ///
+    /// # Errors
+    ///
+    /// The kernel cannot watch the sockets.
+    pub(super) fn new(
+        sockets: Vec<Arc<Socket>>,
+        (resolver, queue): (&Arc<Resolver>, &Arc<Queue>),
+        stop: &Arc<Stop>,
+    ) -> io::Result<Self> {
+        let ready = Ready::new(&sockets, stop)?;
+        let shard = resolver.metrics().worker();
+        let (resolver, queue) = (Arc::clone(resolver), Arc::clone(queue));
+        Ok(Self { sockets, resolver, queue, stop: Arc::clone(stop), shard, ready })
+    }
+
     /// Serves until told to stop, and then what waits in the sockets.
     pub(super) fn run(self) {
         let mut state = State {
@@ -352,17 +414,23 @@ impl Worker {
             rests: vec![0; BATCH * REST],
             outgoing: Outgoing::new(),
         };
+        let mut more = false;
+        let mut ready = Vec::with_capacity(self.sockets.len());
+        let mut events = Vec::with_capacity(self.sockets.len() + 1);
         loop {
-            let mut more = false;
-            for index in 0..self.sockets.len() {
-                more |= self.serve(&mut state, index) == BATCH;
-            }
-            // A full batch says that more is waiting.
-            if !more {
-                self.wait();
+            ready.clear();
+            if more {
+                // One that is never empty must not keep the others waiting.
+                ready.extend(0..self.sockets.len());
+            } else {
+                ready.extend(self.ready.wait(&mut events));
             }
             if self.stop.flag.load(Ordering::Relaxed) {
                 break;
+            }
+            more = false;
+            for &index in &ready {
+                more |= self.serve(&mut state, index) >= MORE;
             }
         }
         for index in 0..self.sockets.len() {
@@ -373,21 +441,6 @@ impl Worker {
                 if count == 0 || left == 0 {
                     break;
                 }
-            }
-        }
-    }
-
-    /// Waits for a datagram or the stop.
-    fn wait(&self) {
-        let mut fds = Vec::with_capacity(self.sockets.len() + 1);
-        fds.push(PollFd::new(&self.stop.event, PollFlags::IN));
-        fds.extend(self.sockets.iter().map(|it| PollFd::new(&it.socket, PollFlags::IN)));
-        match poll(&mut fds, None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => {
-                // Out of memory for the moment; a loop without a pause would not help.
-                tracing::warn!(%error, "poll failed");
-                std::thread::sleep(SEND_PAUSE);
             }
         }
     }

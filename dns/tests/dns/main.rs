@@ -4,6 +4,7 @@
 mod abuse;
 mod etcd;
 mod forwarding;
+mod memory;
 mod operating;
 mod serving;
 mod stopping;

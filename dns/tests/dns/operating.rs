@@ -41,6 +41,8 @@ fn answers_are_counted() {
         format!("coredns_dns_requests_total{{{server},proto=\"udp\",family=\"1\",type=\"A\"}} 6"),
         format!("coredns_dns_requests_total{{{server},proto=\"tcp\",family=\"1\",type=\"TXT\"}} 1"),
         format!("coredns_dns_responses_total{{{server},rcode=\"NXDOMAIN\",plugin=\"\"}} 1"),
+        format!("coredns_dns_request_size_bytes_count{{{server},proto=\"udp\"}} 7"),
+        format!("coredns_dns_response_size_bytes_count{{{server},proto=\"tcp\"}} 1"),
         format!("coredns_dns_responses_total{{{server},rcode=\"NOERROR\",plugin=\"\"}} 7"),
         "coredns_cache_hits_total{type=\"success\"} 2".to_owned(),
         "coredns_cache_misses_total 1".to_owned(),
@@ -190,6 +192,54 @@ fn the_configuration_is_read_again_without_a_lost_query() {
     assert_eq!(answers(&dns.udp(WEB, RecordType::A)), [record(9)]);
     done.store(true, Ordering::Relaxed);
     assert!(client.join().expect("no query is lost") > 0);
+}
+
+/// D16: a configuration that cannot be used because of a file that it names is tried again.
+#[test]
+fn a_configuration_counts_as_soon_as_its_files_are_there() {
+    let directory = tempfile::TempDir::new().expect("a temporary directory");
+    let (path, authorities) = (directory.path().join("dns.yaml"), directory.path().join("ca.pem"));
+    std::fs::write(&path, "ttl: 7\n").expect("written");
+    let mut dns = Dns::start(SHOP, &[&format!("--config={}", path.display())]);
+    let text = format!(
+        "ttl: 9\nupstreams: ['tls://192.0.2.1']\nupstreamTlsCa: {}\n",
+        authorities.display()
+    );
+    std::fs::write(&path, text).expect("written");
+    let line = dns.wait_for_log("the old one stays");
+    let whole =
+        line.contains("--config") && line.contains("upstreamTlsCa") && line.contains("ca.pem");
+    assert!(whole, "{line}");
+    crate::tls::write_authority(directory.path(), "ca");
+    dns.wait_for_log("the configuration was read again");
+    assert_eq!(answers(&dns.udp(WEB, RecordType::A)), [format!("{WEB} 9 IN A 10.96.0.10")]);
+}
+
+/// D16: what is wrong with the configuration at the start is told once, with its file.
+#[test]
+fn a_configuration_that_cannot_be_used_is_told() {
+    let directory = tempfile::TempDir::new().expect("a temporary directory");
+    let failure = |name: &str| {
+        let path = directory.path().join(name);
+        let output = crate::support::command("dir:/tmp")
+            .arg("--listen=127.0.0.1:0")
+            .arg(format!("--config={}", path.display()))
+            .output()
+            .expect("it runs");
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).expect("text")
+    };
+    let error = failure("none.yaml");
+    assert!(error.contains("none.yaml"), "{error}");
+    assert_eq!(error.matches("No such file").count(), 1, "{error}");
+    std::fs::write(directory.path().join("wrong.yaml"), "upstream: [192.0.2.1]\n")
+        .expect("written");
+    let error = failure("wrong.yaml");
+    assert!(error.contains("wrong.yaml"), "{error}");
+    assert_eq!(error.matches("unknown field `upstream`").count(), 1, "{error}");
+    std::fs::write(directory.path().join("value.yaml"), "ttl: 4000\n").expect("written");
+    let error = failure("value.yaml");
+    assert!(error.contains("value.yaml") && error.contains("ttl: \"4000\""), "{error}");
 }
 
 /// D18: with several workers every client is served, and each of them answers some.

@@ -12,6 +12,11 @@ use hickory_proto::rr::RecordType;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
+use sluice_dns::answer::Domain;
+use sluice_dns::forward::Forwarder;
+use sluice_dns::resolver::Resolver;
+use sluice_dns::server::{Server, TlsSocket};
+use sluice_dns::tls::Identity;
 use tempfile::TempDir;
 
 use crate::support::{
@@ -25,26 +30,35 @@ const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
 /// Certificates in a directory of their own.
 struct Certificates(TempDir);
 
+/// Writes the certificate of an authority of that name, and its key.
+pub(crate) fn write_authority(directory: &Path, name: &str) {
+    let arguments =
+        format!("req -x509 {KEY} -keyout {name}.key -out {name}.pem -days 2 -subj /CN={name}");
+    openssl(directory, &arguments);
+}
+
+fn openssl(directory: &Path, arguments: &str) {
+    let output = Command::new("openssl")
+        .args(arguments.split(' '))
+        .current_dir(directory)
+        .output()
+        .unwrap_or_else(|error| panic!("openssl: {error}: apt-get install openssl"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "openssl {arguments}: {said}");
+}
+
 impl Certificates {
     /// With an authority of that name.
     fn new(authorities: &[&str]) -> Self {
         let it = Self(TempDir::new().expect("a temporary directory"));
         for name in authorities {
-            it.openssl(&format!(
-                "req -x509 {KEY} -keyout {name}.key -out {name}.pem -days 2 -subj /CN={name}"
-            ));
+            write_authority(it.0.path(), name);
         }
         it
     }
 
     fn openssl(&self, arguments: &str) {
-        let output = Command::new("openssl")
-            .args(arguments.split(' '))
-            .current_dir(self.0.path())
-            .output()
-            .unwrap_or_else(|error| panic!("openssl: {error}: apt-get install openssl"));
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "openssl {arguments}: {said}");
+        openssl(self.0.path(), arguments);
     }
 
     /// A certificate for a name, `DNS:NAME` or `IP:ADDRESS`.
@@ -180,6 +194,29 @@ fn the_certificate_is_read_again() {
     if let Some(reply) = read_framed(&mut earlier) {
         assert_eq!(answers(&Message::from_vec(&reply).expect("a message")).len(), 1);
     }
+}
+
+/// D12: a certificate that changes after it was read and before it is followed counts, too.
+#[test]
+fn a_certificate_that_changes_early_is_read_again() {
+    let certificates = Certificates::new(&["ca", "new"]);
+    certificates.issue("ca", "server", "IP:127.0.0.1");
+    certificates.issue("new", "next", "IP:127.0.0.1");
+    let [file, key] = ["server.pem", "server.key"].map(|name| certificates.path(name));
+    let identity = Arc::new(Identity::load(&file, &key).expect("they fit"));
+    certificates.replace("server", "next");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let _inside = runtime.enter();
+    let domain = Domain::new("cluster.local", 5).expect("a domain");
+    let resolver = Arc::new(Resolver::new(domain, Forwarder::new([], 0)));
+    let socket = TlsSocket::bind(([127, 0, 0, 1], 0).into()).expect("a free port");
+    let addr = socket.addr;
+    let mut server = Server::start(Vec::new(), &resolver).expect("it serves");
+    server.serve_tls(socket, &identity, &resolver).expect("it serves");
+    let (old, new) = (certificates.path("ca.pem"), certificates.path("new.pem"));
+    assert!(connect(addr, &old).is_ok(), "what was read is served");
+    runtime.spawn(async move { identity.watch().await });
+    eventually(|| connect(addr, &new).map(drop).map_err(|error| error.to_string()));
 }
 
 /// An upstream over TLS with that certificate, and how many connections it has had.

@@ -215,6 +215,16 @@ fn what_has_run_out_is_there_where_no_upstream_answers() {
     assert!(at(61).is_none(), "a failure is nothing to fall back on");
 }
 
+/// D13: any number of seconds may be configured, without a sum that is too large.
+#[test]
+fn what_has_run_out_may_be_kept_for_ever() {
+    let options = CacheOptions { stale: Duration::from_secs(u64::MAX), ..CacheOptions::default() };
+    let (cache, now) = (Cache::new(options), Instant::now());
+    let answer = message(ResponseCode::NoError, vec![address("a.example.", 60)], vec![]);
+    cache.put(key("a.example."), &answer, now);
+    assert!(cache.has_stale(&key("a.example."), now + Duration::from_secs(100 * 24 * 3600)));
+}
+
 /// D13, D18: the short way out of the cache says what the long way says.
 #[test]
 fn the_short_way_out_of_the_cache_says_the_same() {

@@ -3,7 +3,11 @@
 //! Every server has one CPU, and `dnsperf` has another. All servers run all the time and are asked in
 //! turn, case by case, round by round; whoever is not asked sleeps. Two figures count: the rate of
 //! answers under as much load as `dnsperf` makes, and the server's CPU time an answer, as the
-//! scheduler accounts it (in nanoseconds, not in ticks).
+//! scheduler accounts it (in nanoseconds, not in ticks). How much of its CPU the server had, and how
+//! much of its own `dnsperf`, says which of the two the rate is about.
+//!
+//! An answer costs less the more of them are made at once, and a slow server has more waiting. So the
+//! CPU time is measured at one rate for all as well, well below what any of them can do.
 
 mod names;
 
@@ -15,6 +19,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::Pid;
 use sluice_tests::cluster::WorkDir;
 use sluice_tests::netns::NetNs;
@@ -31,7 +37,14 @@ const START: Duration = Duration::from_secs(180);
 /// Where the authoritative server of the foreign names listens.
 const ORIGIN_PORT: u16 = 5300;
 /// What each server is asked, in the order of the table.
-const CASES: [&str; 7] = ["hit", "aaaa", "nxdomain", "headless", "srv", "search", "cached"];
+const CASES: [&str; 8] =
+    ["hit", "aaaa", "nxdomain", "headless", "srv", "search", "cached", EQUAL_RATE];
+/// The case in which all are asked at the same rate, and what they are asked is as in `hit`.
+const EQUAL_RATE: &str = "equal-rate";
+/// Queries a second in that case.
+const RATE: u32 = 40_000;
+/// From this share of its CPU on, something is taken to be what limits the rate.
+const BUSY: f64 = 90.0;
 
 /// A server under test.
 struct Server {
@@ -186,18 +199,21 @@ impl Stage<'_> {
         Ok(Server { variant: "unbound", n, port, process })
     }
 
-    /// One measurement: answers a second, and nanoseconds of the server's CPU time an answer.
-    fn measure(&self, server: &Server, queries: &Path, seconds: u64) -> Result<(f64, f64)> {
-        let before = server.cpu_time()?;
-        let text = self
+    /// One measurement. At the end of it, `dnsperf` waits for what it calls lost.
+    fn measure(&self, server: &Server, case: &str, queries: &Path, seconds: u64) -> Result<Sample> {
+        let mut client = self
             .netns
             .launch("dnsperf")
             .cpu(self.client_cpu)
             .args(["-s", "127.0.0.1", "-p", &server.port.to_string(), "-c", "4", "-q", "400"])
             .args(["-t", "2", "-l", &seconds.to_string(), "-d"])
-            .arg(queries)
-            .run()?;
-        let used = server.cpu_time()? - before;
+            .arg(queries);
+        if case == EQUAL_RATE {
+            client = client.args(["-Q", &RATE.to_string()]);
+        }
+        let (before, own) = (server.cpu_time()?, children_time()?);
+        let text = client.run()?;
+        let (used, own) = (server.cpu_time()? - before, children_time()? - own);
         let figure = |name: &str| -> Result<f64> {
             let line = text.lines().find_map(|line| line.trim().strip_prefix(name));
             let word = line.and_then(|line| line.split_whitespace().next());
@@ -209,8 +225,62 @@ impl Stage<'_> {
         if completed == 0.0 || lost > completed / 50.0 {
             bail!("{} lost {lost} of {completed} answers:\n{text}", server.variant);
         }
-        Ok((rate, used as f64 / completed))
+        let share = |nanoseconds: f64| nanoseconds / (completed / rate) / 1e7;
+        Ok(Sample {
+            rate,
+            cost: used as f64 / completed,
+            server: share(used as f64),
+            client: share(own.num_microseconds() as f64 * 1e3),
+        })
     }
+}
+
+/// Keeps all threads of a server to a CPU. Those of Knot that answer choose one by themselves, the first
+/// one for the first of them, whatever they were started with: beside `dnsperf` they would wait for each
+/// other, and spare themselves what it costs to hand something to another CPU.
+fn pin(process: &Process, cpu: usize) -> Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu)?;
+    let tasks = format!("/proc/{}/task", process.pid());
+    for task in fs::read_dir(&tasks).with_context(|| tasks.clone())? {
+        let name = task?.file_name();
+        let thread = name.to_str().and_then(|name| name.parse().ok());
+        let thread = thread.with_context(|| format!("{name:?} in {tasks} is no thread"))?;
+        sched_setaffinity(Pid::from_raw(thread), &cpus)
+            .with_context(|| format!("sched_setaffinity of thread {thread} in {tasks}"))?;
+    }
+    Ok(())
+}
+
+/// What one measurement brings.
+#[derive(Clone, Copy)]
+struct Sample {
+    /// Answers a second.
+    rate: f64,
+    /// Nanoseconds of the server's CPU time an answer.
+    cost: f64,
+    /// How much of its CPU the server had, in percent.
+    server: f64,
+    /// How much of its CPU the client had, in percent.
+    client: f64,
+}
+
+impl Sample {
+    /// The units of its figures, in the order of [`Self::figures`].
+    const UNITS: [&str; 4] = ["1/s", "ns/answer", SERVER_SHARE, CLIENT_SHARE];
+
+    fn figures(self) -> [f64; 4] {
+        [self.rate, self.cost, self.server, self.client]
+    }
+}
+
+const SERVER_SHARE: &str = "% server CPU";
+const CLIENT_SHARE: &str = "% client CPU";
+
+/// CPU time of all clients that have ended.
+fn children_time() -> Result<TimeVal> {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).context("getrusage RUSAGE_CHILDREN")?;
+    Ok(usage.user_time() + usage.system_time())
 }
 
 /// Starts all servers, asks them in turn, and returns every figure.
@@ -234,6 +304,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Vec<Measured>> {
     let mut origin =
         stage.knot("origin", ORIGIN_PORT, ("example.", &names::foreign_zone()), client_cpu)?;
     stage.wait_for_answer(&mut origin, ORIGIN_PORT, &names::foreign(0))?;
+    pin(&origin, client_cpu)?;
     let mut servers = Vec::new();
     let mut queries = Vec::new();
     for &count in &counts {
@@ -253,6 +324,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Vec<Measured>> {
             let mut process =
                 stage.knot(&format!("knot-{count}"), port, ("cluster.local.", &zone), cpu)?;
             stage.wait_for_answer(&mut process, port, &names.name(0))?;
+            pin(&process, cpu)?;
             servers.push(Server { variant: "knot", n: count, port, process });
         }
         if wanted("unbound") {
@@ -278,7 +350,7 @@ fn measure_all(
     queries: &[(&'static str, usize, PathBuf)],
 ) -> Result<Vec<Measured>> {
     let seconds = plan.millis.div_ceil(1000).max(1);
-    let mut measured: Vec<(Measured, Measured)> = Vec::new();
+    let mut measured: Vec<[Measured; 4]> = Vec::new();
     for round in 0..plan.rounds {
         let mut index = 0;
         for (case, count, path) in queries {
@@ -293,20 +365,19 @@ fn measure_all(
                     server.variant
                 ));
                 if round == 0 {
-                    let rate = figure(server, case, "1/s", Vec::new());
-                    let cost = figure(server, case, "ns/answer", Vec::new());
-                    measured.push((rate, cost));
+                    measured.push(Sample::UNITS.map(|unit| figure(server, case, unit, Vec::new())));
                     // What an upstream has to be asked for is asked for now.
-                    stage.measure(server, path, 1)?;
+                    stage.measure(server, case, path, 1)?;
                 }
-                let (rate, cost) = stage.measure(server, path, seconds)?;
-                measured[index].0.rounds.push(rate);
-                measured[index].1.rounds.push(cost);
+                let sample = stage.measure(server, case, path, seconds)?;
+                for (figure, value) in measured[index].iter_mut().zip(sample.figures()) {
+                    figure.rounds.push(value);
+                }
                 index += 1;
             }
         }
     }
-    Ok(measured.into_iter().flat_map(|(rate, cost)| [rate, cost]).collect())
+    Ok(measured.into_iter().flatten().collect())
 }
 
 fn figure(server: &Server, case: &'static str, unit: &'static str, rounds: Vec<f64>) -> Measured {
@@ -411,9 +482,21 @@ pub(crate) fn print(measured: &[Measured]) {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
     table.set_header([
-        "case", "variant", "services", "value", "unit", "lowest", "highest", "x peer",
+        "case",
+        "variant",
+        "services",
+        "value",
+        "unit",
+        "lowest",
+        "highest",
+        "x peer",
+        "server CPU",
+        "client CPU",
+        "limit",
     ]);
-    for it in measured.iter().filter(|it| it.bench == "dns") {
+    let shares = [SERVER_SHARE, CLIENT_SHARE];
+    let shown_rows = |it: &&Measured| it.bench == "dns" && !shares.contains(&it.unit);
+    for it in measured.iter().filter(shown_rows) {
         let peer = if it.case == "cached" { "unbound" } else { "knot" };
         let peer = measured.iter().find(|other| {
             other.bench == "dns"
@@ -425,6 +508,15 @@ pub(crate) fn print(measured: &[Measured]) {
             let ratios: Vec<f64> = it.rounds.iter().zip(&peer.rounds).map(|(a, b)| a / b).collect();
             format!("{:.2}", median(&ratios))
         });
+        let [server, client] = shares.map(|unit| {
+            let same = |other: &&Measured| {
+                (other.case, &other.variant, other.n) == (it.case, &it.variant, it.n)
+            };
+            let share = measured.iter().filter(same).find(|other| other.unit == unit);
+            share.filter(|_| it.unit == "1/s").map(|share| median(&share.rounds))
+        });
+        let percent =
+            |share: Option<f64>| share.map_or_else(String::new, |it| format!("{it:.0} %"));
         table.add_row([
             it.case.to_owned(),
             it.variant.clone(),
@@ -434,10 +526,29 @@ pub(crate) fn print(measured: &[Measured]) {
             shown(it, it.rounds.iter().copied().fold(f64::INFINITY, f64::min)),
             shown(it, it.rounds.iter().copied().fold(0.0, f64::max)),
             ratio.unwrap_or_default(),
+            percent(server),
+            percent(client),
+            server
+                .zip(client)
+                .map_or("", |(server, client)| limit(it.case, server, client))
+                .to_owned(),
         ]);
     }
     println!("\n{table}");
     println!("\nx peer: to Knot in the same round, or to Unbound for cached foreign names");
+    println!("limit: whose CPU was busy for {BUSY} % of the time or more");
+    println!("{EQUAL_RATE}: as hit, {RATE} queries a second to each");
+}
+
+/// Who kept the rate from being higher.
+fn limit(case: &str, server: f64, client: f64) -> &'static str {
+    match (server >= BUSY, client >= BUSY) {
+        _ if case == EQUAL_RATE => "the rate asked for",
+        (true, true) => "both",
+        (true, false) => "server",
+        (false, true) => "client",
+        (false, false) => "neither: waiting for each other",
+    }
 }
 
 /// A figure with the digits that its unit needs.

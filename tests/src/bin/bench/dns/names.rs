@@ -92,7 +92,7 @@ impl Names {
         for n in 0..QUERIES {
             let at = scatter(n);
             let _ = match case {
-                "hit" => writeln!(text, "{} A", self.name(at)),
+                "hit" | super::EQUAL_RATE => writeln!(text, "{} A", self.name(at)),
                 "aaaa" => writeln!(text, "{} AAAA", self.name(at)),
                 "nxdomain" => {
                     writeln!(text, "no-{at}.{}.svc.cluster.local. A", namespace(at))
