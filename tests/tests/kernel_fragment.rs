@@ -231,7 +231,7 @@ fn fragments_take_the_fast_path() -> Result<()> {
         mac: [2, 0, 0, 0, 3, mac],
         host_mac: [2, 0, 0, 0, 4, mac],
         flags: 0,
-        netns: 0,
+        ..Endpoint::default()
     };
     lab.service(VIP, proto::UDP, &[BACKEND])?;
     lab.service(VIP6, proto::UDP, &[BACKEND6])?;

@@ -175,7 +175,7 @@ fn errors_take_the_fast_path() -> Result<()> {
         mac: [2, 0, 0, 0, 3, mac],
         host_mac: [2, 0, 0, 0, 4, mac],
         flags: 0,
-        netns: 0,
+        ..Endpoint::default()
     };
     let delivered = |frame: Frame, mac: u8| Frame {
         to_mac: endpoint(mac).mac,

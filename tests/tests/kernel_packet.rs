@@ -53,7 +53,7 @@ fn endpoint(ifindex: u32) -> Endpoint {
         mac: [0x02, 0xaa, 1, 2, 3, 4],
         host_mac: [0x02, 0xbb, 5, 6, 7, 8],
         flags: 0,
-        netns: 0,
+        ..Endpoint::default()
     }
 }
 

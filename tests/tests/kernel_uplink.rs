@@ -147,7 +147,7 @@ fn endpoint() -> Endpoint {
         mac: [0x02, 0xaa, 1, 2, 3, 4],
         host_mac: [0x02, 0xbb, 5, 6, 7, 8],
         flags: 0,
-        netns: 0,
+        ..Endpoint::default()
     }
 }
 

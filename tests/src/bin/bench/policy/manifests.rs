@@ -71,7 +71,7 @@ pub(super) fn policies(load: Load) -> String {
 fn peer(number: usize, count: usize, last: &str) -> String {
     if number + 1 == count {
         format!("{{podSelector: {{matchLabels: {{app: {last}}}}}}}")
-    } else if number % 2 == 0 {
+    } else if number.is_multiple_of(2) {
         format!("{{ipBlock: {{cidr: 10.247.{}.{}/32}}}}", number / 250, number % 250 + 1)
     } else {
         format!("{{podSelector: {{matchLabels: {{app: other-{number}}}}}}}")
