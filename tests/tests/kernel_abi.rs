@@ -60,7 +60,7 @@ fn expected(map: &str) -> (Expected, Expected) {
         }
         maps::ENDPOINTS => (
             Expected { size: size_of::<Addr>() as u32, members: vec![("__0", 0)] },
-            expected!(Endpoint: ifindex, id, mac, host_mac, flags, netns),
+            expected!(Endpoint: ifindex, id, mac, host_mac, flags, cookie, netns, reserved),
         ),
         maps::NODE_STATE => {
             (number(), expected!(NodeState: ct_used, flags, netns, ct_beside, reserved))
