@@ -42,7 +42,7 @@ pub use service::{
 pub use sock::{PORTS_PER_ELEMENT, PeerFlags, PeerKey, PortMarks, SockPeer};
 
 /// Version of every shape in this crate, part of the pin directory's name.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// IP protocol numbers that the programs know ([IANA]).
 ///
