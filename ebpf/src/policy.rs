@@ -526,8 +526,9 @@ fn identity(addr: &Addr) -> u32 {
     }
 }
 
+/// What a set says of an identity: [`PolicyKey::ALLOW`], [`PolicyKey::DENY`], or 0 for nothing.
 #[inline(always)]
-fn has_rule(set: u32, identity: u32, wanted: u32) -> bool {
+fn rule(set: u32, identity: u32, wanted: u32) -> u32 {
     let key = PolicyKey {
         prefix_len: PolicyKey::PORT,
         set,
@@ -536,9 +537,11 @@ fn has_rule(set: u32, identity: u32, wanted: u32) -> bool {
         reserved: node::zero() as u8,
         port: Be16::from_network(wanted as u16),
     };
-    // SAFETY: the same fields, without padding, and no alignment is asked for.
-    let key: &Key<PolicyRule> = unsafe { &*(&raw const key).cast() };
-    POLICY.get(key).is_some()
+    // SAFETY: the same fields, without padding, and no alignment is asked for. The value is a word.
+    unsafe {
+        let key: &Key<PolicyRule> = &*(&raw const key).cast();
+        POLICY.get(key).copied().unwrap_or(0)
+    }
 }
 
 /// Whether a set of rules allows a peer what is wanted.
@@ -551,8 +554,13 @@ pub fn allows(set: u32, peer: &Addr, wanted: u32) -> bool {
         return false;
     }
     let identity = identity(peer);
-    (identity != PolicyKey::ANYBODY && has_rule(set, identity, wanted))
-        || has_rule(set, PolicyKey::ANYBODY, wanted)
+    if identity != PolicyKey::ANYBODY {
+        let own = rule(set, identity, wanted);
+        if own != 0 {
+            return own == PolicyKey::ALLOW;
+        }
+    }
+    rule(set, PolicyKey::ANYBODY, wanted) == PolicyKey::ALLOW
 }
 
 /// Counts a packet that is dropped, and tells whoever listens.

@@ -119,6 +119,95 @@ fn tables_of_the_agents_agree() -> Result<()> {
     Ok(())
 }
 
+/// Sets of policies of the cluster that are drawn.
+const DRAWN_TIERS: u64 = 100;
+
+/// P1, P2, P3, P4, P11: policies of the cluster, with real agents and real connections, cell by cell.
+#[test]
+fn tables_of_tiers_agree() -> Result<()> {
+    let all = std::env::var(ALL).is_ok_and(|value| value == "all");
+    let steps = if all { (1, 1) } else { (EVERY_CASE, EVERY_DRAWN) };
+    let stage = Stage::new(Wiring::Agents)?;
+    let cases = stage.hold_all(&mut Agents, stage.tiers().into_iter().step_by(steps.0))?;
+    let drawn = stage.hold_all(&mut Agents, stage.drawn_tiers(0..DRAWN_TIERS).step_by(steps.1))?;
+    for (name, of) in [("cases", cases), ("drawn", drawn)] {
+        println!("{name}: {of:?}, {:?} a table", of.elapsed / of.sets as u32);
+        assert!(of.denied > 0 && of.denied < of.cells, "{of:?}");
+    }
+    // And open again.
+    let seen = stage.hold(&mut Agents, &Policies::read(""))?;
+    assert!(seen.table.values().all(|allowed| *allowed));
+    Ok(())
+}
+
+/// Beside a NetworkPolicy that shuts `x/a`: who of `y` may ask it nevertheless, and at which port nobody may.
+const TIERS: &str = "apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: platform}
+spec:
+  tier: Admin
+  priority: 7
+  subject: {namespaces: {matchLabels: {ns: x}}}
+  ingress:
+  - {name: no-81, action: Deny, from: [{namespaces: {}}], protocols: [{tcp: {destinationPort: {number: 81}}}]}
+  - {action: Accept, from: [{pods: {namespaceSelector: {matchLabels: {ns: y}}, podSelector: {matchLabels: {pod: a}}}}]}
+  - {action: Pass, from: [{namespaces: {matchLabels: {ns: y}}}]}
+  egress:
+  - {action: Deny, to: [{domainNames: [example.com]}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: nobody, namespace: x}
+spec: {podSelector: {matchLabels: {pod: a}}, policyTypes: [Ingress]}
+";
+
+/// P11, P13: which rule of which tier decides is told, by the objects and by the kernel alike; so is what is not understood.
+#[test]
+fn the_rule_that_decides_is_named() -> Result<()> {
+    let stage = Stage::new(Wiring::Agents)?;
+    stage.hold(&mut Agents, &Policies::read(TIERS))?;
+    let node = stage.cluster().node(0);
+    for (from, to, port, says) in [
+        ("y/a", "x/a", "81", "Deny by rule 0 (no-81) of platform, Admin tier, priority 7"),
+        ("y/a", "x/a", "80", "Accept by rule 1 of platform, Admin tier, priority 7"),
+        (
+            "y/b",
+            "x/a",
+            "80",
+            "Pass by rule 2 of platform, Admin tier, priority 7; then isolated by x/nobody, none allows it",
+        ),
+        (
+            "x/a",
+            "z/a",
+            "80",
+            "Deny by rule 0 of platform, Admin tier, priority 7; it is not understood",
+        ),
+    ] {
+        let text = node.proxyctl(&["policy", "trace", from, to, port])?;
+        assert!(text.contains(says), "{says}:\n{text}");
+        assert!(!text.contains("does not do what the policies say"), "{text}");
+    }
+    let list = node.proxyctl(&["policy", "list"])?;
+    let line = list.lines().find(|line| line.starts_with("platform")).context(list.clone())?;
+    let field = "spec.egress[0].to[0].domainNames";
+    for word in ["Admin", " 7 ", "ingress, egress", "refused, fails closed", field] {
+        assert!(line.contains(word), "{word}:\n{list}");
+    }
+    let pod = node.proxyctl(&["policy", "get", "x/a"])?;
+    for line in [
+        "Admin tier, priority 7: platform, rule 0 (no-81): Deny",
+        "Admin tier, priority 7: platform, rule 2: Pass",
+        "rule 0: Deny; not understood, so it fails closed",
+    ] {
+        assert!(pod.contains(line), "{line}:\n{pod}");
+    }
+    let metrics = metrics(node)?;
+    let metric =
+        format!("sluice_policy_refused{{namespace=\"\",name=\"platform\",field=\"{field}\"}} 1");
+    assert!(metrics.contains(&metric), "{metrics}");
+    Ok(())
+}
+
 /// For `x/a`: only pods that are `pod: b` of namespaces with `ns: y` may ask.
 const ONLY_YB: &str = "apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy

@@ -195,6 +195,59 @@ fn only_what_a_set_allows_passes() -> Result<()> {
     Ok(())
 }
 
+/// P1, P3: a denial counts before a shorter key of its identity and before all that is said of anybody, and what it says
+/// nothing of is as without it; it is read back as what it is.
+#[test]
+fn a_denial_hides_what_shorter_keys_and_anybody_are_allowed() -> Result<()> {
+    let mut lab = lab("policy-denials")?;
+    let deny = |rule: PolicyOp| match rule {
+        PolicyOp::PutRule(key) => PolicyOp::PutDenial(key),
+        other => panic!("{other} is no rule"),
+    };
+    for (family, set) in FAMILIES.iter().zip([5, 6]) {
+        let from = at(family.here, 40_000);
+        let to = |port| at(family.there, port);
+        let ping = icmp(echo(family).0, family.here, family.there, 7);
+        let denial = deny(port(set, ID_THERE, proto::TCP, 80));
+        lab.dataplane.apply_policy(&[
+            all(set, PolicyKey::ANYBODY),
+            denial,
+            // 8080 to 8095, but for 8085.
+            deny(allow(set, ID_THERE, proto::TCP, 8080, PolicyKey::PROTO + 12)),
+            port(set, ID_THERE, proto::TCP, 8085),
+            deny(allow(set, ID_THERE, proto::UDP, 0, PolicyKey::PROTO)),
+            sets(HERE, OPEN, set),
+        ])?;
+        for (port, passes) in
+            [(80, false), (81, true), (8080, false), (8085, true), (8095, false), (8096, true)]
+        {
+            assert_eq!(sent(&lab, &syn(&from, &to(port))), passes, "{} TCP {port}", to(port));
+        }
+        assert!(!sent(&lab, &udp(&from, &to(53))));
+        assert!(sent(&lab, &Packet::sctp(&from, &to(132), 1).build()));
+        assert!(sent(&lab, &ping.build()));
+        // Another identity is anybody.
+        assert!(sent(&lab, &syn(&from, &at(family.outside, 80))));
+        assert!(sent(&lab, &udp(&from, &at(family.outside, 53))));
+        // All but one port.
+        lab.dataplane
+            .apply_policy(&[deny(all(set, ID_THERE)), port(set, ID_THERE, proto::TCP, 80)])?;
+        assert!(sent(&lab, &syn(&from, &to(80))) && !sent(&lab, &syn(&from, &to(81))));
+        assert!(!sent(&lab, &ping.build()) && !sent(&lab, &udp(&from, &to(53))));
+        let tables = lab.dataplane.policy_tables()?;
+        let (PolicyOp::PutDenial(key), PolicyOp::PutRule(everything)) =
+            (denial, all(set, ID_THERE))
+        else {
+            unreachable!("they are rules")
+        };
+        assert!(tables.rules.contains(&key) && !tables.denials.contains(&key), "allowed since");
+        assert!(tables.denials.contains(&everything), "{}", tables.dump());
+        lab.dataplane.apply_policy(&[PolicyOp::DeleteRule(everything)])?;
+        assert!(sent(&lab, &ping.build()));
+    }
+    Ok(())
+}
+
 /// P10: pods that no policy isolates leave nothing behind, and cost nothing once none is.
 #[test]
 fn pods_that_are_not_isolated_have_no_flows() -> Result<()> {

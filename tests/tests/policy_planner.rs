@@ -138,6 +138,97 @@ fn changes_step_by_step_end_where_the_oracle_is() {
     (0..WALKS).for_each(a_walk_holds);
 }
 
+/// P1, P2, P3, P4, P13: every case of policies of the cluster, every cell.
+#[test]
+fn every_case_of_tiers_is_planned_and_explained_as_the_oracle_has_it() {
+    let world = World::standard();
+    for case in cases::tiers(&world) {
+        let world = world.with(case.cluster_policies());
+        let policies = case.policies();
+        let mut planned = Planned::new(&world);
+        planned.state(Objects::new(&world, &policies));
+        hold(&planned, &world, &policies, table::queries(&world).into_iter(), &case.to_string());
+    }
+}
+
+/// P9: the same one after the other, by the same planners, and back to nothing.
+#[test]
+fn cases_of_tiers_follow_each_other() {
+    let standard = World::standard();
+    let mut planned = Planned::new(&standard);
+    for (case, seed) in cases::tiers(&standard).iter().zip(0..) {
+        let world = standard.with(case.cluster_policies());
+        let policies = case.policies();
+        planned.state(Objects::new(&world, &policies));
+        hold(&planned, &world, &policies, some_queries(&world, seed), &case.to_string());
+    }
+    planned.state(Objects::new(&standard, &[]));
+    let operations = planned.state(Objects::new(&standard, &[]));
+    assert_eq!(operations, 0, "nothing changed");
+}
+
+fn drawn_tiers(draw: &mut Draw) -> (World, Vec<NetworkPolicy>) {
+    let mut world = random::world(draw);
+    let policies = if draw.chance(60) { random::policies(draw, &world, 3) } else { Vec::new() };
+    world.cluster_policies = random::cluster_policies(draw, &world, 5);
+    (world, policies)
+}
+
+fn title(seed: u64, world: &World, policies: &[NetworkPolicy]) -> String {
+    let cluster = yaml::write_cluster(&world.cluster_policies);
+    format!("seed {seed}\n{}{cluster}", yaml::write(policies))
+}
+
+/// P1, P2, P3, P4: policies of the cluster drawn at random, with and without those of namespaces between them.
+fn drawn_tiers_hold(seed: u64) {
+    let mut draw = Draw::new(seed);
+    let (world, policies) = drawn_tiers(&mut draw);
+    let mut objects = Objects::new(&world, &policies);
+    ghosts(&mut draw, &world, &mut objects);
+    let mut planned = Planned::new(&world);
+    planned.state(objects);
+    let title = title(seed, &world, &policies);
+    hold(&planned, &world, &policies, some_queries(&world, seed), &title);
+}
+
+/// P1, P2, P3, P4
+#[test]
+fn drawn_tiers_are_planned_and_explained_as_the_oracle_has_them() {
+    (0..SETS).for_each(drawn_tiers_hold);
+}
+
+/// P9: policies, pods, namespaces and nodes change step by step; tables made anew say the same.
+fn a_walk_through_tiers_holds(seed: u64) {
+    let mut draw = Draw::new(seed);
+    let (mut world, mut policies) = drawn_tiers(&mut draw);
+    let mut gone = None;
+    let mut planned = Planned::new(&world);
+    for step in 0..=STEPS {
+        if step > 0 && draw.chance(50) {
+            random::change(&mut draw, &mut world, &mut policies, &mut gone);
+        } else if step > 0 {
+            random::change_cluster(&mut draw, &mut world);
+        }
+        let mut objects = Objects::new(&world, &policies);
+        if draw.chance(30) {
+            ghosts(&mut draw, &world, &mut objects);
+        }
+        planned.state(objects.clone());
+        let title = format!("step {step}, {}", title(seed, &world, &policies));
+        let queries = some_queries(&world, seed + step as u64);
+        hold(&planned, &world, &policies, queries.clone(), &title);
+        let mut anew = Planned::new(&world);
+        anew.state(objects);
+        hold(&anew, &world, &policies, queries, &format!("anew: {title}"));
+    }
+}
+
+/// P9
+#[test]
+fn changes_of_tiers_end_where_the_oracle_is() {
+    (0..WALKS).for_each(a_walk_through_tiers_holds);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
@@ -151,6 +242,18 @@ proptest! {
     #[test]
     fn any_walk_holds(seed in 0..u64::MAX - 100) {
         a_walk_holds(seed);
+    }
+
+    /// P1, P2, P3, P4
+    #[test]
+    fn any_drawn_tiers_hold(seed: u64) {
+        drawn_tiers_hold(seed);
+    }
+
+    /// P9
+    #[test]
+    fn any_walk_through_tiers_holds(seed in 0..u64::MAX - 100) {
+        a_walk_through_tiers_holds(seed);
     }
 }
 

@@ -7,9 +7,10 @@
 
 use crate::{Addr, Be16, abi};
 
-/// What a set of rules allows: key of a longest-prefix trie. Nothing that is not in it is allowed.
+/// What a set of rules says: key of a longest-prefix trie, whose values are [`PolicyKey::ALLOW`] and
+/// [`PolicyKey::DENY`]. Nothing that is not in it is allowed.
 ///
-/// It is looked up twice: with the identity of the peer, and with [`PolicyKey::ANYBODY`].
+/// It is looked up with the identity of the peer, and where that has nothing, with [`PolicyKey::ANYBODY`].
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct PolicyKey {
@@ -52,6 +53,10 @@ impl PolicyKey {
     /// The identity that stands for every peer; also that of an address of which no policy says
     /// anything.
     pub const ANYBODY: u32 = 0;
+    /// The value of a key that allows.
+    pub const ALLOW: u32 = 1;
+    /// The value of a key that denies what the next shorter one, or that for anybody, would allow.
+    pub const DENY: u32 = 2;
     /// Length of a key that holds for every protocol.
     pub const ANY: u32 = 64;
     /// Length of a key that holds for every port of its protocol.

@@ -5,6 +5,7 @@
 //! refused. Turning Kubernetes objects into them, and telling which field was wrong, is the store's
 //! work.
 
+mod cluster_policy;
 mod endpoints;
 mod import;
 mod meta;
@@ -13,6 +14,10 @@ mod pod;
 mod policy;
 mod service;
 
+pub use cluster_policy::{
+    ClusterNetworkPolicy, ClusterPolicyPeer, ClusterPolicyPort, ClusterPolicyRule, NamespacedPods,
+    PolicyAction, PolicyTier,
+};
 pub use endpoints::{AddressType, Conditions, Endpoint, EndpointSlice, SliceEndpoint, SlicePort};
 pub use import::{ImportPort, ServiceImport};
 pub use meta::{IpFamily, Meta, ObjectKey, ObjectName, ObjectRef, Protocol, ResourceKind};
@@ -42,6 +47,8 @@ pub enum Object {
     Namespace(Namespace),
     /// `networking.k8s.io/v1/NetworkPolicy`.
     NetworkPolicy(NetworkPolicy),
+    /// `policy.networking.k8s.io/v1alpha2/ClusterNetworkPolicy`.
+    ClusterNetworkPolicy(ClusterNetworkPolicy),
     /// `multicluster.x-k8s.io/v1alpha1/ServiceImport`.
     ServiceImport(ServiceImport),
 }
@@ -56,6 +63,7 @@ impl Object {
             Self::Node(o) => &o.meta,
             Self::Namespace(o) => &o.meta,
             Self::NetworkPolicy(o) => &o.meta,
+            Self::ClusterNetworkPolicy(o) => &o.meta,
             Self::ServiceImport(o) => &o.meta,
         }
     }
@@ -69,6 +77,7 @@ impl Object {
             Self::Node(_) => ResourceKind::Node,
             Self::Namespace(_) => ResourceKind::Namespace,
             Self::NetworkPolicy(_) => ResourceKind::NetworkPolicy,
+            Self::ClusterNetworkPolicy(_) => ResourceKind::ClusterNetworkPolicy,
             Self::ServiceImport(_) => ResourceKind::ServiceImport,
         }
     }

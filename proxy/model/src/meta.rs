@@ -47,6 +47,8 @@ pub enum ResourceKind {
     Namespace,
     /// `networking.k8s.io/v1/NetworkPolicy`.
     NetworkPolicy,
+    /// `policy.networking.k8s.io/v1alpha2/ClusterNetworkPolicy`.
+    ClusterNetworkPolicy,
     /// `multicluster.x-k8s.io/v1alpha1/ServiceImport`.
     ServiceImport,
 }
@@ -60,6 +62,7 @@ impl fmt::Display for ResourceKind {
             Self::Node => "Node",
             Self::Namespace => "Namespace",
             Self::NetworkPolicy => "NetworkPolicy",
+            Self::ClusterNetworkPolicy => "ClusterNetworkPolicy",
             Self::ServiceImport => "ServiceImport",
         })
     }

@@ -64,7 +64,9 @@ pub use host_ports::{HostPort, PodPorts};
 pub use node::NodeContext;
 pub use ops::{MapOp, Tables};
 pub use planner::{Plan, Planner};
-pub use policy::{Explanation, Judgement, LocalPod, Party, PolicyOp, PolicyPlanner, PolicyTables};
+pub use policy::{
+    ClusterRule, Explanation, Judgement, LocalPod, Party, PolicyOp, PolicyPlanner, PolicyTables,
+};
 pub use setback::Setback;
 pub use trace::{Breakage, Client, Destination, DropReason, Here, Place, Source, Verdict, trace};
 pub use warning::{Problem, Warning};

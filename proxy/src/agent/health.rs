@@ -81,7 +81,10 @@ impl Agent {
             (maps::NODE_PORTS, tables.node_ports.len()),
             (maps::ENDPOINTS, self.endpoints.addresses()),
             (maps::IDENTITIES, self.policies.tables().identities.len()),
-            (maps::POLICY, self.policies.tables().rules.len()),
+            (
+                maps::POLICY,
+                self.policies.tables().rules.len() + self.policies.tables().denials.len(),
+            ),
             (maps::POLICY_SETS, self.policies.tables().sets.len()),
         ] {
             metrics.map_entries(map, entries);
@@ -105,9 +108,12 @@ impl Agent {
     }
 
     fn policy_figures(&self) -> PolicyFigures {
-        let refused = self.cache.policies().filter_map(|policy| {
-            let ObjectName { namespace, name } = policy.meta.name.clone();
-            Some([namespace, name, policy.faults.first()?.field.clone()])
+        let policies = self.cache.policies().map(|policy| (&policy.meta.name, &policy.faults));
+        let of_cluster = self.cache.cluster_policies();
+        let of_cluster = of_cluster.map(|policy| (&policy.meta.name, &policy.faults));
+        let refused = policies.chain(of_cluster).filter_map(|(name, faults)| {
+            let ObjectName { namespace, name } = name.clone();
+            Some([namespace, name, faults.first()?.field.clone()])
         });
         let drops = match self.dataplane.view().policy_drops() {
             Ok(drops) => drops,
@@ -126,8 +132,8 @@ impl Agent {
             .into_iter()
             .map(|(pod, (ingress, egress))| ([pod.namespace, pod.name], ingress, egress));
         PolicyFigures {
-            known: self.cache.policies().count(),
-            in_force: self.policies.planner().in_force().count(),
+            known: self.cache.policies().count() + self.cache.cluster_policies().count(),
+            in_force: self.policies.planner().in_force(),
             refused: refused.collect(),
             drops: drops.collect(),
         }

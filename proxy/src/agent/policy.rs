@@ -163,8 +163,11 @@ impl Policies {
         if !self.planned {
             return self.rebuild(dataplane, cache);
         }
-        let nothing =
-            changes.namespaces.is_empty() && changes.pods.is_empty() && changes.policies.is_empty();
+        let nothing = changes.namespaces.is_empty()
+            && changes.pods.is_empty()
+            && changes.nodes.is_empty()
+            && changes.policies.is_empty()
+            && changes.cluster_policies.is_empty();
         // After a failure all of the cache is stated anew.
         if nothing || self.hurry() {
             return;
@@ -175,8 +178,14 @@ impl Policies {
         for name in &changes.pods {
             self.planner.set_pod(name, cache.pod(name));
         }
+        for name in &changes.nodes {
+            self.planner.set_cluster_node(name, cache.node(name));
+        }
         for name in &changes.policies {
             self.planner.set_policy(name, cache.policy(name));
+        }
+        for name in &changes.cluster_policies {
+            self.planner.set_cluster_policy(name, cache.cluster_policy(name));
         }
         self.plan(dataplane);
     }
@@ -215,8 +224,14 @@ impl Policies {
         for (name, pod) in &self.pods {
             self.planner.set_local(name, Some(pod.clone()));
         }
+        for node in cache.nodes() {
+            self.planner.set_cluster_node(&node.meta.name.name, Some(node));
+        }
         for policy in cache.policies() {
             self.planner.set_policy(&policy.meta.name, Some(policy));
+        }
+        for policy in cache.cluster_policies() {
+            self.planner.set_cluster_policy(&policy.meta.name, Some(policy));
         }
     }
 
@@ -304,6 +319,11 @@ impl Policies {
         &self.planner
     }
 
+    /// Whether the planner takes an address for the node's own.
+    pub fn is_node(&self, addr: IpAddr) -> bool {
+        self.node.contains(&addr)
+    }
+
     /// The pods of this node.
     pub fn local(&self) -> &LocalPods {
         &self.pods
@@ -344,7 +364,7 @@ impl Policies {
             return "as the agent before left them, until the source is known".to_owned();
         }
         let isolated = self.tables().sets.values().filter(|sets| **sets != PolicySets::default());
-        format!("{} in force, {} pods isolated", self.planner.in_force().count(), isolated.count())
+        format!("{} in force, {} pods isolated", self.planner.in_force(), isolated.count())
     }
 }
 

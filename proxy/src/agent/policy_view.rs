@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use sluice_abi::{PolicyDrops, PolicyKey, PolicySets};
-use sluice_model::{NetworkPolicy, ObjectName};
+use sluice_model::{
+    ClusterNetworkPolicy, ClusterPolicyRule, NetworkPolicy, ObjectName, PolicyAction,
+};
 use sluice_plan::{Judgement, Party, PolicyTables};
 
 use super::run::Agent;
@@ -37,12 +39,29 @@ impl Agent {
             PolicyRow {
                 namespace: policy.meta.name.namespace.clone(),
                 name: policy.meta.name.name.clone(),
+                tier: "NetworkPolicy".to_owned(),
+                priority: None,
                 isolates: isolates.map(|(name, _)| name.to_owned()).collect(),
                 pods: self.policies.planner().selected(&policy.meta.name),
                 faults: faults.map(|fault| format!("{}: {}", fault.field, fault.message)).collect(),
             }
         };
-        Ok(Reply::Policies(self.cache.policies().map(row).collect()))
+        let of_cluster = |policy: &ClusterNetworkPolicy| {
+            let directions = [("ingress", &policy.ingress), ("egress", &policy.egress)];
+            let has_rules = directions.into_iter().filter(|(_, rules)| !rules.is_empty());
+            let faults = policy.faults.iter();
+            PolicyRow {
+                namespace: String::new(),
+                name: policy.meta.name.name.clone(),
+                tier: policy.tier.to_string(),
+                priority: Some(policy.priority),
+                isolates: has_rules.map(|(name, _)| name.to_owned()).collect(),
+                pods: self.policies.planner().selected(&policy.meta.name),
+                faults: faults.map(|fault| format!("{}: {}", fault.field, fault.message)).collect(),
+            }
+        };
+        let rows = self.cache.policies().map(row);
+        Ok(Reply::Policies(rows.chain(self.cache.cluster_policies().map(of_cluster)).collect()))
     }
 
     /// The identities that the kernel has, with what they mean.
@@ -79,10 +98,21 @@ impl Agent {
                 if ingress { policy.ingress.is_some() } else { policy.egress.is_some() }
             };
             let policies = self.policies.planner().selecting(pod).filter(isolates);
+            let of_cluster = self.policies.planner().cluster_selecting(pod);
+            let denying = of_cluster.iter().filter(|policy| denies(policy, ingress));
+            let denying = denying.map(|policy| format!("{} ({})", policy.meta.name, policy.tier));
+            let policies = policies.map(|policy| policy.meta.name.to_string());
+            let of_cluster = of_cluster.iter().flat_map(|policy| cluster_rules(policy, ingress));
+            let rules = |wanted: bool| {
+                let rules = tables.of(set, 0..=u32::MAX).filter(|(_, allows)| *allows == wanted);
+                rules.map(|(key, _)| self.rule_text(&key)).collect()
+            };
             DirectionView {
                 state: set_text(set),
-                policies: policies.map(|policy| policy.meta.name.to_string()).collect(),
-                rules: tables.of(set, 0..=u32::MAX).map(|key| self.rule_text(&key)).collect(),
+                policies: policies.chain(denying).collect(),
+                cluster: of_cluster.collect(),
+                rules: rules(true),
+                denials: rules(false),
                 dropped,
             }
         };
@@ -97,7 +127,7 @@ impl Agent {
 
     /// A rule, with what its identity means.
     fn rule_text(&self, key: &PolicyKey) -> String {
-        let text = PolicyTables::rule_text(key);
+        let text = PolicyTables::rule_text(key, true);
         // What comes after the set's number, which is the same for all.
         let text = text.split_once(" allows ").map_or(text.as_str(), |(_, rest)| rest);
         match self.policies.planner().identity(key.identity) {
@@ -160,7 +190,9 @@ impl Agent {
         let Some(local) = self.policies.local().get(pod) else {
             return told(None, "not on this node: its own node judges".to_owned());
         };
-        if self.is_own_node(own, peer) {
+        // What a pod asks of its node is looked up by the node's addresses.
+        let is_known = !ingress && self.policies.is_node(peer.addr);
+        if self.is_own_node(own, peer) && !is_known {
             return told(Some(true), "the pod's own node is not judged".to_owned());
         }
         let sets = tables.sets.get(&local.ifindex).copied().unwrap_or_default();
@@ -169,7 +201,7 @@ impl Agent {
             return told(Some(set == PolicySets::OPEN), set_text(set));
         }
         match tables.matching(set, peer.addr, protocol, port) {
-            Some(key) => told(Some(true), PolicyTables::rule_text(&key)),
+            Some((key, allows)) => told(Some(allows), PolicyTables::rule_text(&key, allows)),
             None => {
                 let identity = tables.identity(peer.addr);
                 told(Some(false), format!("set {set} has nothing for identity {identity}"))
@@ -266,6 +298,30 @@ fn set_text(set: u32) -> String {
     }
 }
 
+/// Whether a cluster-wide policy denies anything in one direction.
+fn denies(policy: &ClusterNetworkPolicy, ingress: bool) -> bool {
+    let rules = if ingress { &policy.ingress } else { &policy.egress };
+    rules.iter().any(|rule| match rule.action {
+        PolicyAction::Accept => false,
+        PolicyAction::Deny => true,
+        PolicyAction::Pass => !rule.understood,
+    })
+}
+
+/// The rules of a cluster-wide policy in one direction, a line each.
+fn cluster_rules(policy: &ClusterNetworkPolicy, ingress: bool) -> Vec<String> {
+    let rules = if ingress { &policy.ingress } else { &policy.egress };
+    let text = |(index, rule): (usize, &ClusterPolicyRule)| {
+        let ClusterPolicyRule { name, action, understood, .. } = rule;
+        let named = if name.is_empty() { String::new() } else { format!(" ({name})") };
+        let closed = if *understood { "" } else { "; not understood, so it fails closed" };
+        let (tier, priority) = (policy.tier, policy.priority);
+        let policy = &policy.meta.name;
+        format!("{tier} tier, priority {priority}: {policy}, rule {index}{named}: {action}{closed}")
+    };
+    rules.iter().enumerate().map(text).collect()
+}
+
 fn judgement_text(judgement: &Judgement) -> String {
     let list = |policies: &[ObjectName]| {
         let names: Vec<String> = policies.iter().map(ToString::to_string).collect();
@@ -275,6 +331,8 @@ fn judgement_text(judgement: &Judgement) -> String {
         Judgement::NoSubject => "no pod with a network of its own".to_owned(),
         Judgement::NotIsolated => "no policy isolates it".to_owned(),
         Judgement::Allowed { policy, rule } => format!("rule {rule} of {policy}"),
+        Judgement::Decided(rule) => rule.to_string(),
+        Judgement::Passed { by, then } => format!("{by}; then {}", judgement_text(then)),
         Judgement::OwnNode => "the pod's own node is not judged".to_owned(),
         Judgement::NotKnown => "not known yet, and its namespace has policies".to_owned(),
         Judgement::Denied { policies } => format!("isolated by {}, none allows it", list(policies)),

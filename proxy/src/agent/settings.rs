@@ -75,10 +75,12 @@ fn cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
 }
 
 pub(super) fn source_options(args: &SluicedArgs) -> Result<SourceOptions, StartError> {
-    use ResourceKind::{EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Service};
+    use ResourceKind::{
+        ClusterNetworkPolicy, EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Service,
+    };
     let mut kinds = vec![Service, EndpointSlice, Pod, Node];
     if args.network_policy {
-        kinds.extend([Namespace, NetworkPolicy]);
+        kinds.extend([Namespace, NetworkPolicy, ClusterNetworkPolicy]);
     }
     args.etcd.options(kinds).map_err(|error| {
         StartError::new(error.to_string(), "name a readable file that holds the password alone")

@@ -157,11 +157,11 @@ impl Agent {
     /// Policies without anything to enforce them.
     fn without_programs(&self) -> Option<ProblemRow> {
         let idle = self.policies.is_on() && !self.args.pod_programs;
-        let policies = self.cache.policies().count();
+        let policies = self.cache.policies().count() + self.cache.cluster_policies().count();
         (idle && policies > 0).then(|| ProblemRow {
             subject: "policies".to_owned(),
             message: format!(
-                "none of {policies} NetworkPolicies is enforced: sluiced runs with --pod-programs false"
+                "none of {policies} network policies is enforced: sluiced runs with --pod-programs false"
             ),
         })
     }

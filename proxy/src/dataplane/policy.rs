@@ -7,7 +7,7 @@ use std::{
 
 use aya::maps::{Map as AyaMap, MapData, MapError, RingBuf};
 use sluice_abi::{
-    DropEvent, PolicyDrops, PolicyFlow, PolicyFlowKey, PolicySets, PolicyState, maps,
+    DropEvent, PolicyDrops, PolicyFlow, PolicyFlowKey, PolicyKey, PolicySets, PolicyState, maps,
 };
 use sluice_plan::{PolicyOp, PolicyTables};
 
@@ -92,7 +92,11 @@ impl Dataplane {
         let Some(first) = run.first() else { return Ok(()) };
         match first {
             PolicyOp::PutRule(..) => put(&maps.policy, run, |op| match op {
-                PolicyOp::PutRule(key) => Some((*key, 1)),
+                PolicyOp::PutRule(key) => Some((*key, PolicyKey::ALLOW)),
+                _ => None,
+            }),
+            PolicyOp::PutDenial(..) => put(&maps.policy, run, |op| match op {
+                PolicyOp::PutDenial(key) => Some((*key, PolicyKey::DENY)),
                 _ => None,
             }),
             PolicyOp::DeleteRule(..) => delete(&maps.policy, run, |op| match op {
@@ -166,8 +170,10 @@ impl Pinned {
         })
         .map_err(map_error(map, "read"))?;
         let map = &self.maps.policy;
-        map.for_each(0, |key, _| {
-            tables.rules.insert(*key);
+        map.for_each(0, |key, value| {
+            let allows = *value == PolicyKey::ALLOW;
+            let known = if allows { &mut tables.rules } else { &mut tables.denials };
+            known.insert(*key);
         })
         .map_err(map_error(map, "read"))?;
         let map = &self.maps.policy_sets;

@@ -7,25 +7,30 @@ use serde::{Deserialize, Serialize};
 
 use super::Row;
 
-/// One NetworkPolicy of the source.
+/// One NetworkPolicy or ClusterNetworkPolicy of the source.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyRow {
-    /// Namespace of the policy, and of the pods that it is for.
+    /// Namespace of the policy, and of the pods that it is for; empty for one of the cluster.
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// The directions that it isolates: `ingress`, `egress`.
+    /// `Admin`, `NetworkPolicy` or `Baseline`.
+    pub tier: String,
+    /// The priority within the tier, which NetworkPolicies do not have.
+    pub priority: Option<u16>,
+    /// The directions that it isolates, or has rules for: `ingress`, `egress`.
     pub isolates: Vec<String>,
     /// How many pods of this node it selects.
     pub pods: usize,
-    /// What could not be read of it, field and reason. Such a policy denies everything.
+    /// What could not be read of it, field and reason. Such a policy fails closed: a NetworkPolicy denies
+    /// everything, and so does one of the cluster, but where a fault is within a rule, which alone fails closed.
     pub faults: Vec<String>,
 }
 
 impl Row for PolicyRow {
     fn header(wide: bool) -> Vec<&'static str> {
-        let mut header = vec!["POLICY", "ISOLATES", "PODS", "STATE"];
+        let mut header = vec!["POLICY", "TIER", "PRIORITY", "DIRECTIONS", "PODS", "STATE"];
         if wide {
             header.push("FAULTS");
         }
@@ -34,12 +39,21 @@ impl Row for PolicyRow {
 
     fn cells(&self, wide: bool) -> Vec<String> {
         let state = match (self.faults.first(), self.pods) {
+            (Some(fault), _) if self.priority.is_some() => {
+                format!("refused, fails closed: {fault}")
+            }
             (Some(fault), _) => format!("refused, denies everything: {fault}"),
             (None, 0) => "selects no pod here".to_owned(),
             (None, _) => "in force".to_owned(),
         };
-        let name = format!("{}/{}", self.namespace, self.name);
-        let mut cells = vec![name, self.isolates.join(", "), self.pods.to_string(), state];
+        let name = match self.namespace.as_str() {
+            "" => self.name.clone(),
+            namespace => format!("{namespace}/{}", self.name),
+        };
+        let priority = self.priority.map_or("-".to_owned(), |priority| priority.to_string());
+        let directions = self.isolates.join(", ");
+        let pods = self.pods.to_string();
+        let mut cells = vec![name, self.tier.clone(), priority, directions, pods, state];
         if wide {
             cells.push(self.faults.join("; "));
         }
@@ -111,10 +125,16 @@ pub struct PodPolicies {
 pub struct DirectionView {
     /// `open`, `closed`, or `set N`.
     pub state: String,
-    /// The policies that isolate it.
+    /// The policies that isolate it, and those of the cluster that deny something, with their tier.
     pub policies: Vec<String>,
+    /// The rules of cluster-wide policies, in the order in which they are asked.
+    #[serde(default)]
+    pub cluster: Vec<String>,
     /// What is allowed.
     pub rules: Vec<String>,
+    /// What is denied, though a wider rule would allow it.
+    #[serde(default)]
+    pub denials: Vec<String>,
     /// Packets that were dropped.
     pub dropped: u64,
 }
@@ -129,13 +149,19 @@ impl fmt::Display for PodPolicies {
             }
         }
         for (name, direction) in [("Ingress", &self.ingress), ("Egress", &self.egress)] {
-            let DirectionView { state, policies, rules, dropped } = direction;
+            let DirectionView { state, policies, cluster, rules, denials, dropped } = direction;
             writeln!(f, "{:<12}{state}, {dropped} packets dropped", format!("{name}:"))?;
             if !policies.is_empty() {
                 writeln!(f, "  isolated by {}", policies.join(", "))?;
             }
+            for rule in cluster {
+                writeln!(f, "  {rule}")?;
+            }
             for rule in rules {
                 writeln!(f, "  allows {rule}")?;
+            }
+            for rule in denials {
+                writeln!(f, "  denies {rule}")?;
             }
         }
         Ok(())

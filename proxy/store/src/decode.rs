@@ -111,6 +111,7 @@ pub(crate) fn kind(type_meta: &TypeMeta) -> Result<ResourceKind, DecodeError> {
         ("", "Namespace") => ResourceKind::Namespace,
         ("discovery.k8s.io", "EndpointSlice") => ResourceKind::EndpointSlice,
         ("networking.k8s.io", "NetworkPolicy") => ResourceKind::NetworkPolicy,
+        ("policy.networking.k8s.io", "ClusterNetworkPolicy") => ResourceKind::ClusterNetworkPolicy,
         ("multicluster.x-k8s.io", "ServiceImport") => ResourceKind::ServiceImport,
         _ => {
             return Err(DecodeError::Ignored {
@@ -119,7 +120,11 @@ pub(crate) fn kind(type_meta: &TypeMeta) -> Result<ResourceKind, DecodeError> {
             });
         }
     };
-    let wanted = if kind == ResourceKind::ServiceImport { "v1alpha1" } else { "v1" };
+    let wanted = match kind {
+        ResourceKind::ServiceImport => "v1alpha1",
+        ResourceKind::ClusterNetworkPolicy => "v1alpha2",
+        _ => "v1",
+    };
     if version != wanted {
         let known = if group.is_empty() { wanted.to_owned() } else { format!("{group}/{wanted}") };
         return Err(DecodeError::field(
@@ -152,7 +157,7 @@ fn protobuf(envelope: &[u8]) -> Result<WireObject, DecodeError> {
         ResourceKind::NetworkPolicy => {
             wire::NetworkPolicy::decode(raw).map(Box::new).map(WireObject::NetworkPolicy)
         }
-        ResourceKind::ServiceImport => {
+        ResourceKind::ServiceImport | ResourceKind::ClusterNetworkPolicy => {
             let reason = "a custom resource is kept as JSON, not as protobuf";
             return Err(DecodeError::field("contentType", reason));
         }
@@ -203,6 +208,7 @@ where
                 Err(error) => return Err(error),
             }
         }
+        ResourceKind::ClusterNetworkPolicy => WireObject::ClusterNetworkPolicy(read(deserializer)?),
         ResourceKind::ServiceImport => WireObject::ServiceImport(read(deserializer)?),
     })
 }
@@ -216,6 +222,7 @@ fn finish(wire: WireObject) -> Result<Object, DecodeError> {
         WireObject::Node(_) => ResourceKind::Node,
         WireObject::Namespace(_) => ResourceKind::Namespace,
         WireObject::NetworkPolicy(_) | WireObject::PolicyOutline(..) => ResourceKind::NetworkPolicy,
+        WireObject::ClusterNetworkPolicy(_) => ResourceKind::ClusterNetworkPolicy,
         WireObject::ServiceImport(_) => ResourceKind::ServiceImport,
     };
     let name = object_name(kind, wire.metadata()).ok().map(|name| (kind, name));

@@ -29,6 +29,7 @@ impl Default for SourceOptions {
                 ResourceKind::Node,
                 ResourceKind::Namespace,
                 ResourceKind::NetworkPolicy,
+                ResourceKind::ClusterNetworkPolicy,
                 ResourceKind::ServiceImport,
             ]),
             in_place: false,

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use sluice_model::{
-    ContainerPort, Meta, Namespace, Node, NodeAddress, NodeAddressKind, ObjectName, Pod, PodPhase,
-    Protocol,
+    ClusterNetworkPolicy, ContainerPort, Meta, Namespace, Node, NodeAddress, NodeAddressKind,
+    ObjectName, Pod, PodPhase, Protocol,
 };
 
 /// The ports that something listens on, TCP and UDP.
@@ -32,6 +32,8 @@ pub struct World {
     pub nodes: Vec<Node>,
     /// Hosts outside of the cluster.
     pub outside: Vec<Outside>,
+    /// The policies of the cluster.
+    pub cluster_policies: Vec<ClusterNetworkPolicy>,
 }
 
 /// One party of a connection: an index into the world's lists.
@@ -80,6 +82,7 @@ impl World {
                 outside("out", &["172.31.0.1", "fd00:172:31::1"]),
                 outside("far", &["203.0.113.7", "2001:db8::7"]),
             ],
+            cluster_policies: Vec::new(),
         };
         let mut next = [2; 2];
         for ns in ["x", "y", "z"] {
@@ -130,6 +133,12 @@ impl World {
             });
         }
         world
+    }
+
+    /// The same world with these policies of the cluster.
+    #[must_use]
+    pub fn with(&self, cluster_policies: Vec<ClusterNetworkPolicy>) -> Self {
+        Self { cluster_policies, ..self.clone() }
     }
 
     /// What tables call a party: `NAMESPACE/POD`, the node's name, or the outside host's.
@@ -256,8 +265,9 @@ fn node(number: u8) -> Node {
     let address =
         |text: String| NodeAddress { kind: NodeAddressKind::Internal, addr: parse(&text) };
     let name = format!("node-{}", char::from(b'a' + number - 1));
+    let labels = [("kubernetes.io/hostname".to_owned(), name.clone())].into();
     Node {
-        meta: Meta { name: ObjectName::new("", name), ..Meta::default() },
+        meta: Meta { name: ObjectName::new("", name), labels, ..Meta::default() },
         pod_cidrs: vec![
             format!("10.244.{number}.0/24").parse().expect("constant"),
             format!("fd00:244:{number}::/64").parse().expect("constant"),

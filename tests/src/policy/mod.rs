@@ -1,4 +1,4 @@
-//! NetworkPolicy: a reference evaluator, a table of cases, random policies, and truth tables of what a data plane does.
+//! NetworkPolicy and ClusterNetworkPolicy: a reference evaluator, a table of cases, random policies, and truth tables of what a data plane does.
 //!
 //! The evaluator ([`oracle`]) reads as the API's text does and knows nothing of identities, maps or programs. Whatever
 //! computes verdicts is held against it cell by cell: pure code with [`table::compare`] (the agent's planner by
@@ -24,4 +24,5 @@ pub mod oracle;
 pub mod planned;
 pub mod random;
 pub mod table;
+pub mod tiers;
 pub mod yaml;

@@ -1,4 +1,5 @@
-//! May A talk to B? The answer from the text of the API, without indexes or shortcuts.
+//! May A talk to B? The answer from the text of the API, without indexes or shortcuts. What policies of the cluster say is
+//! asked of [`tiers`]; they are part of the [`World`].
 //!
 //! What the API leaves open is decided here as `SEMANTICS` rows P6 and P8 say, and in these points:
 //!
@@ -11,11 +12,12 @@ use std::fmt;
 
 use sluice_model::{
     LabelOperator, LabelSelector, NetworkPolicy, ObjectName, Pod, PolicyPeer, PolicyPort,
-    PolicyPortRange, PolicyRule,
+    PolicyPortRange, PolicyRule, PolicyTier,
 };
 
 use super::cluster::{Who, World};
 use super::table::Query;
+use super::tiers::{self, Said};
 
 /// The label that the API server gives to every namespace.
 pub const METADATA_NAME: &str = "kubernetes.io/metadata.name";
@@ -38,14 +40,14 @@ impl fmt::Display for Direction {
     }
 }
 
-/// Why a connection is denied: policies isolate the pod, and none of them allows it.
+/// Why a connection is denied: policies isolate the pod, and none of them allows it, or one of the cluster denies it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Why {
     /// The pod.
     pub pod: ObjectName,
     /// In which direction it is isolated.
     pub direction: Direction,
-    /// The policies that isolate it.
+    /// The policies that isolate it, or the one of the cluster.
     pub policies: Vec<ObjectName>,
 }
 
@@ -53,6 +55,11 @@ impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let policies: Vec<String> = self.policies.iter().map(ToString::to_string).collect();
         let (pod, direction) = (&self.pod, self.direction);
+        if let [policy] = &self.policies[..]
+            && policy.namespace.is_empty()
+        {
+            return write!(f, "{direction} of {pod}: denied by {policy}");
+        }
         write!(f, "{direction} of {pod}: isolated by {}, none allows it", policies.join(", "))
     }
 }
@@ -86,17 +93,46 @@ pub fn verdict(world: &World, policies: &[NetworkPolicy], query: &Query) -> Verd
         (Direction::Ingress, query.to.who, query.from.who),
     ] {
         let Some(pod) = subject_pod(world, subject) else { continue };
-        if is_own_node(world, pod, peer) {
+        let own_node = is_own_node(world, pod, peer);
+        if own_node && direction == Direction::Ingress {
             continue;
         }
-        if let Some(why) = judge(world, policies, direction, pod, query) {
+        if let Some(why) = decide(world, policies, direction, pod, query, own_node) {
             return Verdict::Deny { why };
         }
     }
     Verdict::Allow
 }
 
-/// Whether the policies deny this pod the connection in that direction, without any exception: `None` is allowed.
+/// Tier by tier, the first that decides: cluster-wide policies before NetworkPolicies, these where they isolate the pod,
+/// else cluster-wide policies after them. What none decides is allowed.
+fn decide(
+    world: &World,
+    policies: &[NetworkPolicy],
+    direction: Direction,
+    pod: &Pod,
+    query: &Query,
+    own_node: bool,
+) -> Option<Why> {
+    let denied =
+        |by: ObjectName| Some(Why { pod: pod.meta.name.clone(), direction, policies: vec![by] });
+    match tiers::asked(world, PolicyTier::Admin, direction, pod, query) {
+        Said::Accepted => return None,
+        Said::Denied(by) => return denied(by),
+        Said::Nothing => {}
+    }
+    let isolates =
+        |policy: &NetworkPolicy| selects(policy, pod) && rules(policy, direction).is_some();
+    if policies.iter().any(isolates) {
+        return if own_node { None } else { judge(world, policies, direction, pod, query) };
+    }
+    match tiers::asked(world, PolicyTier::Baseline, direction, pod, query) {
+        Said::Accepted | Said::Nothing => None,
+        Said::Denied(by) => denied(by),
+    }
+}
+
+/// Whether NetworkPolicies deny this pod the connection in that direction, without any exception: `None` is allowed.
 pub fn judge(
     world: &World,
     policies: &[NetworkPolicy],

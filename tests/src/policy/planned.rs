@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sluice_model::{Namespace, NetworkPolicy, ObjectName, Pod};
+use sluice_model::{ClusterNetworkPolicy, Namespace, NetworkPolicy, ObjectName, Pod};
 use sluice_plan::{LocalPod, Party, PolicyPlanner, PolicyTables};
 
 use super::cluster::{Who, World};
@@ -18,6 +18,10 @@ pub struct Objects {
     pub pods: BTreeMap<ObjectName, Pod>,
     /// Policies.
     pub policies: BTreeMap<ObjectName, NetworkPolicy>,
+    /// Those of the cluster.
+    pub cluster_policies: BTreeMap<ObjectName, ClusterNetworkPolicy>,
+    /// Nodes by name.
+    pub nodes: BTreeMap<String, sluice_model::Node>,
     /// The index that the host's interface of a pod of the pod network has on its node.
     interfaces: BTreeMap<ObjectName, u32>,
 }
@@ -30,6 +34,8 @@ impl Objects {
             namespaces: by_name(&world.namespaces, |object| object.meta.name.name.clone()),
             pods: by_name(&world.pods, |object| object.meta.name.clone()),
             policies: by_name(policies, |object| object.meta.name.clone()),
+            cluster_policies: by_name(&world.cluster_policies, |object| object.meta.name.clone()),
+            nodes: by_name(&world.nodes, |object| object.meta.name.name.clone()),
             interfaces: own_network.map(|(pod, index)| (pod.meta.name.clone(), index)).collect(),
         }
     }
@@ -94,8 +100,14 @@ impl Planned {
                     planner.set_local(name, local);
                 }
             }
+            for (name, object) in changed(&old.nodes, &new.nodes) {
+                planner.set_cluster_node(name, object);
+            }
             for (name, policy) in changed(&old.policies, &new.policies) {
                 planner.set_policy(name, policy);
+            }
+            for (name, policy) in changed(&old.cluster_policies, &new.cluster_policies) {
+                planner.set_cluster_policy(name, policy);
             }
             let ops = planner.plan();
             ops.iter().for_each(|op| kernel.apply(op));

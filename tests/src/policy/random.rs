@@ -5,9 +5,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use sluice_model::{
-    ContainerPort, LabelOperator, LabelRequirement, LabelSelector, Meta, Namespace, NetworkPolicy,
-    ObjectName, Pod, PodPhase, PolicyFault, PolicyPeer, PolicyPort, PolicyPortRange, PolicyRule,
-    Protocol,
+    ClusterNetworkPolicy, ClusterPolicyPeer, ClusterPolicyPort, ClusterPolicyRule, ContainerPort,
+    LabelOperator, LabelRequirement, LabelSelector, Meta, Namespace, NamespacedPods, NetworkPolicy,
+    ObjectName, Pod, PodPhase, PolicyAction, PolicyFault, PolicyPeer, PolicyPort, PolicyPortRange,
+    PolicyRule, PolicyTier, Protocol,
 };
 
 use super::cluster::{PORTS, World};
@@ -286,6 +287,134 @@ fn selector(draw: &mut Draw) -> LabelSelector {
         let labels = draw.many(1, pair).into_iter().collect();
         LabelSelector { labels, expressions: draw.many(2, requirement) }
     }
+}
+
+/// Up to `most` policies of the cluster, with few priorities, so that many are the same. About one rule in thirty is not
+/// understood.
+pub fn cluster_policies(draw: &mut Draw, world: &World, most: usize) -> Vec<ClusterNetworkPolicy> {
+    let count = 1 + draw.below(most);
+    (0..count).map(|index| cluster_policy(draw, world, index)).collect()
+}
+
+/// Changes one policy of the cluster, adds or removes one, or changes a node's labels.
+pub fn change_cluster(draw: &mut Draw, world: &mut World) {
+    let place = draw.below(world.cluster_policies.len().max(1));
+    match draw.below(5) {
+        0 | 1 => {
+            let taken: Vec<ObjectName> =
+                world.cluster_policies.iter().map(|policy| policy.meta.name.clone()).collect();
+            let free = |index: &usize| !taken.contains(&cluster_name(*index));
+            let index = (0..).find(free).unwrap_or_default();
+            let policy = cluster_policy(draw, world, index);
+            world.cluster_policies.push(policy);
+        }
+        2 if !world.cluster_policies.is_empty() => {
+            world.cluster_policies.remove(place);
+        }
+        3 if !world.cluster_policies.is_empty() => {
+            let mut other = cluster_policy(draw, world, place);
+            other.meta.name = world.cluster_policies[place].meta.name.clone();
+            world.cluster_policies[place] = other;
+        }
+        _ => {
+            let place = draw.below(world.nodes.len());
+            let name = world.nodes[place].meta.name.name.clone();
+            let mut labels = labels(draw);
+            if draw.chance(70) {
+                labels.insert(HOSTNAME.to_owned(), name);
+            }
+            world.nodes[place].meta.labels = labels;
+        }
+    }
+}
+
+/// The label that kubelets give to their nodes.
+const HOSTNAME: &str = "kubernetes.io/hostname";
+
+fn cluster_name(index: usize) -> ObjectName {
+    ObjectName::new("", format!("cluster-{index}"))
+}
+
+fn cluster_policy(draw: &mut Draw, world: &World, index: usize) -> ClusterNetworkPolicy {
+    let tier = if draw.chance(60) { PolicyTier::Admin } else { PolicyTier::Baseline };
+    let subject = if draw.chance(40) {
+        NamespacedPods::default()
+    } else {
+        NamespacedPods { namespaces: namespaces(draw, world), pods: selector(draw) }
+    };
+    ClusterNetworkPolicy {
+        meta: Meta { name: cluster_name(index), ..Meta::default() },
+        tier,
+        priority: *draw.one(&[0, 10, 10, 1000]),
+        subject,
+        ingress: draw.many(4, |draw| cluster_rule(draw, world, true)),
+        egress: draw.many(4, |draw| cluster_rule(draw, world, false)),
+        faults: Vec::new(),
+    }
+}
+
+fn cluster_rule(draw: &mut Draw, world: &World, is_ingress: bool) -> ClusterPolicyRule {
+    let actions = [PolicyAction::Accept, PolicyAction::Deny, PolicyAction::Pass];
+    let first = cluster_peer(draw, world, is_ingress);
+    let mut peers = draw.many(2, |draw| cluster_peer(draw, world, is_ingress));
+    peers.push(first);
+    let of_pods = peers.iter().all(|peer| matches!(peer, ClusterPolicyPeer::Pods(_)));
+    ClusterPolicyRule {
+        name: String::new(),
+        action: *draw.one(&actions),
+        peers,
+        ports: draw.many(2, |draw| match draw.below(10) {
+            // Only pods have names for ports.
+            0..=3 if of_pods => ClusterPolicyPort::Name((*draw.one(&PORT_NAMES)).to_owned()),
+            0..=6 => {
+                let port = *draw.one(&PORTS);
+                ClusterPolicyPort::Numbers(protocol(draw), port, port)
+            }
+            _ => {
+                let first = *draw.one(&[1, PORTS[0] - 2, PORTS[0], PORTS[1]]);
+                let last = *draw.one(&[PORTS[1] + 1, PORTS[1] + 2, u16::MAX]);
+                ClusterPolicyPort::Numbers(protocol(draw), first, last)
+            }
+        }),
+        understood: !draw.chance(3),
+    }
+}
+
+fn cluster_peer(draw: &mut Draw, world: &World, is_ingress: bool) -> ClusterPolicyPeer {
+    match draw.below(10) {
+        0..=2 if !is_ingress => {
+            let mut networks = draw.many(1, |draw| network(draw, world));
+            networks.push(network(draw, world));
+            ClusterPolicyPeer::Networks(networks)
+        }
+        3..=4 if !is_ingress => ClusterPolicyPeer::Nodes(nodes(draw, world)),
+        _ if draw.chance(40) => {
+            let namespaces = namespaces(draw, world);
+            ClusterPolicyPeer::Pods(NamespacedPods { namespaces, ..NamespacedPods::default() })
+        }
+        _ => {
+            let namespaces = namespaces(draw, world);
+            ClusterPolicyPeer::Pods(NamespacedPods { namespaces, pods: selector(draw) })
+        }
+    }
+}
+
+fn network(draw: &mut Draw, world: &World) -> IpNet {
+    match block(draw, world) {
+        PolicyPeer::Block { cidr, .. } => cidr,
+        PolicyPeer::Pods { .. } => unreachable!("it is a block"),
+    }
+}
+
+fn nodes(draw: &mut Draw, world: &World) -> LabelSelector {
+    if draw.chance(30) {
+        return selector(draw);
+    }
+    let values = [draw.one(&world.nodes).meta.name.name.clone()].into();
+    let operator =
+        if draw.chance(50) { LabelOperator::In(values) } else { LabelOperator::NotIn(values) };
+    let expressions = vec![LabelRequirement { key: HOSTNAME.to_owned(), operator }];
+    LabelSelector { labels: BTreeMap::new(), expressions }
 }
 
 /// A block around an address of the world, with excepts that mostly hit others of its addresses.

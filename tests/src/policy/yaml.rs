@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sluice_model::{
-    LabelOperator, LabelRequirement, LabelSelector, NetworkPolicy, Object, PolicyPeer, PolicyPort,
+    ClusterNetworkPolicy, ClusterPolicyPeer, ClusterPolicyPort, ClusterPolicyRule, LabelOperator,
+    LabelRequirement, LabelSelector, NamespacedPods, NetworkPolicy, Object, PolicyPeer, PolicyPort,
     PolicyPortRange,
 };
 use sluice_store::parse_manifest;
@@ -15,9 +16,17 @@ use super::cluster::flow;
 /// Reads the NetworkPolicies of a manifest with any number of documents, as the agent does.
 ///
 /// # Panics
-/// If there is anything else in it. What is wrong inside of a policy becomes a fault of it.
+/// If there is anything else in it but policies of the cluster. What is wrong inside of a policy becomes a fault of it.
 pub fn policies(yaml: &str) -> Vec<NetworkPolicy> {
-    read("policies.yaml", yaml)
+    read("policies.yaml", yaml).0
+}
+
+/// Reads the ClusterNetworkPolicies of a manifest in the same way.
+///
+/// # Panics
+/// As [`policies`].
+pub fn cluster_policies(yaml: &str) -> Vec<ClusterNetworkPolicy> {
+    read("policies.yaml", yaml).1
 }
 
 /// The documents of a manifest before any of their values is looked at.
@@ -168,17 +177,20 @@ pub enum NumberOrName {
 /// If the store makes no policy of it.
 pub fn convert(document: &Document) -> NetworkPolicy {
     let text = document.tree().to_string();
-    read("document.json", &text).pop().unwrap_or_else(|| panic!("no policy:\n{text}"))
+    read("document.json", &text).0.pop().unwrap_or_else(|| panic!("no policy:\n{text}"))
 }
 
 /// Reads the policies of a manifest's text with the agent's own reader.
-fn read(path: &str, text: &str) -> Vec<NetworkPolicy> {
-    let objects = parse_manifest(path, text).objects.into_iter();
-    let policy = |(origin, object)| match object {
-        Object::NetworkPolicy(policy) => policy,
-        _ => panic!("{origin} is no NetworkPolicy\n{text}"),
-    };
-    objects.map(policy).collect()
+fn read(path: &str, text: &str) -> (Vec<NetworkPolicy>, Vec<ClusterNetworkPolicy>) {
+    let (mut policies, mut of_cluster) = (Vec::new(), Vec::new());
+    for (origin, object) in parse_manifest(path, text).objects {
+        match object {
+            Object::NetworkPolicy(policy) => policies.push(policy),
+            Object::ClusterNetworkPolicy(policy) => of_cluster.push(policy),
+            _ => panic!("{origin} is no policy\n{text}"),
+        }
+    }
+    (policies, of_cluster)
 }
 
 impl Document {
@@ -210,6 +222,78 @@ impl Document {
 /// Policies without faults as a manifest. [`policies`] reads the same ones from it.
 pub fn write(policies: &[NetworkPolicy]) -> String {
     policies.iter().map(document).collect()
+}
+
+/// ClusterNetworkPolicies as a manifest, each as JSON. [`cluster_policies`] reads the same ones from it, but for faults: what
+/// is written of a rule that is not understood is one of its peers that is of no kind.
+pub fn write_cluster(policies: &[ClusterNetworkPolicy]) -> String {
+    policies.iter().map(|policy| format!("---\n{}\n", cluster_document(policy))).collect()
+}
+
+fn cluster_document(policy: &ClusterNetworkPolicy) -> Value {
+    let rules = |rules: &[ClusterPolicyRule], peers: &str| -> Vec<Value> {
+        rules.iter().map(|rule| cluster_rule(rule, peers)).collect()
+    };
+    let ClusterNetworkPolicy { meta, tier, priority, subject, ingress, egress, .. } = policy;
+    json!({
+        "apiVersion": "policy.networking.k8s.io/v1alpha2",
+        "kind": "ClusterNetworkPolicy",
+        "metadata": {"name": meta.name.name},
+        "spec": {
+            "tier": tier.to_string(),
+            "priority": priority,
+            "subject": {"pods": namespaced_pods(subject)},
+            "ingress": rules(ingress, "from"),
+            "egress": rules(egress, "to"),
+        },
+    })
+}
+
+fn cluster_rule(rule: &ClusterPolicyRule, peers_field: &str) -> Value {
+    let peer = |peer: &ClusterPolicyPeer| match peer {
+        ClusterPolicyPeer::Pods(pods) => json!({"pods": namespaced_pods(pods)}),
+        ClusterPolicyPeer::Nodes(nodes) => json!({"nodes": selector_tree(nodes)}),
+        ClusterPolicyPeer::Networks(list) => {
+            let list: Vec<String> = list.iter().map(ToString::to_string).collect();
+            json!({"networks": list})
+        }
+    };
+    let port = |port: &ClusterPolicyPort| match port {
+        ClusterPolicyPort::Numbers(protocol, first, last) => {
+            let ports = match first == last {
+                true => json!({"number": first}),
+                false => json!({"range": {"start": first, "end": last}}),
+            };
+            json!({protocol.to_string().to_lowercase(): {"destinationPort": ports}})
+        }
+        ClusterPolicyPort::Name(name) => json!({"destinationNamedPort": name}),
+    };
+    let mut peers: Vec<Value> = rule.peers.iter().map(peer).collect();
+    if !rule.understood {
+        peers.push(json!({}));
+    }
+    let mut tree =
+        json!({"name": rule.name, "action": rule.action.to_string(), peers_field: peers});
+    if !rule.ports.is_empty() {
+        tree["protocols"] = rule.ports.iter().map(port).collect();
+    }
+    tree
+}
+
+fn namespaced_pods(pods: &NamespacedPods) -> Value {
+    let NamespacedPods { namespaces, pods } = pods;
+    json!({"namespaceSelector": selector_tree(namespaces), "podSelector": selector_tree(pods)})
+}
+
+fn selector_tree(selector: &LabelSelector) -> Value {
+    let expression = |LabelRequirement { key, operator }: &LabelRequirement| match operator {
+        LabelOperator::In(values) => json!({"key": key, "operator": "In", "values": values}),
+        LabelOperator::NotIn(values) => json!({"key": key, "operator": "NotIn", "values": values}),
+        LabelOperator::Exists => json!({"key": key, "operator": "Exists"}),
+        LabelOperator::DoesNotExist => json!({"key": key, "operator": "DoesNotExist"}),
+    };
+    let expressions: Vec<Value> = selector.expressions.iter().map(expression).collect();
+    json!({"matchLabels": selector.labels, "matchExpressions": expressions})
 }
 
 fn document(policy: &NetworkPolicy) -> String {

@@ -4,7 +4,7 @@
 //! ```text
 //! POLICY_SETS interface -> {ingress set, egress set}      the pods of this node
 //!  IDENTITIES prefix    -> identity                       everybody whom a rule names
-//!      POLICY {set, identity, proto, port} -> 1           what is allowed
+//!      POLICY {set, identity, proto, port} -> verdict     what is allowed, and what is not though more is
 //! ```
 //!
 //! Only policies that select a pod of this node count; all others cost nothing here. Their rules name
@@ -13,6 +13,9 @@
 //! so that there are no more identities than the rules in force can tell apart. An address that is no
 //! peer has none. A set stands for the rules that a pod has in one direction; pods with the same rules
 //! share it.
+//!
+//! Rules of cluster-wide policies come in an order, and may deny; what they come to together with those of
+//! NetworkPolicies is worked out for each set and identity ([`tiers`]).
 //!
 //! What a set and an identity mean never changes while something in the kernel refers to them: another
 //! meaning has another number. Rules are written before the identity or the pod that needs them, and
@@ -23,6 +26,7 @@ mod classes;
 mod explain;
 mod naming;
 mod net;
+mod nodes;
 mod peers;
 mod planner;
 mod pods;
@@ -31,8 +35,9 @@ mod restore;
 mod selector;
 mod sets;
 mod tables;
+mod tiers;
 
-pub use explain::{Explanation, Judgement, Party};
+pub use explain::{ClusterRule, Explanation, Judgement, Party};
 pub use planner::PolicyPlanner;
 pub use pods::LocalPod;
 pub use tables::{PolicyOp, PolicyTables};

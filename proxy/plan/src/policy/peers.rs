@@ -4,10 +4,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 
 use ipnet::{IpNet, Ipv6Net};
-use sluice_model::{LabelSelector, PolicyPeer, Protocol};
+use sluice_model::{ClusterPolicyPeer, LabelSelector, NamespacedPods, PolicyPeer, Protocol};
 
 use super::classes::Element;
 use super::net::Net;
+use super::nodes::Nodes;
 use super::pods::Pods;
 use super::selector::{ByLabel, Labels, needed, text};
 use crate::ids::Ids;
@@ -24,6 +25,8 @@ pub(super) enum Who {
     },
     /// Addresses.
     Block { cidr: Net, except: Vec<Net> },
+    /// Addresses of nodes by label.
+    Nodes(LabelSelector),
     /// The node that is planned for. No rule names it; every pod of the node may ask it.
     OwnNode,
 }
@@ -37,18 +40,34 @@ impl Who {
                 namespaces: namespaces.clone().unwrap_or_default(),
                 pods: pods.clone().unwrap_or_default(),
             },
-            PolicyPeer::Block { cidr, except } => {
-                let mut except: Vec<Net> = except.iter().map(|net| Net::from(*net)).collect();
-                // Here, IPv4 addresses are among those of IPv6; to a policy they are not.
-                let mapped = Net::from(mapped());
-                if cidr.addr().is_ipv6() && Net::from(*cidr).contains(mapped) {
-                    except.push(mapped);
-                }
-                except.sort_unstable();
-                except.dedup();
-                Self::Block { cidr: Net::from(*cidr), except }
+            PolicyPeer::Block { cidr, except } => Self::block(*cidr, except),
+        }
+    }
+
+    /// A peer of a cluster-wide policy; one for each of several networks.
+    pub(super) fn of_cluster(peer: &ClusterPolicyPeer) -> Vec<Self> {
+        match peer {
+            ClusterPolicyPeer::Pods(NamespacedPods { namespaces, pods }) => {
+                let (namespaces, pods) = (namespaces.clone(), pods.clone());
+                vec![Self::Pods { namespace: None, namespaces, pods }]
+            }
+            ClusterPolicyPeer::Nodes(selector) => vec![Self::Nodes(selector.clone())],
+            ClusterPolicyPeer::Networks(list) => {
+                list.iter().map(|cidr| Self::block(*cidr, &[])).collect()
             }
         }
+    }
+
+    fn block(cidr: IpNet, except: &[IpNet]) -> Self {
+        let mut except: Vec<Net> = except.iter().map(|net| Net::from(*net)).collect();
+        // Here, IPv4 addresses are among those of IPv6; to a policy they are not.
+        let mapped = Net::from(mapped());
+        if cidr.addr().is_ipv6() && Net::from(cidr).contains(mapped) {
+            except.push(mapped);
+        }
+        except.sort_unstable();
+        except.dedup();
+        Self::Block { cidr: Net::from(cidr), except }
     }
 
     /// Every pod.
@@ -90,6 +109,7 @@ impl fmt::Display for Peer {
             Who::Pods { namespaces, pods, .. } => {
                 write!(f, "pods {{{}}} of namespaces {{{}}}", text(pods), text(namespaces))?;
             }
+            Who::Nodes(selector) => write!(f, "nodes {{{}}}", text(selector))?,
             Who::OwnNode => f.write_str("this node")?,
             Who::Block { cidr, except } => {
                 write!(f, "{cidr}")?;
@@ -128,6 +148,8 @@ pub(super) struct Peers {
     own: HashMap<String, Index>,
     wide: Index,
     named_blocks: BTreeSet<u32>,
+    /// Those that are nodes.
+    of_nodes: BTreeSet<u32>,
 }
 
 impl Peers {
@@ -174,8 +196,10 @@ impl Peers {
             };
         };
         let Who::Pods { namespace, pods, .. } = &peer.who else {
-            if peer.port.is_some() {
-                set(&mut self.named_blocks);
+            match &peer.who {
+                Who::Nodes(_) => set(&mut self.of_nodes),
+                _ if peer.port.is_some() => set(&mut self.named_blocks),
+                _ => {}
             }
             return;
         };
@@ -210,6 +234,21 @@ impl Peers {
             labelled.chain(index.rest.iter().copied())
         });
         found.chain(self.named_blocks.iter().copied()).collect()
+    }
+
+    /// What the rules in force tell of the node at an address.
+    pub(super) fn node_elements(&self, nodes: &Nodes, net: Net, found: &mut Vec<Element>) {
+        if !nodes.has(net) {
+            return;
+        }
+        for number in &self.of_nodes {
+            if let Some(Entry { peer: Peer { who: Who::Nodes(selector), port: None }, .. }) =
+                self.entries.get(number)
+                && nodes.is(net, selector)
+            {
+                found.push(Element { peer: *number, port: 0 });
+            }
+        }
     }
 
     /// What the rules in force tell of the pod at an address by who it is; not by its address alone.

@@ -5,17 +5,21 @@ use std::net::IpAddr;
 
 use sluice_abi::{PolicyKey, PolicySets};
 use sluice_model::{
-    Namespace, NetworkPolicy, ObjectName, Pod, PolicyPort, PolicyPortRange, PolicyRule, Protocol,
+    ClusterNetworkPolicy, ClusterPolicyPort, ClusterPolicyRule, Namespace, NamespacedPods,
+    NetworkPolicy, Node, ObjectName, Pod, PolicyAction, PolicyPort, PolicyPortRange, PolicyRule,
+    PolicyTier, Protocol,
 };
 
 use super::classes::{Class, Classes, Element};
 use super::net::Net;
+use super::nodes::Nodes;
 use super::peers::{Peer, Peers, Who};
 use super::pods::{LocalPod, Pods, Subject};
 use super::ports::Ports;
-use super::selector::matches;
-use super::sets::{Content, Sets, canonical};
+use super::selector::{Labels, matches};
+use super::sets::Sets;
 use super::tables::{PolicyOp, PolicyTables};
+use super::tiers::{Content, Step};
 
 /// Keeps the kernel's policy tables in step with policies, pods and namespaces, incrementally: a
 /// change of one object costs work in proportion to the addresses and pods that it concerns.
@@ -30,6 +34,8 @@ use super::tables::{PolicyOp, PolicyTables};
 #[derive(Clone, Debug, Default)]
 pub struct PolicyPlanner {
     pub(super) pods: Pods,
+    pub(super) nodes: Nodes,
+    /// Those of the cluster are in no namespace.
     pub(super) policies: BTreeMap<ObjectName, Entry>,
     pub(super) peers: Peers,
     pub(super) classes: Classes,
@@ -58,10 +64,17 @@ struct Dirty {
     policies: BTreeSet<ObjectName>,
 }
 
+/// A policy of a namespace or of the cluster.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Policy {
+    Namespaced(NetworkPolicy),
+    Cluster(ClusterNetworkPolicy),
+}
+
 /// What is known of a policy.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
-    pub(super) policy: NetworkPolicy,
+    pub(super) policy: Policy,
     /// The pods of this node that it selects.
     subjects: BTreeSet<ObjectName>,
     /// Its rules, while it selects any.
@@ -74,6 +87,8 @@ enum Port {
     Resolved(Ports),
     /// The port that the pod itself has by that name.
     Own(Protocol, String),
+    /// The same, whatever its protocol.
+    OwnAny(String),
 }
 
 /// The rules of one direction: a peer's number ([`PolicyKey::ANYBODY`] for all) and a port.
@@ -81,10 +96,22 @@ type Rules = Vec<(u32, Port)>;
 
 #[derive(Clone, Debug, Default)]
 struct Compiled {
-    ingress: Option<Rules>,
-    egress: Option<Rules>,
+    ingress: Direction,
+    egress: Direction,
     /// The peers that these refer to, as often as they do.
     peers: Vec<u32>,
+}
+
+/// What a policy says of one direction.
+#[derive(Clone, Debug, Default)]
+enum Direction {
+    /// Nothing: it does not isolate its pods.
+    #[default]
+    Nothing,
+    /// What it allows.
+    Allows(Rules),
+    /// Of a cluster-wide policy: its tier, its priority, and its rules in their order.
+    Ordered(PolicyTier, u16, Vec<(PolicyAction, Rules)>),
 }
 
 /// A pod of this node.
@@ -113,12 +140,20 @@ impl PolicyPlanner {
 
     /// States what a policy is now; `None`: it is gone.
     pub fn set_policy(&mut self, name: &ObjectName, policy: Option<&NetworkPolicy>) {
+        self.replace_policy(name, policy.cloned().map(Policy::Namespaced));
+    }
+
+    /// States what a policy of the cluster is now; `None`: it is gone.
+    pub fn set_cluster_policy(&mut self, name: &ObjectName, policy: Option<&ClusterNetworkPolicy>) {
+        self.replace_policy(name, policy.cloned().map(Policy::Cluster));
+    }
+
+    fn replace_policy(&mut self, name: &ObjectName, policy: Option<Policy>) {
         let old = match policy {
-            Some(policy) if self.policies.get(name).is_some_and(|old| old.policy == *policy) => {
+            Some(policy) if self.policies.get(name).is_some_and(|old| old.policy == policy) => {
                 return;
             }
             Some(policy) => {
-                let policy = policy.clone();
                 let subjects = BTreeSet::new();
                 self.policies.insert(name.clone(), Entry { policy, subjects, compiled: None })
             }
@@ -152,6 +187,15 @@ impl PolicyPlanner {
     pub fn set_namespace(&mut self, name: &str, namespace: Option<&Namespace>) {
         let nets = self.pods.set_namespace(name, namespace);
         self.dirty.nets.extend(nets);
+        // Policies of the cluster select pods by it.
+        if self.cluster_policies().next().is_some() {
+            self.dirty.subjects.extend(self.pods.local(Some(name)).cloned());
+        }
+    }
+
+    /// States what a node of the cluster is now; `None`: it is gone.
+    pub fn set_cluster_node(&mut self, name: &str, node: Option<&Node>) {
+        self.dirty.nets.extend(self.nodes.set(name, node));
     }
 
     /// States which addresses the node itself has: its pods may always ask it, whatever isolates them.
@@ -186,15 +230,68 @@ impl PolicyPlanner {
         self.held.as_ref().unwrap_or(&self.tables)
     }
 
-    /// The policies that select a pod of this node.
-    pub fn in_force(&self) -> impl Iterator<Item = &NetworkPolicy> {
-        self.policies.values().filter(|entry| entry.compiled.is_some()).map(|entry| &entry.policy)
+    /// How many policies select a pod of this node.
+    pub fn in_force(&self) -> usize {
+        self.policies.values().filter(|entry| entry.compiled.is_some()).count()
     }
 
     /// A pod's policies: those that select it, if it is of this node.
     pub fn selecting(&self, pod: &ObjectName) -> impl Iterator<Item = &NetworkPolicy> {
+        self.selected_by(pod).filter_map(|policy| match policy {
+            Policy::Namespaced(policy) => Some(policy),
+            Policy::Cluster(_) => None,
+        })
+    }
+
+    /// The same of those of the cluster, in the order in which they are asked.
+    pub fn cluster_selecting(&self, pod: &ObjectName) -> Vec<&ClusterNetworkPolicy> {
+        let selecting = self.selected_by(pod).filter_map(|policy| match policy {
+            Policy::Cluster(policy) => Some(policy),
+            Policy::Namespaced(_) => None,
+        });
+        let mut selecting: Vec<&ClusterNetworkPolicy> = selecting.collect();
+        selecting.sort_by_key(|policy| (policy.tier, policy.priority, &policy.meta.name));
+        selecting
+    }
+
+    fn selected_by(&self, pod: &ObjectName) -> impl Iterator<Item = &Policy> {
         let selected = self.subjects.get(pod).into_iter().flat_map(|state| &state.selected);
         selected.filter_map(|name| self.policies.get(name)).map(|entry| &entry.policy)
+    }
+
+    /// Those of the cluster.
+    pub(super) fn cluster_policies(
+        &self,
+    ) -> impl Iterator<Item = (&ObjectName, &ClusterNetworkPolicy)> {
+        let there = self.policies.iter().take_while(|(name, _)| name.namespace.is_empty());
+        there.filter_map(|(name, entry)| match &entry.policy {
+            Policy::Cluster(policy) => Some((name, policy)),
+            Policy::Namespaced(_) => None,
+        })
+    }
+
+    /// Those of a namespace.
+    pub(super) fn policies_of<'a>(
+        &'a self,
+        namespace: &'a str,
+    ) -> impl Iterator<Item = (&'a ObjectName, &'a NetworkPolicy)> {
+        let there = self.policies.range(ObjectName::new(namespace, "")..);
+        let there = there.take_while(move |(name, _)| name.namespace == namespace);
+        there.filter_map(|(name, entry)| match &entry.policy {
+            Policy::Namespaced(policy) => Some((name, policy)),
+            Policy::Cluster(_) => None,
+        })
+    }
+
+    /// Whether a policy of the cluster is for a pod with these labels.
+    pub(super) fn is_subject(
+        &self,
+        subject: &NamespacedPods,
+        namespace: &str,
+        labels: &Labels,
+    ) -> bool {
+        matches(&subject.pods, labels)
+            && self.pods.namespace_matches(&subject.namespaces, namespace)
     }
 
     /// How many pods of this node a policy selects.
@@ -216,7 +313,9 @@ impl PolicyPlanner {
         let dirty = std::mem::take(&mut self.dirty);
         let mut subjects = dirty.subjects;
         for namespace in &dirty.namespaces {
-            subjects.extend(self.pods.local(Some(namespace)).cloned());
+            // A policy of the cluster is in none, and may be for any pod.
+            let namespace = Some(namespace.as_str()).filter(|namespace| !namespace.is_empty());
+            subjects.extend(self.pods.local(namespace).cloned());
         }
         let mut policies = dirty.policies;
         for subject in &subjects {
@@ -250,9 +349,9 @@ impl PolicyPlanner {
         ops.push(op);
     }
 
-    fn put_rules(&mut self, keys: Vec<PolicyKey>, ops: &mut Vec<PolicyOp>) {
-        for key in keys {
-            self.emit(PolicyOp::PutRule(key), ops);
+    fn put_rules(&mut self, rules: Vec<PolicyOp>, ops: &mut Vec<PolicyOp>) {
+        for op in rules {
+            self.emit(op, ops);
         }
     }
 
@@ -262,7 +361,7 @@ impl PolicyPlanner {
         identities: std::ops::RangeInclusive<u32>,
         ops: &mut Vec<PolicyOp>,
     ) {
-        let keys: Vec<PolicyKey> = self.tables.of(set, identities).collect();
+        let keys: Vec<PolicyKey> = self.tables.of(set, identities).map(|(key, _)| key).collect();
         for key in keys {
             self.emit(PolicyOp::DeleteRule(key), ops);
         }
@@ -273,9 +372,12 @@ impl PolicyPlanner {
         let mut selected = BTreeSet::new();
         let known = matches!(self.pods.subject(name), Some((_, Subject::Known)));
         if let Some(labels) = self.pods.labels(name).filter(|_| known) {
-            let there = self.policies.range(ObjectName::new(name.namespace.clone(), "")..);
-            let there = there.take_while(|(policy, _)| policy.namespace == name.namespace);
-            let wanted = there.filter(|(_, entry)| matches(&entry.policy.pods, labels));
+            let wanted = self.policies_of(&name.namespace);
+            let wanted = wanted.filter(|(_, policy)| matches(&policy.pods, labels));
+            selected.extend(wanted.map(|(policy, _)| policy.clone()));
+            let wanted = self.cluster_policies();
+            let wanted = wanted
+                .filter(|(_, policy)| self.is_subject(&policy.subject, &name.namespace, labels));
             selected.extend(wanted.map(|(policy, _)| policy.clone()));
         }
         let state = self.subjects.entry(name.clone()).or_default();
@@ -311,15 +413,33 @@ impl PolicyPlanner {
             used: &mut compiled.peers,
             new: Vec::new(),
         };
-        compiled.ingress = entry.policy.ingress.as_ref().map(|rules| compiler.ingress(rules));
-        compiled.egress = entry.policy.egress.as_ref().map(|rules| compiler.egress(rules));
+        (compiled.ingress, compiled.egress) = match &entry.policy {
+            Policy::Namespaced(policy) => {
+                let ingress = policy.ingress.as_ref().map(|rules| compiler.ingress(rules));
+                let egress = policy.egress.as_ref().map(|rules| compiler.egress(rules));
+                let direction = |rules: Option<Rules>| rules.map(Direction::Allows);
+                (direction(ingress).unwrap_or_default(), direction(egress).unwrap_or_default())
+            }
+            Policy::Cluster(policy) => {
+                let mut direction = |rules: &[ClusterPolicyRule], is_ingress| {
+                    let rules = rules.iter().map(|rule| compiler.ordered(rule, is_ingress));
+                    Direction::Ordered(policy.tier, policy.priority, rules.collect())
+                };
+                (direction(&policy.ingress, true), direction(&policy.egress, false))
+            }
+        };
         let new = compiler.new;
         entry.compiled = Some(compiled);
         for number in new {
             let Some(peer) = self.peers.get(number) else { continue };
             match peer.block() {
                 Some((cidr, except)) => nets.extend(self.classes.add_block(number, cidr, except)),
-                None => nets.extend(self.pods.candidates(peer)),
+                None => {
+                    if let Who::Nodes(selector) = &peer.who {
+                        nets.extend(self.nodes.nets(selector));
+                    }
+                    nets.extend(self.pods.candidates(peer));
+                }
             }
         }
     }
@@ -329,6 +449,7 @@ impl PolicyPlanner {
         let mut elements: Vec<Element> = Vec::new();
         if net.is_host() {
             self.peers.elements(&self.pods, net, &mut elements);
+            self.peers.node_elements(&self.nodes, net, &mut elements);
             let own_node = self.own_node.filter(|_| self.node.contains(&net));
             elements.extend(own_node.map(|peer| Element { peer, port: 0 }));
         }
@@ -352,8 +473,8 @@ impl PolicyPlanner {
                     if new {
                         let class: Class = self.classes.class(number).into();
                         for set in self.sets.naming(&class) {
-                            let keys = self.sets.keys(set, number, &class);
-                            self.put_rules(keys, ops);
+                            let rules = self.sets.ops(set, number, &class);
+                            self.put_rules(rules, ops);
                         }
                     }
                     Some(number)
@@ -403,7 +524,7 @@ impl PolicyPlanner {
             let (interfaces, subject) = found;
             let sets = match subject {
                 Subject::HostNetwork => PolicySets::default(),
-                // Without a policy in its namespace, none can select it.
+                // Without a policy for pods of its namespace, none can select it.
                 Subject::Unknown if self.has_policies(&name.namespace) => PolicySets::SHUT,
                 Subject::Unknown => PolicySets::default(),
                 Subject::Known => PolicySets {
@@ -447,8 +568,10 @@ impl PolicyPlanner {
 
     /// Whether any pod of the namespace may be isolated.
     pub(super) fn has_policies(&self, namespace: &str) -> bool {
-        let mut there = self.policies.range(ObjectName::new(namespace, "")..);
-        there.next().is_some_and(|(policy, _)| policy.namespace == namespace)
+        self.policies_of(namespace).next().is_some()
+            || self.cluster_policies().any(|(_, policy)| {
+                self.pods.namespace_matches(&policy.subject.namespaces, namespace)
+            })
     }
 
     /// The set of a pod in one direction, written where it is new.
@@ -461,38 +584,66 @@ impl PolicyPlanner {
                 identities.extend(self.classes.of_peer(peer));
             }
             for identity in identities {
-                let keys = self.sets.keys(number, identity, self.classes.class(identity));
-                self.put_rules(keys, ops);
+                let rules = self.sets.ops(number, identity, self.classes.class(identity));
+                self.put_rules(rules, ops);
             }
         }
         number
     }
 
-    /// What a pod's policies allow together; `None` where none isolates it.
+    /// What a pod's policies say together; `None` where they let everything pass.
     fn content(&self, name: &ObjectName, ingress: bool) -> Option<Content> {
         let pod = self.pods.number(name)?;
-        let mut rules: Option<Vec<(u32, Ports)>> = None;
+        let mut allowed: Option<Vec<(u32, Ports)>> = None;
+        let mut tiers = Vec::new();
         for policy in &self.subjects.get(name)?.selected {
             let compiled = self.policies.get(policy).and_then(|entry| entry.compiled.as_ref());
             let Some(compiled) = compiled else { continue };
-            let more = if ingress { &compiled.ingress } else { &compiled.egress };
-            let Some(more) = more else { continue };
-            let rules = rules.get_or_insert_with(|| {
-                let own_node = self.own_node.filter(|_| !ingress);
-                own_node.map(|peer| (peer, Ports::All)).into_iter().collect()
-            });
-            for (peer, port) in more {
-                match port {
-                    Port::Resolved(ports) => rules.push((*peer, *ports)),
-                    Port::Own(protocol, name) => {
-                        let ports = self.pods.ports_named(pod, *protocol, name);
-                        let proto = protocol.number();
-                        rules.extend(ports.map(|port| (*peer, Ports::Range(proto, port, port))));
-                    }
+            match if ingress { &compiled.ingress } else { &compiled.egress } {
+                Direction::Nothing => {}
+                Direction::Allows(more) => {
+                    let rules = allowed.get_or_insert_with(|| {
+                        let own_node = self.own_node.filter(|_| !ingress);
+                        own_node.map(|peer| (peer, Ports::All)).into_iter().collect()
+                    });
+                    self.resolve(pod, more, rules);
+                }
+                // Of two with the same priority, the one whose name sorts first comes first.
+                Direction::Ordered(tier, priority, more) => {
+                    tiers.push((*tier, *priority, policy, more));
                 }
             }
         }
-        rules.map(canonical)
+        tiers.sort_by_key(|(tier, priority, policy, _)| (*tier, *priority, *policy));
+        let steps = |wanted: PolicyTier| {
+            let rules = tiers.iter().filter(|(tier, ..)| *tier == wanted);
+            let steps = rules.flat_map(|(.., rules)| *rules).map(|(action, rules)| {
+                let mut resolved = Vec::new();
+                self.resolve(pod, rules, &mut resolved);
+                Step::new(*action, resolved)
+            });
+            steps.collect()
+        };
+        Content::new(steps(PolicyTier::Admin), allowed, steps(PolicyTier::Baseline))
+    }
+
+    /// Puts numbers in place of the names that ports of the pod itself have.
+    fn resolve(&self, pod: u32, rules: &Rules, resolved: &mut Vec<(u32, Ports)>) {
+        for (peer, port) in rules {
+            let own = |protocol: Protocol, name| {
+                let ports = self.pods.ports_named(pod, protocol, name);
+                let proto = protocol.number();
+                ports.map(move |port| (*peer, Ports::Range(proto, port, port)))
+            };
+            match port {
+                Port::Resolved(ports) => resolved.push((*peer, *ports)),
+                Port::Own(protocol, name) => resolved.extend(own(*protocol, name)),
+                Port::OwnAny(name) => {
+                    let all = PROTOCOLS.into_iter().flat_map(|protocol| own(protocol, name));
+                    resolved.extend(all);
+                }
+            }
+        }
     }
 }
 
@@ -544,6 +695,51 @@ impl Compiler<'_> {
         compiled
     }
 
+    /// A rule of a cluster-wide policy. One that is not understood fails closed, as
+    /// [`ClusterPolicyRule::understood`] says.
+    fn ordered(&mut self, rule: &ClusterPolicyRule, is_ingress: bool) -> (PolicyAction, Rules) {
+        if !rule.understood {
+            return match rule.action {
+                PolicyAction::Accept => (PolicyAction::Accept, Rules::new()),
+                PolicyAction::Deny | PolicyAction::Pass => {
+                    let everything = (PolicyKey::ANYBODY, Port::Resolved(Ports::All));
+                    (PolicyAction::Deny, vec![everything])
+                }
+            };
+        }
+        let whos: BTreeSet<Who> = rule.peers.iter().flat_map(Who::of_cluster).collect();
+        let mut compiled = Rules::new();
+        let mut plain: Option<Vec<u32>> = None;
+        let every = [Ok(Ports::All)].into_iter().filter(|_| rule.ports.is_empty());
+        let ports = rule.ports.iter().map(|port| match port {
+            ClusterPolicyPort::Numbers(protocol, first, last) => {
+                Ok(Ports::Range(protocol.number(), *first, *last))
+            }
+            ClusterPolicyPort::Name(name) => Err(name),
+        });
+        for port in every.chain(ports) {
+            let port = match port {
+                Ok(ports) => Port::Resolved(ports),
+                Err(name) if is_ingress => Port::OwnAny(name.clone()),
+                Err(name) => {
+                    for protocol in PROTOCOLS {
+                        let ports = Port::Resolved(Ports::Peers(protocol.number()));
+                        for who in &whos {
+                            let peer = self.peer(who.clone(), Some((protocol, name.clone())));
+                            compiled.push((peer, ports.clone()));
+                        }
+                    }
+                    continue;
+                }
+            };
+            let peers = plain.get_or_insert_with(|| {
+                whos.iter().map(|who| self.peer(who.clone(), None)).collect()
+            });
+            compiled.extend(peers.iter().map(|peer| (*peer, port.clone())));
+        }
+        (rule.action, compiled)
+    }
+
     fn egress(&mut self, rules: &[PolicyRule]) -> Rules {
         let mut compiled = Vec::new();
         for rule in rules {
@@ -565,6 +761,9 @@ impl Compiler<'_> {
         compiled
     }
 }
+
+/// The protocols that have ports.
+const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 
 /// The ports of a rule; those by name apart.
 fn ports(rule: &PolicyRule) -> Vec<Result<Ports, (Protocol, String)>> {

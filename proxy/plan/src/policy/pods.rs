@@ -175,7 +175,7 @@ impl Pods {
             .map(|(_, number)| *number)
     }
 
-    fn namespace_matches(&self, selector: &LabelSelector, name: &str) -> bool {
+    pub(super) fn namespace_matches(&self, selector: &LabelSelector, name: &str) -> bool {
         self.namespaces.get(name).is_some_and(|namespace| matches(selector, &namespace.labels))
     }
 
@@ -282,7 +282,7 @@ impl Pods {
                     && matches(pods, labels)
                     && self.namespace_matches(namespaces, &name.namespace)
             }
-            Who::OwnNode => false,
+            Who::OwnNode | Who::Nodes(_) => false,
             Who::Block { cidr, except } => {
                 cidr.contains(net) && !except.iter().any(|hole| hole.contains(net))
             }
@@ -292,7 +292,8 @@ impl Pods {
     /// The addresses of pods that a peer may be; some may be of others.
     pub(super) fn candidates(&self, peer: &Peer) -> BTreeSet<Net> {
         let numbers: Vec<u32> = match &peer.who {
-            Who::OwnNode => Vec::new(),
+            // These are no pods.
+            Who::OwnNode | Who::Nodes(_) => Vec::new(),
             Who::Block { cidr, .. } => self.inside(*cidr).collect(),
             Who::Pods { namespace, namespaces, pods } => match needed(pods) {
                 Some((key, values)) => {

@@ -31,21 +31,44 @@ fn prefixes(first: u16, last: u16) -> Vec<(u16, u32)> {
     covered
 }
 
+/// Ranges in their order, those that touch as one.
+pub(super) fn merged(mut ranges: Vec<(u16, u16)>) -> Vec<(u16, u16)> {
+    ranges.sort_unstable();
+    let mut merged: Vec<(u16, u16)> = Vec::new();
+    for (first, last) in ranges {
+        match merged.last_mut() {
+            Some(open) if u32::from(first) <= u32::from(open.1) + 1 => {
+                open.1 = open.1.max(last);
+            }
+            _ => merged.push((first, last)),
+        }
+    }
+    merged
+}
+
+/// The keys of ranges of a protocol's ports that do not touch.
+pub(super) fn range_keys(
+    set: u32,
+    identity: u32,
+    proto: u8,
+    ranges: &[(u16, u16)],
+) -> impl Iterator<Item = PolicyKey> {
+    ranges.iter().flat_map(|(first, last)| prefixes(*first, *last)).map(move |(port, bits)| {
+        let prefix_len = PolicyKey::PROTO + bits;
+        PolicyKey { prefix_len, set, identity, proto, reserved: 0, port: Be16::new(port) }
+    })
+}
+
 /// The keys that say of one set and one identity what these ports do together; none is contained in
 /// another.
 pub(super) fn keys(set: u32, identity: u32, ports: impl Iterator<Item = Ports>) -> Vec<PolicyKey> {
-    let key = |prefix_len, proto, port| PolicyKey {
-        prefix_len,
-        set,
-        identity,
-        proto,
-        reserved: 0,
-        port: Be16::new(port),
-    };
     let mut ranges: BTreeMap<u8, Vec<(u16, u16)>> = BTreeMap::new();
     for entry in ports {
         match entry {
-            Ports::All => return vec![key(PolicyKey::ANY, 0, 0)],
+            Ports::All => {
+                let prefix_len = PolicyKey::ANY;
+                return vec![PolicyKey { prefix_len, set, identity, ..PolicyKey::default() }];
+            }
             Ports::Protocol(proto) => ranges.entry(proto).or_default().push((0, u16::MAX)),
             Ports::Range(proto, first, last) => {
                 ranges.entry(proto).or_default().push((first, last));
@@ -55,21 +78,8 @@ pub(super) fn keys(set: u32, identity: u32, ports: impl Iterator<Item = Ports>) 
         }
     }
     let mut keys = Vec::new();
-    for (proto, mut ranges) in ranges {
-        ranges.sort_unstable();
-        let mut merged: Vec<(u16, u16)> = Vec::new();
-        for (first, last) in ranges {
-            match merged.last_mut() {
-                Some(open) if u32::from(first) <= u32::from(open.1) + 1 => {
-                    open.1 = open.1.max(last);
-                }
-                _ => merged.push((first, last)),
-            }
-        }
-        for (first, last) in merged {
-            let covered = prefixes(first, last).into_iter();
-            keys.extend(covered.map(|(port, bits)| key(PolicyKey::PROTO + bits, proto, port)));
-        }
+    for (proto, ranges) in ranges {
+        keys.extend(range_keys(set, identity, proto, &merged(ranges)));
     }
     keys
 }

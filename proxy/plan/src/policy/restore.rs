@@ -6,18 +6,19 @@ use sluice_abi::{CidrKey, PolicyKey, PolicySets};
 
 use super::classes::Class;
 use super::planner::PolicyPlanner;
-use super::sets::Content;
 use super::tables::{PolicyOp, PolicyTables};
+use super::tiers::Content;
 
 /// What a set says of an identity, whatever their numbers are.
-type Meaning = BTreeSet<(u32, u8, u16)>;
+type Meaning = BTreeSet<(u32, u8, u16, bool)>;
 
 /// By set and identity.
 fn meanings(tables: &PolicyTables) -> BTreeMap<(u32, u32), Meaning> {
     let mut meanings: BTreeMap<_, Meaning> = BTreeMap::new();
-    for key in &tables.rules {
+    let rules = tables.rules.iter().map(|key| (key, true));
+    for (key, allows) in rules.chain(tables.denials.iter().map(|key| (key, false))) {
         let meaning = meanings.entry((key.set, key.identity)).or_default();
-        meaning.insert((key.prefix_len, key.proto, key.port.get()));
+        meaning.insert((key.prefix_len, key.proto, key.port.get(), allows));
     }
     meanings
 }
@@ -43,8 +44,9 @@ impl PolicyPlanner {
         };
         // A set may be without a rule, while its peers are nowhere.
         let named = held.sets.values().flat_map(|sets| [sets.ingress, sets.egress]);
-        self.sets.prefer(held.rules.iter().map(|key| key.set).chain(named), hints.sets);
-        let identities = held.rules.iter().map(|key| key.identity);
+        let keys = || held.rules.iter().chain(&held.denials);
+        self.sets.prefer(keys().map(|key| key.set).chain(named), hints.sets);
+        let identities = keys().map(|key| key.identity);
         self.classes.prefer(identities.chain(held.identities.values().copied()), hints.classes);
         self.settle();
         difference(&held, &self.tables)
@@ -101,6 +103,7 @@ impl PolicyPlanner {
 fn difference(old: &PolicyTables, new: &PolicyTables) -> Vec<PolicyOp> {
     let mut ops: Vec<PolicyOp> =
         new.rules.difference(&old.rules).map(|key| PolicyOp::PutRule(*key)).collect();
+    ops.extend(new.denials.difference(&old.denials).map(|key| PolicyOp::PutDenial(*key)));
     let changed = |(key, value): &(&CidrKey, &u32)| old.identities.get(key) != Some(value);
     let identities = new.identities.iter().rev().filter(changed);
     ops.extend(identities.map(|(key, value)| PolicyOp::PutIdentity(*key, *value)));
@@ -111,6 +114,8 @@ fn difference(old: &PolicyTables, new: &PolicyTables) -> Vec<PolicyOp> {
     ops.extend(gone.map(|key| PolicyOp::DeleteSets(*key)));
     let gone = old.identities.keys().filter(|key| !new.identities.contains_key(key));
     ops.extend(gone.map(|key| PolicyOp::DeleteIdentity(*key)));
-    ops.extend(old.rules.difference(&new.rules).map(|key| PolicyOp::DeleteRule(*key)));
+    let gone = old.rules.iter().chain(&old.denials);
+    let gone = gone.filter(|key| !new.rules.contains(*key) && !new.denials.contains(*key));
+    ops.extend(gone.map(|key| PolicyOp::DeleteRule(*key)));
     ops
 }

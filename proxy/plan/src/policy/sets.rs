@@ -7,20 +7,9 @@ use sluice_abi::{PolicyKey, PolicySets};
 use super::classes::Element;
 use super::naming::Naming;
 use super::ports::{Ports, keys};
+use super::tables::PolicyOp;
+use super::tiers::{Content, Rules};
 use crate::ids::Ids;
-
-/// What is allowed, sorted: a peer's number ([`PolicyKey::ANYBODY`] for all) and its ports.
-pub(super) type Content = Box<[(u32, Ports)]>;
-
-/// Brings rules into the one form that they have whatever their order.
-pub(super) fn canonical(mut rules: Vec<(u32, Ports)>) -> Content {
-    if rules.contains(&(PolicyKey::ANYBODY, Ports::All)) {
-        return Box::new([(PolicyKey::ANYBODY, Ports::All)]);
-    }
-    rules.sort_unstable();
-    rules.dedup();
-    rules.into()
-}
 
 #[derive(Clone, Debug)]
 struct Set {
@@ -28,12 +17,11 @@ struct Set {
     uses: u32,
 }
 
-impl Set {
-    fn ports(&self, peer: u32) -> impl Iterator<Item = Ports> + use<'_> {
-        let from = self.content.partition_point(|(other, _)| *other < peer);
-        let rules = self.content[from..].iter();
-        rules.take_while(move |(other, _)| *other == peer).map(|(_, ports)| *ports)
-    }
+/// What rules name of a peer.
+fn ports_of(rules: &Rules, peer: u32) -> impl Iterator<Item = Ports> + use<'_> {
+    let from = rules.partition_point(|(other, _)| *other < peer);
+    let rules = rules[from..].iter();
+    rules.take_while(move |(other, _)| *other == peer).map(|(_, ports)| *ports)
 }
 
 /// The sets of the pods of this node.
@@ -56,7 +44,7 @@ impl Sets {
 
     /// Counts one more pod that has the set; its number, and whether it is new.
     pub(super) fn retain(&mut self, content: Content) -> (u32, bool) {
-        if content.is_empty() {
+        if content.is_closed() {
             return (PolicySets::CLOSED, false);
         }
         if let Some(number) = self.by_content.get(&content).copied() {
@@ -71,7 +59,7 @@ impl Sets {
             Some(number) => number,
             None => self.ids.allocate(taken),
         };
-        self.naming.add(content.iter().map(|(peer, _)| *peer), number);
+        self.naming.add(content.peers().into_iter(), number);
         self.by_content.insert(content.clone(), number);
         self.sets.insert(number, Set { content, uses: 1 });
         (number, true)
@@ -86,15 +74,14 @@ impl Sets {
         }
         if let Some(Set { content, .. }) = self.sets.remove(&number) {
             self.by_content.remove(&content);
-            self.naming.remove(content.iter().map(|(peer, _)| *peer), number);
+            self.naming.remove(content.peers().into_iter(), number);
         }
         true
     }
 
     /// The peers that a set names, without anybody.
     pub(super) fn peers(&self, number: u32) -> BTreeSet<u32> {
-        let rules = self.sets.get(&number).into_iter().flat_map(|set| &set.content);
-        rules.map(|(peer, _)| *peer).filter(|peer| *peer != PolicyKey::ANYBODY).collect()
+        self.sets.get(&number).map(|set| set.content.peers()).unwrap_or_default()
     }
 
     /// The sets that name one of these peers.
@@ -102,19 +89,24 @@ impl Sets {
         class.iter().flat_map(|element| self.naming.of(element.peer)).collect()
     }
 
-    /// What a set says of an identity.
-    pub(super) fn keys(&self, number: u32, identity: u32, class: &[Element]) -> Vec<PolicyKey> {
+    /// What is put for what a set says of an identity.
+    pub(super) fn ops(&self, number: u32, identity: u32, class: &[Element]) -> Vec<PolicyOp> {
         let Some(set) = self.sets.get(&number) else { return Vec::new() };
-        if identity == PolicyKey::ANYBODY {
-            return keys(number, identity, set.ports(PolicyKey::ANYBODY));
-        }
-        let ports = class.iter().flat_map(|element| {
-            set.ports(element.peer).map(|ports| match ports {
-                Ports::Peers(proto) => Ports::Range(proto, element.port, element.port),
-                other => other,
-            })
-        });
-        keys(number, identity, ports)
+        let Some(rules) = set.content.plain() else {
+            return set.content.ops(number, identity, class);
+        };
+        let keys = if identity == PolicyKey::ANYBODY {
+            keys(number, identity, ports_of(rules, PolicyKey::ANYBODY))
+        } else {
+            let ports = class.iter().flat_map(|element| {
+                ports_of(rules, element.peer).map(|ports| match ports {
+                    Ports::Peers(proto) => Ports::Range(proto, element.port, element.port),
+                    other => other,
+                })
+            });
+            keys(number, identity, ports)
+        };
+        keys.into_iter().map(PolicyOp::PutRule).collect()
     }
 
     /// Every set: number and content.

@@ -14,6 +14,9 @@ pub struct PolicyTables {
     pub identities: BTreeMap<CidrKey, u32>,
     /// What each set allows each identity.
     pub rules: BTreeSet<PolicyKey>,
+    /// What each set denies each identity, though a shorter key of `rules`, or one for anybody, would allow
+    /// it. No key is in both.
+    pub denials: BTreeSet<PolicyKey>,
     /// The sets of each pod of this node, by the interface index of its host-side veth.
     pub sets: BTreeMap<u32, PolicySets>,
 }
@@ -24,7 +27,9 @@ pub struct PolicyTables {
 pub enum PolicyOp {
     /// Allows something.
     PutRule(PolicyKey),
-    /// Allows it no more.
+    /// Denies something of what else would be allowed.
+    PutDenial(PolicyKey),
+    /// Allows or denies it no more.
     DeleteRule(PolicyKey),
     /// Gives a prefix an identity, or another one: the one atomic write that changes what an address
     /// may do.
@@ -42,10 +47,16 @@ impl PolicyTables {
     pub fn apply(&mut self, op: &PolicyOp) {
         match *op {
             PolicyOp::PutRule(key) => {
+                self.denials.remove(&key);
                 self.rules.insert(key);
+            }
+            PolicyOp::PutDenial(key) => {
+                self.rules.remove(&key);
+                self.denials.insert(key);
             }
             PolicyOp::DeleteRule(key) => {
                 self.rules.remove(&key);
+                self.denials.remove(&key);
             }
             PolicyOp::PutIdentity(key, identity) => {
                 self.identities.insert(key, identity);
@@ -82,11 +93,19 @@ impl PolicyTables {
     /// Whether a set allows a peer, as the programs look it up. `port` is that of the destination;
     /// both are 0 for protocols without ports.
     pub fn allows(&self, set: u32, peer: IpAddr, proto: u8, port: u16) -> bool {
-        set == PolicySets::OPEN || self.matching(set, peer, proto, port).is_some()
+        let allows = |(_, allows): (PolicyKey, bool)| allows;
+        set == PolicySets::OPEN || self.matching(set, peer, proto, port).is_some_and(allows)
     }
 
-    /// The rule of a set that allows a peer, as the programs look it up; `None`: none does.
-    pub fn matching(&self, set: u32, peer: IpAddr, proto: u8, port: u16) -> Option<PolicyKey> {
+    /// The rule of a set that decides on a peer, as the programs look it up, and whether it allows; `None`:
+    /// none does, and nothing is allowed.
+    pub fn matching(
+        &self,
+        set: u32,
+        peer: IpAddr,
+        proto: u8,
+        port: u16,
+    ) -> Option<(PolicyKey, bool)> {
         let identities = [self.identity(peer), PolicyKey::ANYBODY];
         let lengths = (PolicyKey::ANY..=PolicyKey::PORT).rev();
         let mut keys = identities.into_iter().flat_map(|identity| {
@@ -98,12 +117,18 @@ impl PolicyTables {
                 PolicyKey { prefix_len, set, identity, proto, reserved: 0, port }
             })
         });
-        keys.find(|key| self.rules.contains(key))
+        keys.find_map(|key| self.says(&key).map(|allows| (key, allows)))
+    }
+
+    /// Whether a key allows or denies; `None`: it is not there.
+    fn says(&self, key: &PolicyKey) -> Option<bool> {
+        let denies = || self.denials.contains(key).then_some(false);
+        self.rules.contains(key).then_some(true).or_else(denies)
     }
 
     /// A rule for people: `set 3 allows identity 4 TCP 80`.
-    pub fn rule_text(key: &PolicyKey) -> String {
-        Rule(key).to_string()
+    pub fn rule_text(key: &PolicyKey, allows: bool) -> String {
+        Rule(key, allows).to_string()
     }
 
     /// A prefix for people: `10.0.0.0/8`.
@@ -111,12 +136,12 @@ impl PolicyTables {
         Prefix(key).to_string()
     }
 
-    /// The keys of a set, or of a set and one identity.
+    /// The keys of a set, or of a set and one identity, each with whether it allows.
     pub fn of(
         &self,
         set: u32,
         identities: std::ops::RangeInclusive<u32>,
-    ) -> impl Iterator<Item = PolicyKey> + use<'_> {
+    ) -> impl Iterator<Item = (PolicyKey, bool)> + use<'_> {
         let bound = |identity, end: bool| PolicyKey {
             prefix_len: if end { u32::MAX } else { 0 },
             set,
@@ -126,7 +151,8 @@ impl PolicyTables {
             port: Be16::new(if end { u16::MAX } else { 0 }),
         };
         let range = bound(*identities.start(), false)..=bound(*identities.end(), true);
-        self.rules.range(range).copied()
+        let rules = self.rules.range(range.clone()).map(|key| (*key, true));
+        rules.chain(self.denials.range(range).map(|key| (*key, false)))
     }
 
     /// One line an element, for people and golden files.
@@ -136,7 +162,10 @@ impl PolicyTables {
             let _ = writeln!(out, "identity {} is {identity}", Prefix(key));
         }
         for key in &self.rules {
-            let _ = writeln!(out, "{}", Rule(key));
+            let _ = writeln!(out, "{}", Rule(key, true));
+        }
+        for key in &self.denials {
+            let _ = writeln!(out, "{}", Rule(key, false));
         }
         for (ifindex, sets) in &self.sets {
             let _ = writeln!(out, "interface {ifindex} has {}", Sets(sets));
@@ -157,12 +186,14 @@ impl fmt::Display for Prefix<'_> {
     }
 }
 
-struct Rule<'a>(&'a PolicyKey);
+/// A key, and whether it allows.
+struct Rule<'a>(&'a PolicyKey, bool);
 
 impl fmt::Display for Rule<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let key = self.0;
-        write!(f, "set {} allows ", key.set)?;
+        let Self(key, allows) = self;
+        let verb = if *allows { "allows" } else { "denies" };
+        write!(f, "set {} {verb} ", key.set)?;
         match key.identity {
             PolicyKey::ANYBODY => f.write_str("anybody")?,
             identity => write!(f, "identity {identity}")?,
@@ -201,8 +232,9 @@ impl fmt::Display for Sets<'_> {
 impl fmt::Display for PolicyOp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::PutRule(key) => write!(f, "put: {}", Rule(key)),
-            Self::DeleteRule(key) => write!(f, "delete: {}", Rule(key)),
+            Self::PutRule(key) => write!(f, "put: {}", Rule(key, true)),
+            Self::PutDenial(key) => write!(f, "put: {}", Rule(key, false)),
+            Self::DeleteRule(key) => write!(f, "delete: {}", Rule(key, true)),
             Self::PutIdentity(key, identity) => {
                 write!(f, "put: identity {} is {identity}", Prefix(key))
             }

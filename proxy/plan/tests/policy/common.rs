@@ -141,8 +141,9 @@ impl Kernel {
     pub(crate) fn apply(&mut self, op: &PolicyOp) {
         let tables = &self.tables;
         match *op {
-            PolicyOp::PutRule(key) => {
-                assert!(!tables.rules.contains(&key), "{op}: nothing changes");
+            PolicyOp::PutRule(key) | PolicyOp::PutDenial(key) => {
+                let known = tables.rules.contains(&key) || tables.denials.contains(&key);
+                assert!(!known, "{op}: nothing changes");
                 assert!(![PolicySets::OPEN, PolicySets::CLOSED].contains(&key.set), "{op}");
                 assert!((PolicyKey::ANY..=PolicyKey::PORT).contains(&key.prefix_len), "{op}");
                 assert_eq!(key.proto == 0, key.prefix_len == PolicyKey::ANY, "{op}");
@@ -150,7 +151,8 @@ impl Kernel {
                 assert!(known && key.reserved == 0, "{op}");
             }
             PolicyOp::DeleteRule(key) => {
-                assert!(tables.rules.contains(&key), "{op}: not there");
+                let known = tables.rules.contains(&key) || tables.denials.contains(&key);
+                assert!(known, "{op}: not there");
                 let named = tables.sets.values().any(|s| [s.ingress, s.egress].contains(&key.set));
                 let used = tables.identities.values().any(|identity| *identity == key.identity);
                 assert!(!named || !used && key.identity != 0, "{op}: in use");
@@ -190,11 +192,13 @@ pub(crate) fn canonical(tables: &PolicyTables) -> PolicyTables {
     for (key, old) in &tables.identities {
         canonical.identities.insert(*key, number(&mut identities, *old));
     }
-    for key in &tables.rules {
+    let renumbered = |key: &PolicyKey| {
         let set = *sets.get(&key.set).expect("some pod has each set");
         let identity = *identities.get(&key.identity).expect("some prefix has each identity");
-        canonical.rules.insert(PolicyKey { set, identity, ..*key });
-    }
+        PolicyKey { set, identity, ..*key }
+    };
+    canonical.rules = tables.rules.iter().map(renumbered).collect();
+    canonical.denials = tables.denials.iter().map(renumbered).collect();
     canonical
 }
 

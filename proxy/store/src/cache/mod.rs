@@ -10,8 +10,8 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sluice_model::{
-    Endpoint, Namespace, NetworkPolicy, Node, Object, ObjectKey, ObjectName, Pod, ResourceKind,
-    Service, ServiceImport, ServiceKind,
+    ClusterNetworkPolicy, Endpoint, Namespace, NetworkPolicy, Node, Object, ObjectKey, ObjectName,
+    Pod, ResourceKind, Service, ServiceImport, ServiceKind,
 };
 
 use crate::{Event, Rejected};
@@ -34,6 +34,8 @@ pub struct Changes {
     pub namespaces: BTreeSet<String>,
     /// Network policies that changed, appeared or went.
     pub policies: BTreeSet<ObjectName>,
+    /// Cluster-wide network policies that changed, appeared or went.
+    pub cluster_policies: BTreeSet<ObjectName>,
     /// Rejections that were not known before: to be warned about once.
     pub rejected: Vec<Rejected>,
     /// Whether a list was completed by these events. [`Cache::synced`] says whether one ever was.
@@ -92,6 +94,7 @@ pub struct Cache {
     nodes: BTreeMap<String, Node>,
     namespaces: BTreeMap<String, Namespace>,
     policies: BTreeMap<ObjectName, NetworkPolicy>,
+    cluster_policies: BTreeMap<ObjectName, ClusterNetworkPolicy>,
     imports: BTreeMap<ObjectName, ServiceImport>,
     /// Services that have a selector and no slice, and which pods they select.
     selectors: Selectors,
@@ -195,6 +198,16 @@ impl Cache {
     /// The network policy of that name.
     pub fn policy(&self, name: &ObjectName) -> Option<&NetworkPolicy> {
         self.policies.get(name)
+    }
+
+    /// All cluster-wide network policies, by name. Those with faults are in force, closed.
+    pub fn cluster_policies(&self) -> impl Iterator<Item = &ClusterNetworkPolicy> {
+        self.cluster_policies.values()
+    }
+
+    /// The cluster-wide network policy of that name.
+    pub fn cluster_policy(&self, name: &ObjectName) -> Option<&ClusterNetworkPolicy> {
+        self.cluster_policies.get(name)
     }
 
     /// Whether that namespace exists: as an object, or because a Service or a Pod is in it (a
@@ -348,6 +361,9 @@ impl Cache {
                 Object::Node(new) => self.nodes.get(&key.name.name) == Some(new),
                 Object::Namespace(new) => self.namespaces.get(&key.name.name) == Some(new),
                 Object::NetworkPolicy(new) => self.policies.get(&key.name) == Some(new),
+                Object::ClusterNetworkPolicy(new) => {
+                    self.cluster_policies.get(&key.name) == Some(new)
+                }
                 Object::ServiceImport(new) => self.imports.get(&key.name) == Some(new),
             },
         }
@@ -366,6 +382,8 @@ impl Cache {
         let nodes = self.nodes.keys().map(cluster(ResourceKind::Node));
         let namespaces = self.namespaces.keys().map(cluster(ResourceKind::Namespace));
         let policies = self.policies.keys().map(namespaced(ResourceKind::NetworkPolicy));
+        let kind = ResourceKind::ClusterNetworkPolicy;
+        let cluster_policies = self.cluster_policies.keys().map(namespaced(kind));
         let imports = self.imports.keys().map(namespaced(ResourceKind::ServiceImport));
         services
             .chain(slices)
@@ -373,6 +391,7 @@ impl Cache {
             .chain(nodes)
             .chain(namespaces)
             .chain(policies)
+            .chain(cluster_policies)
             .chain(imports)
     }
 
@@ -401,6 +420,13 @@ impl Cache {
                 if self.policies.get(&name) != Some(&policy) {
                     self.policies.insert(name.clone(), policy);
                     changes.policies.insert(name);
+                }
+            }
+            Object::ClusterNetworkPolicy(policy) => {
+                let name = policy.meta.name.clone();
+                if self.cluster_policies.get(&name) != Some(&policy) {
+                    self.cluster_policies.insert(name.clone(), policy);
+                    changes.cluster_policies.insert(name);
                 }
             }
             Object::ServiceImport(import) => {
@@ -452,6 +478,11 @@ impl Cache {
             ResourceKind::NetworkPolicy => {
                 if self.policies.remove(name).is_some() {
                     changes.policies.insert(name.clone());
+                }
+            }
+            ResourceKind::ClusterNetworkPolicy => {
+                if self.cluster_policies.remove(name).is_some() {
+                    changes.cluster_policies.insert(name.clone());
                 }
             }
             ResourceKind::ServiceImport => {

@@ -23,7 +23,7 @@ pub(crate) fn object_name(
     let metadata = metadata.unwrap_or(&empty);
     let name = checked("metadata.name", &metadata.name)?;
     let namespace = match kind {
-        ResourceKind::Node | ResourceKind::Namespace => "",
+        ResourceKind::Node | ResourceKind::Namespace | ResourceKind::ClusterNetworkPolicy => "",
         ResourceKind::Service
         | ResourceKind::EndpointSlice
         | ResourceKind::Pod

@@ -3,6 +3,7 @@
 //! The checks are those of the API server's validation that matter to a data plane, because a
 //! manifest directory or a bare etcd has no API server in front.
 
+mod cluster_policy;
 mod endpoints;
 mod field;
 mod import;
@@ -31,6 +32,7 @@ pub(crate) enum WireObject {
     NetworkPolicy(Box<wire::NetworkPolicy>),
     /// One of which no more can be read, and why.
     PolicyOutline(Box<wire::PolicyOutline>, FieldError),
+    ClusterNetworkPolicy(Box<wire::ClusterNetworkPolicy>),
     ServiceImport(Box<wire::ServiceImport>),
 }
 
@@ -45,6 +47,7 @@ impl WireObject {
             Self::Namespace(o) => o.metadata.as_ref(),
             Self::NetworkPolicy(o) => o.metadata.as_ref(),
             Self::PolicyOutline(o, _) => o.metadata.as_ref(),
+            Self::ClusterNetworkPolicy(o) => o.metadata.as_ref(),
             Self::ServiceImport(o) => o.metadata.as_ref(),
         }
     }
@@ -64,10 +67,14 @@ impl WireObject {
             }),
             Self::NetworkPolicy(o) => Object::NetworkPolicy(policy::policy(*o)?),
             Self::PolicyOutline(o, why) => Object::NetworkPolicy(policy::outline(*o, why)?),
+            Self::ClusterNetworkPolicy(o) => {
+                Object::ClusterNetworkPolicy(cluster_policy::cluster_policy(*o)?)
+            }
             Self::ServiceImport(o) => Object::ServiceImport(import::import(*o)?),
         })
     }
 }
 
+pub(crate) use cluster_policy::closed as closed_cluster_policy;
 pub(crate) use meta::object_name;
 pub(crate) use policy::closed as closed_policy;

@@ -199,7 +199,7 @@ fn policy_port(at: &str, wire: wire::PolicyPort) -> Result<PolicyPort, FieldErro
 /// A name as container ports have it ([RFC 6335] §5.1).
 ///
 /// [RFC 6335]: https://www.rfc-editor.org/rfc/rfc6335
-fn port_name(field: impl std::fmt::Display, name: String) -> Result<String, FieldError> {
+pub(super) fn port_name(field: impl std::fmt::Display, name: String) -> Result<String, FieldError> {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let valid = (1..=15).contains(&name.len())
         && name.chars().all(allowed)
@@ -210,7 +210,11 @@ fn port_name(field: impl std::fmt::Display, name: String) -> Result<String, Fiel
     if valid { Ok(name) } else { Err(unknown(field, &name, "a port's name")) }
 }
 
-fn selector(field: &str, wire: wire::LabelSelector, faults: &mut Vec<FieldError>) -> LabelSelector {
+pub(super) fn selector(
+    field: &str,
+    wire: wire::LabelSelector,
+    faults: &mut Vec<FieldError>,
+) -> LabelSelector {
     for (key, value) in &wire.match_labels {
         let field = format!("{field}.matchLabels");
         faults.extend(label_key(&field, key).err());

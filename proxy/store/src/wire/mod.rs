@@ -4,6 +4,7 @@
 //! published `generated.proto` files of k8s.io/api and k8s.io/apimachinery. Fields that are absent,
 //! `null` or empty come out alike, as in Kubernetes itself.
 
+mod cluster_policy;
 mod endpoints;
 mod envelope;
 mod import;
@@ -15,6 +16,10 @@ mod policy;
 mod service;
 mod time;
 
+pub(crate) use cluster_policy::{
+    ClusterEgressRule, ClusterIngressRule, ClusterNetworkPolicy, ClusterPeer, ClusterProtocol,
+    NamespacedPod, Subject, TransportPort,
+};
 pub(crate) use endpoints::{Endpoint, EndpointSlice};
 pub(crate) use envelope::{MAGIC, TypeMeta, Unknown};
 pub(crate) use import::ServiceImport;

@@ -12,10 +12,11 @@ mod peers;
 mod ports;
 mod rules;
 mod target;
+mod tiers;
 
 use std::fmt;
 
-use sluice_model::NetworkPolicy;
+use sluice_model::{ClusterNetworkPolicy, NetworkPolicy};
 
 use super::cluster::World;
 use super::oracle::Direction;
@@ -51,6 +52,11 @@ impl Case {
     pub fn policies(&self) -> Vec<NetworkPolicy> {
         yaml::policies(&self.yaml)
     }
+
+    /// Those of the cluster.
+    pub fn cluster_policies(&self) -> Vec<ClusterNetworkPolicy> {
+        yaml::cluster_policies(&self.yaml)
+    }
 }
 
 impl fmt::Display for Case {
@@ -74,6 +80,11 @@ pub fn all(world: &World) -> Vec<Case> {
     cases
 }
 
+/// The cases of policies of the cluster, with those of namespaces beside them.
+pub fn tiers(world: &World) -> Vec<Case> {
+    tiers::cases(world)
+}
+
 /// A fact about a case, written by hand.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Fact {
@@ -93,9 +104,21 @@ pub struct Fact {
 /// # Panics
 /// If a line cannot be read.
 pub fn facts(world: &World) -> Vec<Fact> {
+    read_facts(world, "facts.txt", include_str!("facts.txt"))
+}
+
+/// The facts of `tiers.txt` about [`tiers`], in the same form.
+///
+/// # Panics
+/// If a line cannot be read.
+pub fn tier_facts(world: &World) -> Vec<Fact> {
+    read_facts(world, "tiers.txt", include_str!("tiers.txt"))
+}
+
+fn read_facts(world: &World, file: &str, contents: &str) -> Vec<Fact> {
     let mut facts = Vec::new();
     let mut case = "";
-    for (index, line) in include_str!("facts.txt").lines().enumerate() {
+    for (index, line) in contents.lines().enumerate() {
         let line = line.trim();
         let number = index + 1;
         if line.is_empty() || line.starts_with('#') {
@@ -109,7 +132,7 @@ pub fn facts(world: &World) -> Vec<Fact> {
         let allowed = match word {
             "allow" => true,
             "deny" => false,
-            _ => panic!("facts.txt:{number}: neither allow nor deny: {line}"),
+            _ => panic!("{file}:{number}: neither allow nor deny: {line}"),
         };
         let texts = if text.ends_with(" v4") || text.ends_with(" v6") {
             vec![text.to_owned()]
@@ -118,7 +141,7 @@ pub fn facts(world: &World) -> Vec<Fact> {
         };
         for text in texts {
             let query = Query::parse(world, &text)
-                .unwrap_or_else(|| panic!("facts.txt:{number}: cannot read {text}"));
+                .unwrap_or_else(|| panic!("{file}:{number}: cannot read {text}"));
             facts.push(Fact { case: case.to_owned(), query, allowed, line: number });
         }
     }

@@ -38,7 +38,7 @@ impl Enforcer for Filter {
 impl Filter {
     /// Input for `nft -f`: the whole table, in place of the one before.
     fn rules(&self, stage: &Stage, policies: &Policies) -> String {
-        let world = stage.world();
+        let world = &stage.world().with(policies.cluster.clone());
         let mut denied = [Vec::new(), Vec::new()];
         for query in stage.queries() {
             let allowed = verdict(world, &policies.list, &query).is_allowed();

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use sluice_model::{NetworkPolicy, Protocol};
+use sluice_model::{ClusterNetworkPolicy, NetworkPolicy, Protocol};
 use socket2::{Domain, Socket, Type};
 
 use super::cases::{self, Case};
@@ -47,8 +47,10 @@ pub trait Enforcer {
 pub struct Policies {
     /// The manifest.
     pub yaml: String,
-    /// What it says.
+    /// What it says of the policies of namespaces.
     pub list: Vec<NetworkPolicy>,
+    /// And of those of the cluster.
+    pub cluster: Vec<ClusterNetworkPolicy>,
 }
 
 impl Policies {
@@ -57,7 +59,8 @@ impl Policies {
     /// # Panics
     /// As [`yaml::policies`].
     pub fn read(yaml: &str) -> Self {
-        Self { yaml: yaml.to_owned(), list: yaml::policies(yaml) }
+        let (list, cluster) = (yaml::policies(yaml), yaml::cluster_policies(yaml));
+        Self { yaml: yaml.to_owned(), list, cluster }
     }
 }
 
@@ -233,10 +236,19 @@ impl Stage {
     /// # Errors
     /// A cell differs, or an answer was lost or came from somebody else; the message holds the tables.
     pub fn check(&self, title: &str, policies: &[NetworkPolicy]) -> Result<Observation> {
+        self.check_in(&self.world, title, policies)
+    }
+
+    /// [`Stage::check`] in the stage's world with policies of the cluster.
+    fn check_in(
+        &self,
+        world: &World,
+        title: &str,
+        policies: &[NetworkPolicy],
+    ) -> Result<Observation> {
         let seen = self.observe()?;
-        let found = table::compare(&self.world, policies, seen.table.keys().copied(), |query| {
-            seen.table[query]
-        });
+        let found =
+            table::compare(world, policies, seen.table.keys().copied(), |query| seen.table[query]);
         let mut text = String::new();
         if !found.is_empty() {
             text = table::report_table(&self.world, title, &found, &seen.table);
@@ -257,7 +269,7 @@ impl Stage {
     pub fn hold(&self, enforcer: &mut dyn Enforcer, policies: &Policies) -> Result<Observation> {
         let title = &policies.yaml;
         enforcer.apply(self, policies).with_context(|| title.clone())?;
-        self.check(title, &policies.list)
+        self.check_in(&self.world.with(policies.cluster.clone()), title, &policies.list)
     }
 
     /// [`Stage::hold`] of many sets, each with a name. All are tried, whatever comes of the ones before.
@@ -299,6 +311,23 @@ impl Stage {
     pub fn cases(&self) -> Vec<(String, Policies)> {
         let named = |case: Case| (case.name.clone(), Policies::read(&case.to_string()));
         cases::all(&self.world).into_iter().map(named).collect()
+    }
+
+    /// The cases of policies of the cluster, for [`Stage::hold_all`].
+    pub fn tiers(&self) -> Vec<(String, Policies)> {
+        let named = |case: Case| (case.name.clone(), Policies::read(&case.to_string()));
+        cases::tiers(&self.world).into_iter().map(named).collect()
+    }
+
+    /// Policies of the cluster and of namespaces drawn at random, for [`Stage::hold_all`].
+    pub fn drawn_tiers(&self, seeds: Range<u64>) -> impl Iterator<Item = (String, Policies)> {
+        seeds.map(|seed| {
+            let mut draw = Draw::new(seed);
+            let list = random::sound_policies(&mut draw, &self.world, 2);
+            let cluster = random::cluster_policies(&mut draw, &self.world, 4);
+            let yaml = yaml::write(&list) + &yaml::write_cluster(&cluster);
+            (format!("tiers, seed {seed}"), Policies::read(&yaml))
+        })
     }
 
     /// Policies drawn at random over this world, one set a seed, for [`Stage::hold_all`].

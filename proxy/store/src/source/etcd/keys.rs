@@ -34,6 +34,7 @@ fn resource(kind: ResourceKind) -> &'static str {
         ResourceKind::Node => "minions",
         ResourceKind::Namespace => "namespaces",
         ResourceKind::NetworkPolicy => "networkpolicies",
+        ResourceKind::ClusterNetworkPolicy => "policy.networking.k8s.io/clusternetworkpolicies",
         ResourceKind::ServiceImport => "multicluster.x-k8s.io/serviceimports",
     }
 }
@@ -65,7 +66,9 @@ impl Keys {
 pub(super) fn object_key(prefix: &Prefix, key: &[u8]) -> Option<ObjectKey> {
     let rest = std::str::from_utf8(key).ok()?.strip_prefix(&prefix.key)?;
     let name = match prefix.kind {
-        ResourceKind::Node | ResourceKind::Namespace => ObjectName::new("", rest),
+        ResourceKind::Node | ResourceKind::Namespace | ResourceKind::ClusterNetworkPolicy => {
+            ObjectName::new("", rest)
+        }
         ResourceKind::Service
         | ResourceKind::EndpointSlice
         | ResourceKind::Pod

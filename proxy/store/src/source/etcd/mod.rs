@@ -237,5 +237,6 @@ fn watch_id(kind: ResourceKind) -> i64 {
         ResourceKind::Namespace => 5,
         ResourceKind::NetworkPolicy => 6,
         ResourceKind::ServiceImport => 7,
+        ResourceKind::ClusterNetworkPolicy => 8,
     }
 }

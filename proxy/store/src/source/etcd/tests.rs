@@ -20,7 +20,8 @@ fn name(kind: ResourceKind, key: &str) -> Option<ObjectName> {
 #[test]
 fn a_key_names_its_object() {
     use ResourceKind::{
-        EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Service, ServiceImport,
+        ClusterNetworkPolicy, EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Service,
+        ServiceImport,
     };
     for (kind, key, namespace, object) in [
         (Service, "/registry/services/specs/shop/web", "shop", "web"),
@@ -30,6 +31,12 @@ fn a_key_names_its_object() {
         (Namespace, "/registry/namespaces/shop", "", "shop"),
         (NetworkPolicy, "/registry/networkpolicies/shop/web", "shop", "web"),
         // A custom resource: its group comes first.
+        (
+            ClusterNetworkPolicy,
+            "/registry/policy.networking.k8s.io/clusternetworkpolicies/web",
+            "",
+            "web",
+        ),
         (ServiceImport, "/registry/multicluster.x-k8s.io/serviceimports/shop/web", "shop", "web"),
     ] {
         assert_eq!(name(kind, key), Some(ObjectName::new(namespace, object)), "{key}");
@@ -91,6 +98,41 @@ fn an_import_is_read_from_its_json() {
     assert!(!import.headless);
     assert_eq!(import.ips, ["10.42.0.1".parse::<std::net::IpAddr>().unwrap()]);
     assert_eq!((import.ports[0].name.as_str(), import.ports[0].port), ("http", 80));
+}
+
+/// P1: a custom resource of the cluster, under the API group's key; one that is broken is closed under its name.
+#[test]
+fn a_policy_of_the_cluster_is_read_from_its_json() {
+    let policies = prefix(ResourceKind::ClusterNetworkPolicy);
+    let key = b"/registry/policy.networking.k8s.io/clusternetworkpolicies/platform";
+    let value = br#"{"apiVersion":"policy.networking.k8s.io/v1alpha2","kind":"ClusterNetworkPolicy",
+        "metadata":{"creationTimestamp":"2026-01-01T00:00:00Z","generation":1,"name":"platform","uid":"u"},
+        "spec":{"tier":"Baseline","priority":12,"subject":{"namespaces":{}},
+        "ingress":[{"action":"Deny","from":[{"namespaces":{}}]}]},"status":{"conditions":[]}}"#;
+    let Event::Apply(object) = read(&policies, key, Some(value)) else { panic!() };
+    let Object::ClusterNetworkPolicy(policy) = *object else { panic!() };
+    assert_eq!((policy.tier, policy.priority), (sluice_model::PolicyTier::Baseline, 12));
+    assert_eq!(policy.faults, []);
+    for (value, reason) in [
+        (&b"garbage"[..], "the value is neither JSON"),
+        (b"k8s\0\xff", "the value is damaged protobuf"),
+        (
+            br#"{"apiVersion":"policy.networking.k8s.io/v1beta9","kind":"ClusterNetworkPolicy"}"#,
+            "apiVersion: \"policy.networking.k8s.io/v1beta9\" is not",
+        ),
+    ] {
+        let events: Vec<Event> = events(&policies, key, Some(value)).collect();
+        let [Event::Apply(object), Event::Reject(rejected)] = &events[..] else {
+            panic!("{events:?}")
+        };
+        let Object::ClusterNetworkPolicy(policy) = &**object else { panic!("{object:?}") };
+        assert_eq!(policy.meta.name.to_string(), "platform");
+        assert!(policy.ingress.len() == 1 && policy.egress.len() == 1, "{policy:?}");
+        let text = rejected.to_string();
+        assert!(text.starts_with(&format!("ClusterNetworkPolicy platform: {reason}")), "{text}");
+    }
+    let deleted = read(&policies, key, None);
+    assert!(matches!(deleted, Event::Delete(named) if named.name.to_string() == "platform"));
 }
 
 /// O5: what no decoder takes is rejected with a reason, and the key names the object.
