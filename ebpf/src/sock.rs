@@ -139,6 +139,18 @@ impl<const V6: bool> Sock<'_, V6> {
         policy::in_force() && policy::concerns(fastpath::own_interface(backend, self.netns()))
     }
 
+    /// Whether a datagram to a service's address and no port of it may be an answer: a pod that asked
+    /// itself, see [`Sock::is_judged`], has that address for its server. Where the packet leaves the pod
+    /// it is known whether it is one, and else it is rejected there.
+    #[inline(always)]
+    fn may_answer_itself(&self) -> bool {
+        if !policy::in_force() {
+            return false;
+        }
+        let state = node::state();
+        state.ct_used != 0 && state.netns != self.netns()
+    }
+
     /// Forgets the service that the socket was connected to.
     ///
     /// Only datagram sockets are connected anew in practice. A stream socket may be, after a failure:
@@ -257,7 +269,8 @@ pub fn connect<const V6: bool>(context: &SockAddrContext) -> i32 {
             // To connect a datagram socket to port 0 is to ask for a route, as resolvers do that
             // put addresses in order.
             let asks_for_route = proto == proto::UDP && port.get() == 0;
-            if !asks_for_route && lb::rejects_other_ports(&addr) {
+            let may_answer = proto == proto::UDP && sock.may_answer_itself();
+            if !asks_for_route && !may_answer && lb::rejects_other_ports(&addr) {
                 return refuse(Counter::SockRejected);
             }
             PROCEED
@@ -301,7 +314,7 @@ pub fn sendmsg<const V6: bool>(context: &SockAddrContext) -> i32 {
     let port = sock.port();
     let frontend_key = FrontendKey { addr, port, proto, scope: Scope::Internal as u8 };
     let Some(frontend) = lb::frontend(&frontend_key) else {
-        return if lb::rejects_other_ports(&addr) {
+        return if lb::rejects_other_ports(&addr) && !sock.may_answer_itself() {
             refuse(Counter::SockRejected)
         } else {
             PROCEED

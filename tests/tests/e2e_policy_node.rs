@@ -184,7 +184,8 @@ fn every_monitor_sees_every_drop() -> Result<()> {
     wait_for("some monitor to go on", LIMIT, || {
         ask(10).ok()?;
         monitors.iter().any(|monitor| saw(monitor, 10)).then_some(())
-    })?;
+    })
+    .with_context(|| monitors.iter().map(Process::log).collect::<String>())?;
     cluster.node_mut(0).start_agent(&source)?;
     let mut port = 30_000;
     wait_for("all monitors to be with the new agent", LIMIT, || {

@@ -322,6 +322,8 @@ fn a_socket_that_asks_its_own_pod_is_judged() -> Result<()> {
             for proto in [proto::TCP, proto::UDP] {
                 pair.lab.service(&target.to_string(), proto, &[&server.to_string()])?;
             }
+            // The server has the service for its client, whose port is none of the service's.
+            pair.lab.cluster_ip(vip)?;
             // Policies for nobody, then for another pod.
             for other in [OPEN, CLOSED] {
                 let ops = [sets(&pair, 0, OPEN, OPEN), sets(&pair, 1, other, other)];

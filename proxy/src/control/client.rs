@@ -57,6 +57,20 @@ pub enum ClientError {
     },
 }
 
+impl ClientError {
+    /// Whether there is no agent, or one that was about to go.
+    pub fn is_gone(&self) -> bool {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+        match self {
+            Self::Absent { .. } => true,
+            Self::Io { source, .. } => {
+                matches!(source.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Asks the agent at `socket` and waits for the answer, ten seconds at most.
 ///
 /// # Errors

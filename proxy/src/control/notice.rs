@@ -18,20 +18,32 @@ pub enum Notice {
 /// A [`DropEvent`], field by field.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[allow(missing_docs, reason = "DropEvent has them")]
 pub struct DroppedPacket {
+    /// See [`DropEvent::time`].
     pub time: u64,
+    /// See [`DropEvent::src`].
     pub src: IpAddr,
+    /// See [`DropEvent::dst`].
     pub dst: IpAddr,
+    /// See [`DropEvent::ifindex`].
     pub ifindex: u32,
+    /// See [`DropEvent::set`].
     pub set: u32,
+    /// See [`DropEvent::identity`].
     pub identity: u32,
+    /// See [`DropEvent::len`].
     pub len: u32,
+    /// See [`DropEvent::sport`].
     pub sport: u16,
+    /// See [`DropEvent::dport`].
     pub dport: u16,
+    /// See [`DropEvent::proto`].
     pub proto: u8,
+    /// See [`DropEvent::direction`].
     pub direction: u8,
+    /// See [`DropEvent::reason`].
     pub reason: u8,
+    /// See [`DropEvent::answer`].
     pub answer: u8,
 }
 

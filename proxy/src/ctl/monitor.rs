@@ -13,7 +13,7 @@ use sluice_model::Protocol;
 use super::CtlError;
 use crate::cli::{Output, ProxyctlArgs};
 use crate::clock;
-use crate::control::{self, ClientError, Notice, Notices, PodRef, Reply, Request};
+use crate::control::{self, Notice, Notices, PodRef, Reply, Request};
 use crate::dataplane::Drops;
 use crate::view::{EndpointRow, PodPolicies};
 
@@ -90,7 +90,7 @@ pub fn drops(args: &ProxyctlArgs, out: &mut dyn Write) -> Result<(), CtlError> {
     while reads {
         reads = match control::follow(&args.paths.socket()) {
             Ok(notices) => printer.notices(notices)?,
-            Err(ClientError::Absent { .. }) => match printer.ring()? {
+            Err(error) if error.is_gone() => match printer.ring()? {
                 Some(notices) => printer.notices(notices)?,
                 None => false,
             },

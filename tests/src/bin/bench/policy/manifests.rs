@@ -93,9 +93,10 @@ mod tests {
     fn policies_are_yaml_and_as_many_as_said() {
         for (load, count) in [(Load::Open, 0), (Load::Rules, 3), (Load::Policies(7), 7)] {
             let text = policies(load);
-            let kinds: Vec<serde_norway::Value> = serde_norway::Deserializer::from_str(&text)
-                .map(|document| serde::Deserialize::deserialize(document).expect("YAML"))
-                .filter(|document: &serde_norway::Value| !document.is_null())
+            let kinds: Vec<serde_json::Value> = text
+                .split("---\n")
+                .filter(|text| !text.is_empty())
+                .map(|text| serde_norway::from_str(text).expect("YAML"))
                 .collect();
             assert_eq!(kinds.len(), count, "{text}");
             assert!(kinds.iter().all(|document| document["kind"] == "NetworkPolicy"));
