@@ -540,7 +540,9 @@ pub(crate) fn print(measured: &[Measured]) {
     }
     println!("\n{table}");
     println!("\nx peer: to Knot in the same round, or to Unbound for cached foreign names");
-    println!("limit: whose CPU was busy for {BUSY} % of the time or more");
+    println!(
+        "limit: who had {BUSY} % of its CPU or more; neither: they waited for each other, or for others' work"
+    );
     println!("{EQUAL_RATE}: as hit, {RATE} queries a second to each");
 }
 
@@ -551,7 +553,7 @@ fn limit(case: &str, server: f64, client: f64) -> &'static str {
         (true, true) => "both",
         (true, false) => "server",
         (false, true) => "client",
-        (false, false) => "neither: waiting for each other",
+        (false, false) => "neither",
     }
 }
 
