@@ -16,7 +16,7 @@ use sluice_tests::policy::cases;
 use sluice_tests::policy::cluster::Who;
 use sluice_tests::policy::live::agents::Agents;
 use sluice_tests::policy::live::filter::Filter;
-use sluice_tests::policy::live::{Policies, Stage, Wiring};
+use sluice_tests::policy::live::{Enforcer, Policies, Stage, Wiring};
 use sluice_tests::policy::table::Query;
 use sluice_tests::wait::wait_ok;
 use sluice_tests::{Result, wait_for};
@@ -34,6 +34,24 @@ const SOME: [&str; 6] = [
     "faults/beside-a-good-one",
 ];
 
+/// All of these hold, cell by cell, and after them everything is open again.
+fn agree(
+    stage: &Stage,
+    enforcer: &mut dyn Enforcer,
+    cases: impl IntoIterator<Item = (String, Policies)>,
+    drawn: impl IntoIterator<Item = (String, Policies)>,
+) -> Result<()> {
+    let cases = stage.hold_all(enforcer, cases)?;
+    let drawn = stage.hold_all(enforcer, drawn)?;
+    for (name, of) in [("cases", cases), ("drawn", drawn)] {
+        println!("{name}: {of:?}, {:?} a table", of.elapsed / of.sets as u32);
+        assert!(of.denied > 0 && of.denied < of.cells, "{of:?}");
+    }
+    let seen = stage.hold(enforcer, &Policies::read(""))?;
+    assert!(seen.table.values().all(|allowed| *allowed));
+    Ok(())
+}
+
 /// P1, P2, P3, P4, P6, P8: some cases and random sets, cell by cell.
 #[test]
 fn tables_of_a_right_data_plane_agree() -> Result<()> {
@@ -42,16 +60,7 @@ fn tables_of_a_right_data_plane_agree() -> Result<()> {
     let mut sets = stage.cases();
     sets.retain(|(name, _)| SOME.contains(&name.as_str()));
     assert_eq!(sets.len(), SOME.len());
-    let cases = stage.hold_all(&mut filter, sets)?;
-    let drawn = stage.hold_all(&mut filter, stage.drawn(0..10))?;
-    for (name, of) in [("cases", cases), ("drawn", drawn)] {
-        println!("{name}: {of:?}, {:?} a table", of.elapsed / of.sets as u32);
-        assert!(of.denied > 0 && of.denied < of.cells, "{of:?}");
-    }
-    // And open again.
-    let seen = stage.hold(&mut filter, &Policies::read(""))?;
-    assert!(seen.table.values().all(|allowed| *allowed));
-    Ok(())
+    agree(&stage, &mut filter, sets, stage.drawn(0..10))
 }
 
 /// P1, P5: one wrong rule of a thousand is found, in either sense, and so is an answer that is lost.
@@ -101,22 +110,17 @@ const ALL: &str = "SLUICE_POLICY_TABLES";
 /// Sets that are drawn.
 const DRAWN: u64 = 500;
 
+/// Every so many are tried, or all of them if that is asked for.
+fn every(step: usize) -> usize {
+    if std::env::var(ALL).is_ok_and(|value| value == "all") { 1 } else { step }
+}
+
 /// P1, P2, P3, P4, P5, P6, P8, P11: real agents, real connections, cell by cell.
 #[test]
 fn tables_of_the_agents_agree() -> Result<()> {
-    let all = std::env::var(ALL).is_ok_and(|value| value == "all");
-    let steps = if all { (1, 1) } else { (EVERY_CASE, EVERY_DRAWN) };
     let stage = Stage::new(Wiring::Agents)?;
-    let cases = stage.hold_all(&mut Agents, stage.cases().into_iter().step_by(steps.0))?;
-    let drawn = stage.hold_all(&mut Agents, stage.drawn(0..DRAWN).step_by(steps.1))?;
-    for (name, of) in [("cases", cases), ("drawn", drawn)] {
-        println!("{name}: {of:?}, {:?} a table", of.elapsed / of.sets as u32);
-        assert!(of.denied > 0 && of.denied < of.cells, "{of:?}");
-    }
-    // And open again.
-    let seen = stage.hold(&mut Agents, &Policies::read(""))?;
-    assert!(seen.table.values().all(|allowed| *allowed));
-    Ok(())
+    let (cases, drawn) = (stage.cases().into_iter(), stage.drawn(0..DRAWN));
+    agree(&stage, &mut Agents, cases.step_by(every(EVERY_CASE)), drawn.step_by(every(EVERY_DRAWN)))
 }
 
 /// Sets of policies of the cluster that are drawn.
@@ -125,19 +129,9 @@ const DRAWN_TIERS: u64 = 100;
 /// P1, P2, P3, P4, P11: policies of the cluster, with real agents and real connections, cell by cell.
 #[test]
 fn tables_of_tiers_agree() -> Result<()> {
-    let all = std::env::var(ALL).is_ok_and(|value| value == "all");
-    let steps = if all { (1, 1) } else { (EVERY_CASE, EVERY_DRAWN) };
     let stage = Stage::new(Wiring::Agents)?;
-    let cases = stage.hold_all(&mut Agents, stage.tiers().into_iter().step_by(steps.0))?;
-    let drawn = stage.hold_all(&mut Agents, stage.drawn_tiers(0..DRAWN_TIERS).step_by(steps.1))?;
-    for (name, of) in [("cases", cases), ("drawn", drawn)] {
-        println!("{name}: {of:?}, {:?} a table", of.elapsed / of.sets as u32);
-        assert!(of.denied > 0 && of.denied < of.cells, "{of:?}");
-    }
-    // And open again.
-    let seen = stage.hold(&mut Agents, &Policies::read(""))?;
-    assert!(seen.table.values().all(|allowed| *allowed));
-    Ok(())
+    let (cases, drawn) = (stage.tiers().into_iter(), stage.drawn_tiers(0..DRAWN_TIERS));
+    agree(&stage, &mut Agents, cases.step_by(every(EVERY_CASE)), drawn.step_by(every(EVERY_DRAWN)))
 }
 
 /// Beside a NetworkPolicy that shuts `x/a`: who of `y` may ask it nevertheless, and at which port nobody may.

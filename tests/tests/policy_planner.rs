@@ -93,12 +93,17 @@ fn a_drawn_set_holds(seed: u64) {
     let mut draw = Draw::new(seed);
     let world = random::world(&mut draw);
     let policies = random::policies(&mut draw, &world, 6);
-    let mut objects = Objects::new(&world, &policies);
-    ghosts(&mut draw, &world, &mut objects);
-    let mut planned = Planned::new(&world);
+    holds_among_ghosts(seed, &mut draw, &world, &policies);
+}
+
+/// The policies are planned right, with pods around that are there no more.
+fn holds_among_ghosts(seed: u64, draw: &mut Draw, world: &World, policies: &[NetworkPolicy]) {
+    let mut objects = Objects::new(world, policies);
+    ghosts(draw, world, &mut objects);
+    let mut planned = Planned::new(world);
     planned.state(objects);
-    let title = format!("seed {seed}\n{}", yaml::write(&policies));
-    hold(&planned, &world, &policies, some_queries(&world, seed), &title);
+    let title = title(seed, world, policies);
+    hold(&planned, world, policies, some_queries(world, seed), &title);
 }
 
 /// P1, P2, P3, P4, P6, P11
@@ -183,12 +188,7 @@ fn title(seed: u64, world: &World, policies: &[NetworkPolicy]) -> String {
 fn drawn_tiers_hold(seed: u64) {
     let mut draw = Draw::new(seed);
     let (world, policies) = drawn_tiers(&mut draw);
-    let mut objects = Objects::new(&world, &policies);
-    ghosts(&mut draw, &world, &mut objects);
-    let mut planned = Planned::new(&world);
-    planned.state(objects);
-    let title = title(seed, &world, &policies);
-    hold(&planned, &world, &policies, some_queries(&world, seed), &title);
+    holds_among_ghosts(seed, &mut draw, &world, &policies);
 }
 
 /// P1, P2, P3, P4

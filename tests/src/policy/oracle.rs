@@ -16,7 +16,7 @@ use sluice_model::{
 };
 
 use super::cluster::{Who, World};
-use super::table::Query;
+use super::table::{End, Query};
 use super::tiers::{self, Said};
 
 /// The label that the API server gives to every namespace.
@@ -29,6 +29,16 @@ pub enum Direction {
     Ingress,
     /// Connections from the pod.
     Egress,
+}
+
+impl Direction {
+    /// Who is at the other end, seen from the pod that the rules are for.
+    pub(super) fn peer(self, query: &Query) -> End {
+        match self {
+            Self::Ingress => query.from,
+            Self::Egress => query.to,
+        }
+    }
 }
 
 impl fmt::Display for Direction {
@@ -203,10 +213,7 @@ fn rule_allows(
     direction: Direction,
     query: &Query,
 ) -> bool {
-    let peer = match direction {
-        Direction::Ingress => query.from,
-        Direction::Egress => query.to,
-    };
+    let peer = direction.peer(query);
     let peer_allowed = rule.peers.is_empty()
         || rule.peers.iter().any(|entry| match entry {
             PolicyPeer::Pods { namespaces, pods } => {

@@ -81,10 +81,7 @@ fn peers_match(
     direction: Direction,
     query: &Query,
 ) -> bool {
-    let peer = match direction {
-        Direction::Ingress => query.from,
-        Direction::Egress => query.to,
-    };
+    let peer = direction.peer(query);
     rule.peers.iter().any(|entry| match entry {
         ClusterPolicyPeer::Pods(pods) => {
             subject_pod(world, peer.who).is_some_and(|pod| selects(world, pods, pod))

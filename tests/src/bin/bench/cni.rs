@@ -20,7 +20,7 @@ use sluice_tests::netns::NetNs;
 use sluice_tests::runtime::PLUGINS;
 use sluice_tests::{bin, names};
 
-use crate::report::median;
+use crate::report::{self, median};
 use crate::service::{progress, stop_if_asked};
 use crate::{Plan, VARIANTS};
 
@@ -179,8 +179,7 @@ fn ratio(of: &[Vec<f64>], to: &[Vec<f64>]) -> f64 {
 }
 
 fn print(measured: &[Measured]) {
-    let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::NOTHING);
+    let mut table = report::bare();
     table.set_header(["call", "at once", "variant", "p50 ms", "p95 ms", "x ptp"]);
     for it in measured {
         for (variant, rounds) in &it.rounds {

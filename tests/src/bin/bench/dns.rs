@@ -28,7 +28,7 @@ use sluice_tests::process::{Launch, Process};
 use sluice_tests::{bin, interrupt, wait_for};
 
 use crate::Plan;
-use crate::report::{Measured, median};
+use crate::report::{self, Measured, median};
 
 use self::names::Names;
 
@@ -483,8 +483,7 @@ fn changes(manifests: &Path, port: u16, round: usize, cpu: usize) -> Result<Vec<
 
 /// Prints the table.
 pub(crate) fn print(measured: &[Measured]) {
-    let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::NOTHING);
+    let mut table = report::bare();
     table.set_header([
         "case",
         "variant",

@@ -233,8 +233,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Vec<Measured>> {
 
 /// Prints the table.
 pub(crate) fn print(measured: &[Measured]) {
-    let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::NOTHING);
+    let mut table = report::bare();
     table.set_header(["case", "variant", "value", "unit", "lowest", "highest", "x direct"]);
     for it in measured {
         let direct = measured.iter().find(|direct| {

@@ -215,8 +215,7 @@ fn enforce(sluice: &Sluice, load: Load) -> Result<()> {
 
 /// Prints the table.
 pub(crate) fn print(measured: &[Measured]) {
-    let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::NOTHING);
+    let mut table = report::bare();
     table.set_header([
         "case",
         "variant",

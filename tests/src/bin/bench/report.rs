@@ -54,10 +54,16 @@ pub(crate) fn json(measured: &[Measured]) -> Vec<Value> {
         .collect()
 }
 
-/// Prints the table.
-pub(crate) fn print(measured: &[Measured]) {
+/// A table without lines.
+pub(crate) fn bare() -> comfy_table::Table {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
+    table
+}
+
+/// Prints the table.
+pub(crate) fn print(measured: &[Measured]) {
+    let mut table = bare();
     table.set_header([
         "case",
         "variant",
