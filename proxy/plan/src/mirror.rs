@@ -203,20 +203,22 @@ impl Mirror {
     /// The one that has it keeps it for as long as it is among them.
     ///
     /// One without a name, as damaged tables may have it, is passed over: it gets its name when it is
-    /// stated, or goes, and [`Mirror::sweep`] comes after that.
+    /// stated, or goes, and [`Mirror::sweep`] comes after that. Until then the port stays as it is:
+    /// the kernel refuses to connections what it does not find here, and the frontend is served.
     fn settle_node_port(&mut self, key: NodePortKey, stage: &mut Stage) {
         let current = self.tables.node_ports.get(&key).copied();
-        let users = self.node_ports.get(&key);
-        let is_named = |service: &&u32| self.tables.names.contains_key(*service);
-        match (users.and_then(|users| users.keys().find(is_named)).copied(), current) {
-            (Some(_), Some(service)) if users.is_some_and(|u| u.contains_key(&service)) => {}
-            (Some(first), _) => {
-                self.emit(Phase::PutNodePorts, MapOp::PutNodePort(key, first), stage);
-            }
-            (None, Some(_)) => {
+        let Some(users) = self.node_ports.get(&key) else {
+            if current.is_some() {
                 self.emit(Phase::DeleteNodePorts, MapOp::DeleteNodePort(key), stage);
             }
-            (None, None) => {}
+            return;
+        };
+        if current.is_some_and(|service| users.contains_key(&service)) {
+            return;
+        }
+        let first = users.keys().find(|service| self.tables.names.contains_key(service)).copied();
+        if let Some(first) = first {
+            self.emit(Phase::PutNodePorts, MapOp::PutNodePort(key, first), stage);
         }
     }
 

@@ -31,6 +31,42 @@ fn node_ports_stay_while_the_node_is_not_known_after_a_restart() {
     assert_eq!(node.tcp("172.31.0.11", 30080), ["10.244.0.1:8080"]);
 }
 
+/// S32: whose a NodePort is was lost with its name, and another Service takes one of its addresses.
+/// It is served at the others meanwhile, so the kernel must go on to know the port.
+#[test]
+fn node_port_of_a_lost_name_stays_open_where_it_is_served() {
+    let mut node = Node::default();
+    let mut web = web("web", "10.96.0.1");
+    web.kind = ServiceKind::NodePort;
+    web.ports[0].node_port = Some(80);
+    let addrs: [IpAddr; 2] = ["172.31.0.11", "127.0.0.1"].map(|a| a.parse().expect("an address"));
+    node.planner.set_node(NodeContext { node_port_addrs: addrs.into(), ..Default::default() });
+    node.upsert(&web, &pods(&["10.244.0.1"]));
+
+    node.kernel.tables.names.clear();
+    let context = node.planner.node().clone();
+    node.restart();
+    node.planner.set_node(context);
+    let mut other = service("other", &["10.96.0.2"], crate::node::HTTP);
+    other.external_ips = [addrs[0]].into();
+    other.meta.created = 1;
+    // What a client meets at a port without a name cannot be told, so it is not watched.
+    let apply = |node: &mut Node, plan: Plan| {
+        plan.ops.iter().for_each(|op| node.kernel.apply(op));
+    };
+    let plan = node.planner.upsert(&other, &pods(&["10.244.0.2"]));
+    apply(&mut node, plan);
+    assert_eq!(node.tcp("172.31.0.11", 80), ["10.244.0.2:8080"]);
+    assert_eq!(node.tables().node_ports.len(), 1);
+
+    let plan = node.planner.upsert(&web, &pods(&["10.244.0.1"]));
+    apply(&mut node, plan);
+    node.prune();
+    assert_eq!(node.tcp("172.31.0.11", 80), ["10.244.0.1:8080"], "the elder has it");
+    let owner = node.tables().node_ports.values().map(|service| node.tables().names[service]);
+    assert_eq!(owner.map(|name| name.parts().1.to_owned()).collect::<Vec<_>>(), ["web"]);
+}
+
 /// A change of the node names the Services that depend on what changed, and no others.
 #[test]
 fn change_of_the_node_concerns_only_what_depends_on_it() {
