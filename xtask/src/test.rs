@@ -17,6 +17,13 @@ const SELECT: [&str; 4] = ["test", "--workspace", "--exclude", "sluice-ebpf"];
 /// end-to-end group.
 const NOT_UNIT: [&str; 3] = ["etcd", "plugin", "routes"];
 
+/// What the properties draw their cases from, in every run of the tests: a change is judged by what it changes, not by
+/// the luck of the draw. `explore` looks where nobody has looked yet.
+const SEED: (&str, &str) = ("PROPTEST_RNG_SEED", "20261121");
+
+/// How many cases `explore` draws for each property; a run of the tests draws some hundred.
+const EXPLORED: (&str, &str) = ("PROPTEST_CASES", "10000");
+
 /// What came of one step.
 struct Outcome {
     name: String,
@@ -48,12 +55,20 @@ pub(crate) fn main(args: &[&str]) -> Result<ExitCode> {
             binaries(&mut done)?;
             group(name, &mut done)?;
         }
+        ["explore"] => {
+            setup::ensure(Need::BUILD)?;
+            let mut command = unit_tests()?;
+            step(&mut done, "explore", command.env(EXPLORED.0, EXPLORED.1))?;
+        }
         ["lint"] => {
             setup::ensure(Need::BUILD | Need::LINT)?;
             lint(&mut done)?;
         }
         ["vm"] => bail!("the vm group (other kernels in qemu) is not built yet"),
-        _ => bail!("no such group: {}; there are unit, kernel, e2e, vm, lint", args.join(" ")),
+        _ => bail!(
+            "no such group: {}; there are unit, explore, kernel, e2e, vm, lint",
+            args.join(" ")
+        ),
     }
     Ok(summary(&done))
 }
@@ -90,6 +105,17 @@ fn bpf_clippy(done: &mut Vec<Outcome>) -> Result<()> {
 }
 
 fn unit(done: &mut Vec<Outcome>) -> Result<()> {
+    step(done, "unit", seeded(&mut unit_tests()?))?;
+    step(done, "doc", &mut cargo(&[&SELECT[..], &["--doc"]].concat()))
+}
+
+/// The command with the seed, unless whoever calls asks for another.
+fn seeded(command: &mut Command) -> &mut Command {
+    if std::env::var_os(SEED.0).is_some() { command } else { command.env(SEED.0, SEED.1) }
+}
+
+/// The tests that need neither root nor a store.
+fn unit_tests() -> Result<Command> {
     let mut args: Vec<String> = SELECT.iter().map(ToString::to_string).collect();
     args.extend(["--no-fail-fast", "--lib", "--bins"].map(str::to_owned));
     for name in integration_tests()? {
@@ -98,8 +124,7 @@ fn unit(done: &mut Vec<Outcome>) -> Result<()> {
         }
     }
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    step(done, "unit", &mut cargo(&args))?;
-    step(done, "doc", &mut cargo(&[&SELECT[..], &["--doc"]].concat()))
+    Ok(cargo(&args))
 }
 
 /// What the end-to-end tests start.
@@ -116,7 +141,7 @@ fn group(name: &str, done: &mut Vec<Outcome>) -> Result<()> {
         }
     }
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    step(done, name, &mut cargo(&args))
+    step(done, name, seeded(&mut cargo(&args)))
 }
 
 /// The group of an integration test, from its name.
