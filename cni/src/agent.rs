@@ -33,8 +33,15 @@ pub enum Event<'a> {
         /// The name of the record's file, so that the agent reads no other.
         record: &'a str,
     },
-    /// The attachment goes.
+    /// The attachment goes; the agent deletes its interface, if it can.
     Del,
+}
+
+/// What the agent did.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Told {
+    /// The attachment's interface is gone.
+    pub unlinked: bool,
 }
 
 #[derive(Serialize)]
@@ -47,22 +54,33 @@ struct Ask<'a> {
     interface: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     record: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host_interface: Option<String>,
 }
 
 #[derive(Deserialize)]
 struct Answer {
     ok: bool,
     #[serde(default)]
+    data: Data,
+    #[serde(default)]
     error: String,
     #[serde(default)]
     hint: Option<String>,
 }
 
+/// What an answer says beyond its being one; an agent of another release may say less.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Data {
+    unlinked: bool,
+}
+
 /// Tells the agent and waits for its answer.
-pub fn tell(socket: &Path, event: Event<'_>, key: &Key) -> Result<(), Error> {
-    let (request, timeout, record) = match event {
-        Event::Add { record } => ("endpoint-add", ADD_TIMEOUT, Some(record)),
-        Event::Del => ("endpoint-del", DEL_TIMEOUT, None),
+pub fn tell(socket: &Path, event: Event<'_>, key: &Key) -> Result<Told, Error> {
+    let (request, timeout, record, host_interface) = match event {
+        Event::Add { record } => ("endpoint-add", ADD_TIMEOUT, Some(record), None),
+        Event::Del => ("endpoint-del", DEL_TIMEOUT, None, Some(key.host_interface())),
     };
     let deadline = Instant::now() + timeout;
     let error = |problem: String, hint| Error::Agent { socket: socket.to_owned(), problem, hint };
@@ -74,6 +92,7 @@ pub fn tell(socket: &Path, event: Event<'_>, key: &Key) -> Result<(), Error> {
         container_id: &key.container_id,
         interface: &key.interface,
         record,
+        host_interface,
     };
     let line = serde_json::to_string(&ask).map_err(|e| error(e.to_string(), None))? + "\n";
     let answer = connect_within(socket, deadline, grace)
@@ -82,7 +101,7 @@ pub fn tell(socket: &Path, event: Event<'_>, key: &Key) -> Result<(), Error> {
     let answer: Answer = serde_json::from_slice(&answer)
         .map_err(|e| error(format!("answer to {request} not understood: {e}"), None))?;
     if answer.ok {
-        Ok(())
+        Ok(Told { unlinked: answer.data.unlinked })
     } else {
         Err(error(format!("{request} refused: {}", answer.error), answer.hint))
     }

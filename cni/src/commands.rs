@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 use sluice_netlink::Netlink;
 
-use crate::agent::{self, Event};
+use crate::agent::{self, Event, Told};
 use crate::check;
 use crate::config::{MIN_MTU_V6, NetConf};
 use crate::env::{Command, Invocation};
@@ -197,7 +197,7 @@ fn take_back(conf: &NetConf, key: &Key, records: &Records, host: &mut Netlink, u
             Undo::TellAgent => conf
                 .agent_socket
                 .as_deref()
-                .map_or(Ok(()), |socket| agent::tell(socket, Event::Del, key)),
+                .map_or(Ok(()), |socket| agent::tell(socket, Event::Del, key).map(drop)),
             Undo::RemoveInterface => wiring::remove(host, &key.host_interface()),
             Undo::FreeRecord => free(records, key),
         };
@@ -219,12 +219,16 @@ fn free(records: &Records, key: &Key) -> Result<(), Error> {
 /// the node file. The record goes last, so that a DEL that was cut short can be repeated and the
 /// addresses stay taken while anything of the pod is left.
 fn del(conf: &NetConf, key: &Key, records: &Records) -> Result<(), Error> {
-    if let Some(socket) = &conf.agent_socket
-        && let Err(e) = agent::tell(socket, Event::Del, key)
-    {
-        warn(format_args!("{e}; it will notice by itself"));
+    let mut told = Told::default();
+    if let Some(socket) = &conf.agent_socket {
+        match agent::tell(socket, Event::Del, key) {
+            Ok(answer) => told = answer,
+            Err(e) => warn(format_args!("{e}; it will notice by itself")),
+        }
     }
-    wiring::remove(&mut wiring::open()?, &key.host_interface())?;
+    if !told.unlinked {
+        wiring::remove(&mut wiring::open()?, &key.host_interface())?;
+    }
     free(records, key)
 }
 
@@ -313,13 +317,19 @@ fn gc(conf: &NetConf, records: &Records) -> Result<(), Error> {
             Err(e) => Err(e),
             Ok(Ok(record)) if record.network != conf.name => continue,
             Ok(Ok(record)) => {
-                if let Some(socket) = reachable
-                    && let Err(e) = agent::tell(socket, Event::Del, &record.key())
-                {
-                    warn(format_args!("{e}; it will notice by itself"));
-                    reachable = None;
+                let mut told = Told::default();
+                if let Some(socket) = reachable {
+                    match agent::tell(socket, Event::Del, &record.key()) {
+                        Ok(answer) => told = answer,
+                        Err(e) => {
+                            warn(format_args!("{e}; it will notice by itself"));
+                            reachable = None;
+                        }
+                    }
                 }
-                wiring::remove(&mut host, interface).and_then(|()| locked.remove(&entry))
+                let removed =
+                    if told.unlinked { Ok(()) } else { wiring::remove(&mut host, interface) };
+                removed.and_then(|()| locked.remove(&entry))
             }
             Ok(Err(torn)) => match wiring::find_link(&mut host, interface) {
                 Ok(None) => locked.remove(&entry),

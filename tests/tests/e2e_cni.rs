@@ -7,8 +7,10 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
+use sluice_proxy::control::{self, EndpointDel, EndpointRef, Reply, Request};
 use sluice_tests::cluster::{Cluster, node_manifest};
-use sluice_tests::node::Node;
+use sluice_tests::netns::NetNs;
+use sluice_tests::node::{Node, PodRef};
 use sluice_tests::pod::Pod;
 use sluice_tests::runtime::PLUGINS;
 use sluice_tests::wait::wait_ok;
@@ -304,6 +306,59 @@ fn a_full_map_of_pods_is_told_like_other_full_maps() -> Result<()> {
     let log = cluster.node_mut(0).agent()?.log();
     ensure!(log.contains("map ENDPOINTS is full at 2"), "{log}");
     cluster.node(0).del_pod(b)
+}
+
+/// C6: the agent deletes the interface of a pod that goes, and the plugin returns when it is gone; of what
+/// another network calls by the same names, nothing is touched.
+#[test]
+fn the_agent_deletes_the_interface_of_a_pod_that_goes() -> Result<()> {
+    let mut cluster = Cluster::new(1)?;
+    cluster.start_agents()?;
+    let node = cluster.node(0);
+    let (a, b) = (node.add_pod("default", "a")?, node.add_pod("default", "b")?);
+    let interface = |pod: &Pod| -> Result<String> {
+        let record: Value = serde_json::from_str(&fs::read_to_string(record(node, pod)?)?)?;
+        Ok(record["hostInterface"].as_str().context("a name")?.to_owned())
+    };
+    let ask = |pod: &Pod, host_interface: &str| {
+        let key = EndpointRef {
+            container_id: pod.container_id().to_owned(),
+            interface: "eth0".to_owned(),
+        };
+        let del = EndpointDel { key, host_interface: Some(host_interface.to_owned()) };
+        control::request(&node.run_dir().join("agent.sock"), Request::EndpointDel(del))
+    };
+    let links = || node.launch("ip").args(["-o", "link", "show"]).run();
+    let (of_a, of_b) = (interface(&a)?, interface(&b)?);
+
+    // Names that belong to different attachments.
+    ensure!(!matches!(ask(&a, &of_b), Ok(Some(Reply::Unlinked(_)))), "nothing is deleted");
+    let server = a.serve(8080)?;
+    assert_eq!(b.get(&format!("{}:8080", a.ipv4()?))?.pod, "a");
+    drop(server);
+    let rows = node.proxyctl(&["endpoint", "list"])?;
+    ensure!(a.addresses().iter().all(|addr| rows.contains(&addr.to_string())), "{rows}");
+
+    assert_eq!(ask(&a, &of_a)?, Some(Reply::Unlinked(true)));
+    let left = links()?;
+    ensure!(!left.contains(&of_a) && left.contains(&of_b), "{left}");
+    ensure!(a.netns().ip("link show eth0").is_err(), "the pod's end is gone, too");
+    // The plugin finds nothing left to do.
+    node.del_pod(a)?;
+    // An attachment may come back at once, under the same names.
+    let netns = NetNs::new("again")?;
+    let path = netns.path();
+    let again = PodRef { namespace: "default", name: "again", container_id: "again", netns: &path };
+    let before = links()?.lines().count();
+    for _ in 0..10 {
+        node.cni("ADD", &again, &node.cni_config())?;
+        assert_eq!(links()?.lines().count(), before + 1);
+        node.cni("DEL", &again, &node.cni_config())?;
+        assert_eq!(links()?.lines().count(), before);
+    }
+    let rows = node.proxyctl(&["endpoint", "list"])?;
+    assert_eq!(rows.lines().filter(|line| line.contains("10.")).count(), 1, "{rows}");
+    node.del_pod(b)
 }
 
 /// C6: what is done by hand while the agent runs is followed: an interface that is deleted, a record

@@ -10,7 +10,7 @@ fn key() -> Key {
 const ADD: Event<'static> = Event::Add { record: "slu0,10.0.0.2.json" };
 
 /// Serves one connection with `answer` and returns what was asked.
-fn with_agent(answer: &'static str, event: Event<'_>) -> (Result<(), Error>, serde_json::Value) {
+fn with_agent(answer: &'static str, event: Event<'_>) -> (Result<Told, Error>, serde_json::Value) {
     let dir = tempfile::tempdir().expect("directory");
     let socket = dir.path().join("agent.sock");
     let listener = UnixListener::bind(&socket).expect("bind");
@@ -40,6 +40,21 @@ fn the_agent_is_told_and_its_consent_awaited() {
     told.expect("an answer may end with the connection");
     assert_eq!(asked["request"], "endpoint-del");
     assert_eq!(asked.get("record"), None);
+    assert_eq!(asked["hostInterface"], key().host_interface());
+}
+
+/// The plugin deletes the interface itself unless it is told in so many words that it is gone.
+#[test]
+fn only_an_agent_that_says_so_has_deleted_the_interface() {
+    for (answer, unlinked) in [
+        ("{\"version\":1,\"ok\":true,\"data\":{\"unlinked\":true}}\n", true),
+        ("{\"version\":1,\"ok\":true,\"data\":{\"unlinked\":false}}\n", false),
+        ("{\"version\":1,\"ok\":true,\"data\":{}}\n", false),
+        ("{\"version\":1,\"ok\":true}\n", false),
+    ] {
+        let told = with_agent(answer, Event::Del).0.expect(answer);
+        assert_eq!(told, Told { unlinked }, "{answer}");
+    }
 }
 
 #[test]

@@ -263,6 +263,12 @@ impl Endpoints {
         self.prepared.clear();
     }
 
+    /// The index of the pod's interface on the node, if it is known under this name.
+    pub fn interface_of(&self, key: &EndpointRef, name: &str) -> Option<u32> {
+        let pod = self.pods.get(key).filter(|pod| pod.record.host_interface == name)?;
+        Some(pod.ifindex).filter(|ifindex| *ifindex != 0)
+    }
+
     /// The plugin is about to take a pod away: it is forgotten though its record still stands.
     ///
     /// # Errors

@@ -37,6 +37,7 @@ mod run;
 mod service_routes;
 mod settings;
 mod status;
+mod unlinks;
 mod uplinks;
 mod wake;
 

@@ -9,7 +9,7 @@ use inotify::{EventMask, EventOwned};
 use super::host_ports;
 use super::links;
 use super::run::Agent;
-use crate::control::{Answer, Call, EndpointRef, Request};
+use crate::control::{Answer, Call, EndpointDel, EndpointRef, Request};
 
 /// The record of a pod that the plugin makes is there before its interface is, and the request comes
 /// last. What happens to a record is looked at by itself only if no request came by then.
@@ -89,7 +89,12 @@ impl Agent {
         });
         self.endpoints.prepare(&self.dataplane, added);
         for call in calls {
+            let interface = self.interface_to_unlink(&call.request);
             let answer = self.answer(call.request);
+            if let Some((ifindex, name)) = interface.filter(|_| answer.ok) {
+                self.unlinks.begin(ifindex, name, call.answer);
+                continue;
+            }
             // A client that left wants no answer.
             let _ = call.answer.send(answer);
         }
@@ -115,8 +120,23 @@ impl Agent {
         }
     }
 
+    /// The interface that the plugin asks the agent to delete, if that is the one that the pod is known
+    /// by.
+    fn interface_to_unlink(&self, request: &Request) -> Option<(u32, String)> {
+        let Request::EndpointDel(del) = request else { return None };
+        let name = del.host_interface.as_deref()?;
+        let ifindex = self.endpoints.interface_of(&del.key, name)?;
+        Some((ifindex, name.to_owned()))
+    }
+
     /// The plugin is about to take a pod away.
-    pub(super) fn remove_pod(&mut self, key: &EndpointRef) -> Answer {
+    pub(super) fn remove_pod(&mut self, del: &EndpointDel) -> Answer {
+        let key = &del.key;
+        let known = self.endpoints.record(key).map(|record| record.host_interface.as_str());
+        if del.host_interface.as_deref().is_some_and(|name| known.is_some_and(|it| it != name)) {
+            // Another network's, of the same container: that one is not meant.
+            return Answer::done();
+        }
         let removed = self.endpoints.remove(&mut self.dataplane, key);
         self.sync_policies();
         self.sync_ports_of(key);
@@ -131,7 +151,10 @@ impl Agent {
         let now = Instant::now();
         for event in events {
             let (ifindex, gone) = match event {
-                links::Event::Gone(ifindex) => (ifindex, true),
+                links::Event::Gone(ifindex) => {
+                    self.unlinks.gone(ifindex);
+                    (ifindex, true)
+                }
                 links::Event::Qdisc(ifindex) => (ifindex, false),
                 links::Event::Address => {
                     self.noticed.addresses.get_or_insert(now + SETTLE);

@@ -23,6 +23,7 @@ use super::policy::Policies;
 use super::reconcile::Reconciler;
 use super::routes::Routes;
 use super::service_routes::ServiceRanges;
+use super::unlinks::Unlinks;
 use super::uplinks::UplinkPart;
 use super::wake::Wakes;
 use super::{StartError, health, host_ports, links, records, settings};
@@ -53,6 +54,7 @@ pub(super) struct Agent {
     pub(super) noticed: Noticed,
     pub(super) routes: Option<Routes>,
     pub(super) uplinks: UplinkPart,
+    pub(super) unlinks: Unlinks,
     pub(super) wakes: Wakes,
     pub(super) service_ranges: ServiceRanges,
     pub(super) source: watch::Receiver<SourceStatus>,
@@ -163,6 +165,7 @@ pub async fn run(args: SluicedArgs) -> Result<(), StartError> {
         noticed: Noticed::default(),
         routes,
         uplinks,
+        unlinks: Unlinks::default(),
         wakes,
         service_ranges,
         source: stream.status(),

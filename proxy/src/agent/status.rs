@@ -49,7 +49,7 @@ impl Agent {
             // The socket's own business.
             Request::MonitorDrops => return Answer::error("this is no monitor's connection", ""),
             Request::EndpointAdd(add) => return self.add_pod(&add.key, add.record.as_deref()),
-            Request::EndpointDel(key) => return self.remove_pod(&key),
+            Request::EndpointDel(del) => return self.remove_pod(&del),
         };
         match reply {
             Ok(reply) => Answer::data(reply),

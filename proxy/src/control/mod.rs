@@ -14,7 +14,7 @@ pub use client::{ClientError, Notices, follow, request};
 pub use monitors::{MAX_MONITORS, Monitors};
 pub use notice::{DroppedPacket, Notice};
 pub use protocol::{
-    Answer, EndpointAdd, EndpointRef, Envelope, PROTOCOL_VERSION, PodRef, Reply, Request,
-    ServiceRef, TraceRequest,
+    Answer, EndpointAdd, EndpointDel, EndpointRef, Envelope, PROTOCOL_VERSION, PodRef, Reply,
+    Request, ServiceRef, TraceRequest,
 };
 pub use server::{Call, ServeError, serve};

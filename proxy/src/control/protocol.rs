@@ -56,7 +56,7 @@ pub enum Request {
     /// From `sluice-cni`: a pod's record and interface are there; answer once it is served.
     EndpointAdd(EndpointAdd),
     /// From `sluice-cni`: a pod is about to go.
-    EndpointDel(EndpointRef),
+    EndpointDel(EndpointDel),
 }
 
 /// A pod whose record and interface are there.
@@ -68,6 +68,19 @@ pub struct EndpointAdd {
     /// The name of the record's file, which spares the agent a look through all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub record: Option<String>,
+}
+
+/// A pod that is about to go.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointDel {
+    /// Which attachment it is.
+    #[serde(flatten)]
+    pub key: EndpointRef,
+    /// The node's end of its interface. If the agent knows the attachment by this one, it deletes it,
+    /// and answers with [`Reply::Unlinked`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_interface: Option<String>,
 }
 
 /// A Service by its name.
@@ -177,6 +190,9 @@ pub enum Reply {
     PolicyTrace(Box<PolicyTrace>),
     /// To [`Request::IdentityList`].
     Identities(Vec<IdentityRow>),
+    /// To [`Request::EndpointDel`]: whether the pod's interface is gone. Where it is not, or where this
+    /// is not said, the plugin deletes it.
+    Unlinked(bool),
 }
 
 #[cfg(test)]

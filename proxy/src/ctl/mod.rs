@@ -132,6 +132,8 @@ pub fn run(args: &ProxyctlArgs) -> Result<Printed, CtlError> {
         Reply::Identities(rows) => render(&rows, args.output)?,
         Reply::PodPolicies(pod) => print(&*pod, args.output)?,
         Reply::PolicyTrace(trace) => print(&*trace, args.output)?,
+        // To nothing that is asked here.
+        Reply::Unlinked(_) => String::new(),
     };
     Ok(Printed { text, note })
 }
