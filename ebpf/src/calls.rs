@@ -22,6 +22,7 @@ use crate::{
     policy::{self, Case},
     reject,
     service::{self, Chosen, Decision, Place},
+    uplink,
 };
 
 /// Defines a global function, and its safe front.
@@ -212,10 +213,22 @@ families!(
     fastpath::onward::<V6>(packet, ip)
 );
 families!(
+    /// [`fastpath::again`].
+    again = again4 sluice_again4, again6 sluice_again6
+    (packet: packet ()) -> i32, else PASS,
+    fastpath::again::<V6>(packet)
+);
+families!(
     /// [`path::take`].
     take = take4 sluice_take4, take6 sluice_take6
     (packet: packet (), ip: changed Ip, transport: changed Transport, to: shared Rewrite, decision: number Decision) -> i32, else DROP,
     path::take::<V6>(packet, ip, transport, to, decision)
+);
+families!(
+    /// [`uplink::straight`].
+    straight = straight4 sluice_straight4, straight6 sluice_straight6
+    (packet: packet ()) -> i32, else PASS,
+    uplink::straight::<V6>(packet)
 );
 families!(
     /// [`fastpath::to_pod`].

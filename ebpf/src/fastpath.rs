@@ -10,7 +10,7 @@ use aya_ebpf::{
         bpf_csum_update, bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
     },
 };
-use sluice_abi::{Addr, Counter, Endpoint, KnownWay, proto};
+use sluice_abi::{Addr, Counter, Endpoint, KnownWay, NodeState, proto};
 
 use crate::{
     DROP, PASS, calls,
@@ -18,12 +18,13 @@ use crate::{
     csum, ct,
     fragment::Ports,
     icmp_error::is_one_host,
+    lb,
     maps::{ENDPOINTS, UPLINKS, WAYS},
     nat::Rewrite,
     node,
     packet::{Head, Packet, Skb, note},
     parse::{self, ETH_LEN, Ip, Transport},
-    uplink,
+    policy, uplink,
 };
 
 const AF_INET: u8 = 2;
@@ -236,7 +237,7 @@ pub fn onward<const V6: bool>(packet: Skb, ip: &Ip) -> i32 {
         transport.proto = ip.proto;
     }
     let mut way = Way::none();
-    let notes = match known::<V6>(packet, ip, &transport, &mut way) {
+    let notes = match known::<V6>(packet, ip, Flow::of(&transport), &mut way) {
         Some(notes) => notes,
         None => {
             let to = Rewrite::none(ip, &transport);
@@ -250,26 +251,79 @@ pub fn onward<const V6: bool>(packet: Skb, ip: &Ip) -> i32 {
             // before this.
             let masked = node::addrs().is_none_or(|node| uplink::is_masked(node, &ip.dst));
             let notes = if masked { 0 } else { note::DONE };
-            keep::<V6>(packet, ip, &transport, &way, notes);
+            keep::<V6>(packet, ip, Flow::of(&transport), &way, notes);
             notes
         }
     };
     leave::<V6>(packet, &mut way, notes).unwrap_or(DROP)
 }
 
-/// Both ports as they stand in the packet.
+/// Sends a pod's packet the way that its flow took a moment ago; [`PASS`] if that is not known, or if
+/// Services, flows or policies may concern it.
+///
+/// Whatever a packet is asked about before it comes to [`onward`] was asked then: whether the pod at
+/// this interface has its source, and whether a pod of this node has its destination.
 #[inline(always)]
-fn ports(transport: &Transport) -> u32 {
-    let [a, b] = transport.sport.to_network().to_ne_bytes();
-    let [c, d] = transport.dport.to_network().to_ne_bytes();
-    u32::from_ne_bytes([a, b, c, d])
+pub fn again<const V6: bool>(packet: Skb) -> i32 {
+    let state = node::state();
+    if state.flags & NodeState::FAST_PATH == 0 || state.ct_used != 0 || policy::in_force() {
+        return PASS;
+    }
+    let Some(ip) = &parse::ip::<V6, _>(packet) else { return PASS };
+    if lb::may_be_service(&ip.dst)
+        || ip.hops <= 1
+        || packet.mark() != 0
+        || !packet.is_to_this_host()
+    {
+        return PASS;
+    }
+    let Some(flow) = Flow::plain::<V6>(packet, ip) else { return PASS };
+    let mut way = Way::none();
+    match known::<V6>(packet, ip, flow, &mut way) {
+        Some(notes) => leave::<V6>(packet, &mut way, notes).unwrap_or(DROP),
+        None => PASS,
+    }
+}
+
+/// What tells flows apart beside their addresses.
+#[derive(Clone, Copy)]
+struct Flow {
+    /// Both ports as they stand in the packet.
+    ports: u32,
+    /// IP protocol number.
+    proto: u8,
+    /// Where the transport header begins.
+    offset: u32,
+}
+
+impl Flow {
+    #[inline(always)]
+    fn of(transport: &Transport) -> Self {
+        let [a, b] = transport.sport.to_network().to_ne_bytes();
+        let [c, d] = transport.dport.to_network().to_ne_bytes();
+        let ports = u32::from_ne_bytes([a, b, c, d]);
+        Self { ports, proto: transport.proto, offset: transport.offset }
+    }
+
+    /// That of TCP or UDP that follows a plain IP header at once, in one piece.
+    #[inline(always)]
+    fn plain<const V6: bool>(packet: Skb, ip: &Ip) -> Option<Self> {
+        let offset = parse::fixed_len(V6);
+        let plain = ip.next == offset && !ip.is_fragment();
+        if !plain || (ip.proto != proto::TCP && ip.proto != proto::UDP) {
+            return None;
+        }
+        let head = packet.head(offset + 4)?;
+        let ports = if V6 { head.u32::<54>() } else { head.u32::<34>() };
+        Some(Self { ports, proto: ip.proto, offset })
+    }
 }
 
 /// Where the flow's way is written down, if it is: flows that meet there drive each other out.
 #[inline(always)]
-fn kept(ip: &Ip, transport: &Transport) -> Option<*mut KnownWay> {
+fn kept(ip: &Ip, flow: Flow) -> Option<*mut KnownWay> {
     // Knuth, The Art of Computer Programming, volume 3, section 6.4: multiplicative hashing.
-    let sum = ports(transport) ^ ip.src.0[3].rotate_left(16) ^ ip.dst.0[3];
+    let sum = flow.ports ^ ip.src.0[3].rotate_left(16) ^ ip.dst.0[3];
     let index = sum.wrapping_mul(0x9e37_79b1) >> (32 - KnownWay::ELEMENTS.ilog2());
     WAYS.get_ptr_mut(index)
 }
@@ -280,27 +334,23 @@ fn kept(ip: &Ip, transport: &Transport) -> Option<*mut KnownWay> {
 /// The routing table costs more than everything else here. So that a change of it counts, and the same
 /// flow asks it again, the way is soon forgotten.
 #[inline(always)]
-fn known<const V6: bool>(
-    packet: Skb,
-    ip: &Ip,
-    transport: &Transport,
-    way: &mut Way,
-) -> Option<u32> {
-    let known = kept(ip, transport)?;
+fn known<const V6: bool>(packet: Skb, ip: &Ip, flow: Flow, way: &mut Way) -> Option<u32> {
+    let known = kept(ip, flow)?;
     // SAFETY: an element of an array exists as long as the map, and is this CPU's own: no other
     // program of ours runs here meanwhile.
     let known = unsafe { &*known };
-    let len = u32::from(len_on_link(packet, ip, transport));
-    if known.ports != ports(transport)
+    if known.ports != flow.ports
         || known.until <= ct::now()
         || known.src != ip.src
         || known.dst != ip.dst
-        || known.proto != u32::from(transport.proto)
+        || known.proto != u32::from(flow.proto)
         || known.from != packet.ifindex()
         || known.class != traffic_class::<V6>(packet)
-        || len == 0
-        || len > known.mtu
     {
+        return None;
+    }
+    let len = u32::from(len_on_link(packet, ip, flow));
+    if len == 0 || len > known.mtu {
         return None;
     }
     way.ifindex = known.ifindex;
@@ -311,14 +361,14 @@ fn known<const V6: bool>(
 
 /// Writes the way of a flow down.
 #[inline(always)]
-fn keep<const V6: bool>(packet: Skb, ip: &Ip, transport: &Transport, way: &Way, notes: u32) {
-    let Some(known) = kept(ip, transport) else { return };
+fn keep<const V6: bool>(packet: Skb, ip: &Ip, flow: Flow, way: &Way, notes: u32) {
+    let Some(known) = kept(ip, flow) else { return };
     // SAFETY: as in `known`.
     let known = unsafe { &mut *known };
     known.src = node::copy(&ip.src);
     known.dst = node::copy(&ip.dst);
-    known.ports = ports(transport);
-    known.proto = u32::from(transport.proto);
+    known.ports = flow.ports;
+    known.proto = u32::from(flow.proto);
     known.class = traffic_class::<V6>(packet);
     known.from = packet.ifindex();
     known.until = ct::now().wrapping_add(KnownWay::KEPT_NS);
@@ -363,13 +413,13 @@ pub enum Route {
 /// Bytes of the longest packet, its IP header included, that this one is on a link: of one that the
 /// kernel will cut into segments, those of a segment. 0 where that is not known.
 #[inline(always)]
-fn len_on_link(packet: Skb, ip: &Ip, transport: &Transport) -> u16 {
+fn len_on_link(packet: Skb, ip: &Ip, flow: Flow) -> u16 {
     let size = packet.segment_size();
     if size == 0 {
         return ip.end.wrapping_sub(ETH_LEN) as u16;
     }
-    let header = match transport.proto {
-        proto::TCP => match packet.load::<u8>(transport.offset + 12) {
+    let header = match flow.proto {
+        proto::TCP => match packet.load::<u8>(flow.offset + 12) {
             Some(words) => u32::from(words >> 4) * 4,
             None => return 0,
         },
@@ -377,7 +427,7 @@ fn len_on_link(packet: Skb, ip: &Ip, transport: &Transport) -> u16 {
         // SCTP's segments are as they were put together, each with a length of its own.
         _ => return 0,
     };
-    let len = transport.offset - ETH_LEN + header + size;
+    let len = flow.offset - ETH_LEN + header + size;
     if len > 0xffff { 0xffff } else { len as u16 }
 }
 
@@ -406,7 +456,7 @@ pub fn route<const V6: bool>(
     let [a, b] = to.sport.to_network().to_ne_bytes();
     let [c, d] = to.dport.to_network().to_ne_bytes();
     // With no length given, the helper takes the packet's own, and lets pass what is to be cut.
-    let [e, f] = len_on_link(packet, ip, transport).to_ne_bytes();
+    let [e, f] = len_on_link(packet, ip, Flow::of(transport)).to_ne_bytes();
     let (src, dst) = if V6 {
         (to.src.0, to.dst.0)
     } else {

@@ -152,6 +152,10 @@ pub fn sluice_pod_send(context: TcContext) -> i32 {
 fn pod_send<const V6: bool>(packet: Skb) -> i32 {
     // The pod's interface hands on what the pod wrote there.
     packet.forget_notes();
+    let verdict = calls::again::<V6>(packet);
+    if verdict != PASS {
+        return verdict;
+    }
     let Some(mut ip) = parse::ip::<V6, _>(packet) else { return PASS };
     let state = node::state();
     let sender = if state.flags & NodeState::FAST_PATH != 0 {

@@ -47,6 +47,14 @@ pub struct Ip {
     reserved: u8,
 }
 
+impl Ip {
+    /// Whether it is an IPv4 fragment, the first one included. IPv6 has a header of its own for that.
+    #[inline(always)]
+    pub fn is_fragment(&self) -> bool {
+        self.fragment != 0
+    }
+}
+
 /// Protocol number of ICMP for the family.
 #[inline(always)]
 pub const fn icmp_proto(v6: bool) -> u8 {

@@ -27,10 +27,28 @@ use crate::{
 pub fn incoming<const V6: bool>(packet: Skb) -> i32 {
     // A node on the same kernel may have sent it.
     packet.forget_notes();
+    let verdict = calls::straight::<V6>(packet);
+    if verdict != PASS {
+        return verdict;
+    }
     if parse::is_icmp::<V6, _>(packet) {
         message_arrives::<V6>(packet)
     } else {
         packet_arrives::<V6>(packet)
+    }
+}
+
+/// Hands a packet to the pod of this node that it is for, where neither Services nor flows nor policies
+/// can concern it: most packets of a cluster are from pod to pod. Else [`PASS`].
+#[inline(always)]
+pub fn straight<const V6: bool>(packet: Skb) -> i32 {
+    let state = node::state();
+    if state.flags & NodeState::FAST_PATH == 0 || state.ct_used != 0 || policy::in_force() {
+        return PASS;
+    }
+    match parse::ip::<V6, _>(packet) {
+        Some(ip) if !lb::may_be_service(&ip.dst) => fastpath::to_pod::<V6>(packet, &ip),
+        _ => PASS,
     }
 }
 
