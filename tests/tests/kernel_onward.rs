@@ -6,7 +6,9 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use anyhow::{Context, Result, ensure};
 use nix::{
     errno::Errno,
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     sys::socket::{setsockopt, sockopt},
+    unistd::Pid,
 };
 use rustix::net::sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover};
 use sluice_abi::{CidrKey, Counter, Endpoint, NodeAddrs, proto};
@@ -435,6 +437,53 @@ fn flows_that_share_a_place_keep_their_ways() -> Result<()> {
             }
         }
         assert_eq!(world.past().0, past + 2_000, "all of them past the stack");
+    }
+    Ok(())
+}
+
+/// The way that a flow took a moment ago is for packets from the same pod's interface alone, whatever
+/// others say they are; and it ends where a pod of this node gets the destination's address.
+#[test]
+fn a_known_way_is_the_pods_own_and_ends_where_a_pod_begins() -> Result<()> {
+    let mut world = World::fast("onward-own")?;
+    // Ways are remembered by each CPU for itself.
+    let allowed = sched_getaffinity(Pid::from_raw(0))?;
+    let cpu = (0..CpuSet::count()).find(|cpu| allowed.is_set(*cpu) == Ok(true));
+    let mut one = CpuSet::new();
+    one.set(cpu.context("a CPU")?)?;
+    sched_setaffinity(Pid::from_raw(0), &one)?;
+    for Family { pod, remote, bits, .. } in FAMILIES {
+        world.pods[1].ip(&format!("addr add {pod}/{bits} dev lo nodad"))?;
+        let serving = world.neighbour.run(|| bind(|| UdpSocket::bind(socket(remote, 9))))??;
+        serving.set_read_timeout(Some(PATIENCE))?;
+        let [own, forged] =
+            [0, 1].map(|n| world.pods[n].run(|| bind(|| UdpSocket::bind(socket(pod, 7000)))));
+        let (own, forged) = (own??, forged??);
+        let send = |client: &UdpSocket| -> Result<u64> {
+            let before = world.past().0;
+            client.send_to(b"x", socket(remote, 9))?;
+            serving.recv(&mut [0; 8]).context("the datagram")?;
+            Ok(world.past().0 - before)
+        };
+        // The stack looks for the neighbour.
+        wait_for(&format!("{remote} past the stack"), PATIENCE, || {
+            send(&own).ok().filter(|past| *past == 1)
+        })?;
+        for _ in 0..20 {
+            assert_eq!(send(&own)?, 1, "{remote}: the first asks, or knows");
+            assert_eq!(send(&own)?, 1, "{remote}: the second knows");
+            assert_eq!(send(&forged)?, 0, "{remote}: left to the stack");
+        }
+
+        world.pods[1]
+            .ip(&format!("addr del {pod}/{bits} dev lo\naddr add {remote}/{bits} dev lo nodad"))?;
+        let here = world.pods[1].run(|| bind(|| UdpSocket::bind(socket(remote, 9))))??;
+        here.set_nonblocking(true)?;
+        world.lab.endpoint(remote, world.endpoints[1])?;
+        wait_for(&format!("{remote} to be reached on this node"), PATIENCE, || {
+            own.send_to(b"x", socket(remote, 9)).ok()?;
+            here.recv(&mut [0; 8]).ok()
+        })?;
     }
     Ok(())
 }
