@@ -44,6 +44,7 @@ pub mod ping;
 pub mod pod;
 pub mod policy;
 pub mod process;
+pub mod resolvers;
 pub mod root;
 pub mod runtime;
 pub mod shop;

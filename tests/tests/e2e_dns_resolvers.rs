@@ -7,29 +7,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 use sluice_tests::dns::DnsCluster;
 use sluice_tests::manifests::Service;
-use sluice_tests::process::Launch;
+use sluice_tests::resolvers::{self, Said};
 use sluice_tests::wait::wait_ok;
 use sluice_tests::{PATIENCE, Result};
-
-/// Builds `resolve.c` with that compiler.
-fn build(dir: &Path, compiler: &str) -> Result<PathBuf> {
-    let program = dir.join(format!("resolve-{compiler}"));
-    Launch::new(compiler)
-        .args(["-Wall", "-O1", "-o"])
-        .arg(&program)
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/resolve.c"))
-        .run()
-        .with_context(|| format!("{compiler}: `cargo xtask setup` installs what is missing"))?;
-    Ok(program)
-}
-
-/// What a resolver said of a name: the name that it is an alias for, where it tells, and the
-/// addresses; none where there is no such name.
-#[derive(Debug, PartialEq, Eq)]
-struct Said {
-    canonical: Option<String>,
-    addrs: BTreeSet<String>,
-}
 
 struct Resolvers {
     dns: DnsCluster,
@@ -62,10 +42,7 @@ impl Resolvers {
     fn library(&self, program: &Path, name: &str) -> Result<Said> {
         let program = program.to_str().context("a path")?;
         let text = self.run(&[program, name])?;
-        let mut lines = text.lines();
-        let first = lines.next().context("a line")?;
-        let canonical = first.strip_prefix("name ").map(str::to_owned);
-        Ok(Said { canonical, addrs: lines.map(str::to_owned).collect() })
+        Said::read(&text)
     }
 
     fn getent(&self, name: &str) -> Result<BTreeSet<String>> {
@@ -116,8 +93,9 @@ fn open() -> Result<Resolvers> {
         "nameserver 10.96.0.10\nsearch shop.svc.cluster.local svc.cluster.local cluster.local\n\
          options ndots:5 timeout:20 attempts:1\n",
     )?;
-    let glibc = build(dns.cluster.dir(), "cc")?;
-    let musl = build(dns.cluster.dir(), "musl-gcc")?;
+    let [glibc, musl] =
+        resolvers::LIBRARIES.map(|(_, compiler)| resolvers::build(dns.cluster.dir(), compiler));
+    let (glibc, musl) = (glibc?, musl?);
     Ok(Resolvers { dns, conf, glibc, musl })
 }
 

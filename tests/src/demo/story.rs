@@ -1,7 +1,8 @@
 //! What is shown, step by step. Each step checks what it shows and fails where it is not so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -11,6 +12,7 @@ use super::screen::Screen;
 use super::stage::{SourceKind, Stage};
 use crate::app::{FIRST_ANSWER, LoadReport};
 use crate::process::Process;
+use crate::resolvers::{self, Said};
 use crate::{PATIENCE, interrupt, wait_for};
 
 /// Requests of the step that shows the spread.
@@ -136,6 +138,44 @@ fn names(screen: &mut Screen, stage: &Stage) -> Result<()> {
     expect(screen, "client-1", &["-x", &web.to_string()], &name)?;
     expect(screen, "client-0", &["no-such.shop.svc.cluster.local"], &[])?;
     screen.note("the last one does not exist: NXDOMAIN");
+    libraries(screen, stage)
+}
+
+/// What programs have for resolvers gets by the search path what `dig` gets by the whole name, in both
+/// families.
+fn libraries(screen: &mut Screen, stage: &Stage) -> Result<()> {
+    let programs: Vec<(&str, PathBuf)> = resolvers::LIBRARIES
+        .into_iter()
+        .map(|(library, compiler)| Ok((library, resolvers::build(stage.cluster.dir(), compiler)?)))
+        .collect::<Result<_>>()?;
+    for (name, full) in [
+        ("web", "web.shop"),
+        ("catalog.shop", "catalog.shop"),
+        ("db", "db.shop"),
+        ("db-1.db", "db-1.db.shop"),
+        ("no-such.shop.svc.cluster.local.", "no-such.shop"),
+    ] {
+        let full = format!("{full}.svc.cluster.local.");
+        let mut found: BTreeSet<String> = dig(stage, "client-0", &[&full])?.into_iter().collect();
+        found.extend(dig(stage, "client-0", &[&full, "AAAA"])?);
+        let pod = &stage.pods["client-0"];
+        for (library, program) in &programs {
+            let program = program.to_str().context("a path")?;
+            let said = Said::read(&pod.command(&stage.env, &[program, name])?.run()?)?;
+            ensure!(
+                said.addrs == found,
+                "{name} by {library}: {:?}, by dig: {found:?}",
+                said.addrs
+            );
+        }
+        let found = if found.is_empty() {
+            "no such name".to_owned()
+        } else {
+            found.into_iter().collect::<Vec<_>>().join(", ")
+        };
+        screen.command(&format!("getaddrinfo({name:?})    # glibc, musl"));
+        screen.ok(&found);
+    }
     Ok(())
 }
 
