@@ -14,7 +14,7 @@ use sluice_tests::pod;
 use sluice_tests::process::{Launch, Process};
 use sluice_tests::shop::{Shop, WEB_V4, web_service};
 use sluice_tests::wait::wait_ok;
-use sluice_tests::{PATIENCE, Result, bin};
+use sluice_tests::{PATIENCE, Result, bin, wait_for};
 
 /// Node ports of `node-a` and `node-b` in both families.
 const NODE_PORTS: [[&str; 2]; 2] = [
@@ -290,6 +290,11 @@ fn uplinks_follow_interfaces_that_come_go_and_change() -> Result<()> {
     far.ip("addr add 192.0.2.1/24 dev eth0\nroute add 172.31.0.11 via 192.0.2.2")?;
     let eth1 = index(node, "eth1")?;
     ip("addr add 192.0.2.2/24 dev eth1")?;
+    // The end of duplicate address detection is an event of its own, which would hide that another is missed.
+    wait_for("the link-local address", PATIENCE, || {
+        let shown = node.netns().ip_output(&["-6", "-o", "addr", "show", "dev", "eth1"]).ok()?;
+        (shown.contains("fe80:") && !shown.contains("tentative")).then_some(())
+    })?;
     let testapp = bin("testapp")?;
     let asks = || pod::get_within(far.launch(&testapp), NODE_PORTS[0][0], 5);
 
@@ -309,12 +314,10 @@ fn uplinks_follow_interfaces_that_come_go_and_change() -> Result<()> {
         wait_uplinks(node, &expected)?;
     }
 
-    // Its name changes.
+    // Its name changes, and nothing else does.
     ip("route add default via 192.0.2.1")?;
     wait_uplinks(node, &[eth0, eth1])?;
-    ip(
-        "link set eth1 down\nlink set eth1 name wan0\nlink set wan0 up\nroute replace default via 192.0.2.1",
-    )?;
+    ip("link set eth1 name wan0")?;
     node.wait_for_view(&["status"], PATIENCE, |status| {
         let text = status.to_string();
         text.contains("wan0 by") && !text.contains("eth1 by")

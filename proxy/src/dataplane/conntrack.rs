@@ -201,9 +201,9 @@ impl Collector {
     }
 
     /// Looks at the next few thousand entries: of flows, and where a pod went, of what else was written
-    /// down of it. `now_ns` is the monotonic clock (`CLOCK_MONOTONIC`) in
-    /// nanoseconds, which is the clock of the entries. Says what was done since the first entry, once
-    /// it was the last; then it begins anew.
+    /// down of it. `now_ns` is the monotonic clock (`CLOCK_MONOTONIC`) in nanoseconds, which is the clock
+    /// of the entries. Says what was done to flows since the first entry, once it was the last; then it
+    /// begins anew.
     ///
     /// Flows go on meanwhile: what was used since it was read is left alone.
     ///
