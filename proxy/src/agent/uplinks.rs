@@ -80,6 +80,7 @@ impl UplinkPart {
         tunnel: Option<&str>,
     ) {
         self.due.looked();
+        self.netlink.watch.skip_all();
         tracing::debug!("looking at the uplinks");
         let mut problems = Problems::default();
         let interfaces = match Interfaces::read(&self.netlink.handle).await {

@@ -108,6 +108,19 @@ impl Watch {
         open().map(|socket| Self { socket }).map_err(|e| RouteError::new("watch routes", e))
     }
 
+    /// Leaves out what has happened up to now, for who is about to look at everything: else every event
+    /// of a burst would be a reason for a look of its own.
+    pub(crate) fn skip_all(&self) {
+        loop {
+            match self.socket.socket_ref().recv_from_full() {
+                Ok(_) => {}
+                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => {}
+                // There is no more, or the next wait tells what is wrong.
+                Err(_) => return,
+            }
+        }
+    }
+
     /// Waits for the next events. Cancel-safe: a datagram is either handed out or still queued.
     pub(crate) async fn next(&mut self) -> Result<Vec<Event>, RouteError> {
         match self.socket.recv_from_full().await {
