@@ -4,6 +4,7 @@
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::process::Output;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -249,6 +250,23 @@ impl Node {
     /// # Errors
     /// The plugin fails; the message holds its JSON error.
     pub fn cni(&self, command: &str, pod: &PodRef<'_>, config: &Value) -> Result<Value> {
+        let output = self.cni_output(command, pod, config)?;
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        if !output.status.success() {
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            bail!("sluice-cni {command} {}: {} {}", pod.name, stdout.trim(), stderr.trim());
+        }
+        if stdout.trim().is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_str(&stdout).with_context(|| format!("result of sluice-cni: {stdout}"))
+    }
+
+    /// The same, with whatever the plugin says, also where it fails or warns.
+    ///
+    /// # Errors
+    /// The plugin cannot be run, or does not end.
+    pub fn cni_output(&self, command: &str, pod: &PodRef<'_>, config: &Value) -> Result<Output> {
         let launch = self
             .launch(bin("sluice-cni")?)
             .env("CNI_COMMAND", command)
@@ -263,16 +281,7 @@ impl Node {
                     pod.namespace, pod.name, pod.container_id
                 ),
             );
-        let output = launch.output_with_input(config.to_string().as_bytes())?;
-        let stdout = String::from_utf8_lossy(&output.stdout);
-        if !output.status.success() {
-            let stderr = String::from_utf8_lossy(&output.stderr);
-            bail!("sluice-cni {command} {}: {} {}", pod.name, stdout.trim(), stderr.trim());
-        }
-        if stdout.trim().is_empty() {
-            return Ok(Value::Null);
-        }
-        serde_json::from_str(&stdout).with_context(|| format!("result of sluice-cni: {stdout}"))
+        launch.output_with_input(config.to_string().as_bytes())
     }
 
     /// The network configuration of this node: ranges from the agent's `node.json`, confirmation over its socket.

@@ -2,15 +2,19 @@
 
 use std::net::IpAddr;
 
+use anyhow::{Context as _, ensure};
+use sluice_abi::ABI_VERSION;
+use sluice_proxy::dataplane::Pinned;
 use sluice_tests::app::Identity;
 use sluice_tests::load::Load;
 use sluice_tests::manifests::Service;
 use sluice_tests::netns::NetNs;
+use sluice_tests::node::Node;
 use sluice_tests::pod;
 use sluice_tests::process::{Launch, Process};
-use sluice_tests::shop::{Shop, web_service};
+use sluice_tests::shop::{Shop, WEB_V4, web_service};
 use sluice_tests::wait::wait_ok;
-use sluice_tests::{PATIENCE, Result, bin};
+use sluice_tests::{PATIENCE, Result, bin, wait_for};
 
 /// Node ports of `node-a` and `node-b` in both families.
 const NODE_PORTS: [[&str; 2]; 2] = [
@@ -234,5 +238,134 @@ fn uplinks_follow_the_flag() -> Result<()> {
     })?;
     restart_agents(&mut shop, &["--uplinks", "eth0"])?;
     wait_ok("the NodePort", PATIENCE, || outside.tcp(target))?;
+    Ok(())
+}
+
+/// Indexes of the interfaces by which packets of pods may leave past the stack: those with the programs of an
+/// uplink.
+fn ways(node: &Node) -> Result<Vec<u32>> {
+    Ok(Pinned::open(node.bpf_root())?.uplinks()?)
+}
+
+fn index(node: &Node, interface: &str) -> Result<u32> {
+    let shown = node.netns().ip_output(&["-o", "link", "show", "dev", interface])?;
+    Ok(shown.split(':').next().context("an index")?.trim().parse()?)
+}
+
+/// Waits until these are the uplinks, by their index, and the programs are attached to no other interface.
+fn wait_uplinks(node: &Node, expected: &[u32]) -> Result<()> {
+    let links = node.bpf_root().join(format!("v{ABI_VERSION}/links"));
+    wait_ok("the uplinks", PATIENCE, || {
+        let mut found = ways(node)?;
+        found.sort_unstable();
+        ensure!(found == expected, "{found:?}, and expected is {expected:?}");
+        let entries = std::fs::read_dir(&links)?.flatten();
+        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        let pins: Vec<String> = names.filter(|name| name.starts_with("uplink_")).collect();
+        for index in expected {
+            let prefix = format!("uplink_{index}_");
+            ensure!(pins.iter().filter(|pin| pin.starts_with(&prefix)).count() == 2, "{pins:?}");
+        }
+        ensure!(pins.len() == 2 * expected.len(), "{pins:?}");
+        Ok(())
+    })
+}
+
+/// S20, R6: an interface that comes while the agent runs is an uplink by a default route, of whatever table, by an
+/// address of the node, and as long as it has that; a new name changes nothing else; and it may go. Clients outside are
+/// served by it meanwhile.
+#[test]
+fn uplinks_follow_interfaces_that_come_go_and_change() -> Result<()> {
+    let shop = Shop::open()?;
+    let pods: Vec<_> = shop.web.iter().collect();
+    shop.cluster.apply("web", &node_port_service().with_endpoints(&pods))?;
+    let node = shop.cluster.node(0);
+    let eth0 = index(node, "eth0")?;
+    wait_uplinks(node, &[eth0])?;
+    let ip = |command: &str| node.netns().ip(command);
+
+    // Another machine, at another cable.
+    let far = NetNs::new("far")?;
+    node.netns().veth("eth1", &far, "eth0")?;
+    far.ip("addr add 192.0.2.1/24 dev eth0\nroute add 172.31.0.11 via 192.0.2.2")?;
+    let eth1 = index(node, "eth1")?;
+    ip("addr add 192.0.2.2/24 dev eth1")?;
+    // The end of duplicate address detection is an event of its own, which would hide that another is missed.
+    wait_for("the link-local address", PATIENCE, || {
+        let shown = node.netns().ip_output(&["-6", "-o", "addr", "show", "dev", "eth1"]).ok()?;
+        (shown.contains("fe80:") && !shown.contains("tentative")).then_some(())
+    })?;
+    let testapp = bin("testapp")?;
+    let asks = || pod::get_within(far.launch(&testapp), NODE_PORTS[0][0], 5);
+
+    for table in ["main", "100"] {
+        ip(&format!("route add default via 192.0.2.1 table {table}"))?;
+        wait_uplinks(node, &[eth0, eth1])?;
+        let answer = wait_ok("the NodePort by the new uplink", PATIENCE, asks)?;
+        assert!(answer.pod.starts_with("web-"), "{answer:?}");
+        ip(&format!("route del default via 192.0.2.1 table {table}"))?;
+        wait_uplinks(node, &[eth0])?;
+    }
+
+    // An address of the node moves to it, and back.
+    for (from, to, expected) in [("eth0", "eth1", vec![eth0, eth1]), ("eth1", "eth0", vec![eth0])] {
+        let v4 = "172.31.0.11/24";
+        ip(&format!("addr del {v4} dev {from}\naddr add {v4} dev {to}"))?;
+        wait_uplinks(node, &expected)?;
+    }
+
+    // Its name changes, and nothing else does.
+    ip("route add default via 192.0.2.1")?;
+    wait_uplinks(node, &[eth0, eth1])?;
+    ip("link set eth1 name wan0")?;
+    node.wait_for_view(&["status"], PATIENCE, |status| {
+        let text = status.to_string();
+        text.contains("wan0 by") && !text.contains("eth1 by")
+    })?;
+    wait_uplinks(node, &[eth0, eth1])?;
+    wait_ok("the NodePort by the uplink with its new name", PATIENCE, asks)?;
+
+    // It goes, and another one comes in its place.
+    ip("link del wan0")?;
+    wait_uplinks(node, &[eth0])?;
+    node.netns().veth("wan0", &far, "eth0")?;
+    far.ip("addr add 192.0.2.1/24 dev eth0\nroute add 172.31.0.11 via 192.0.2.2")?;
+    ip("addr add 192.0.2.2/24 dev wan0\nroute add default via 192.0.2.1")?;
+    let wan0 = index(node, "wan0")?;
+    ensure!(wan0 != eth1, "another interface");
+    wait_uplinks(node, &[eth0, wan0])?;
+    wait_ok("the NodePort by the uplink in its place", PATIENCE, asks)?;
+    Ok(())
+}
+
+/// C9: pods that come and go start no look at the uplinks, and nothing is attached to those anew.
+#[test]
+fn pods_that_come_and_go_leave_the_uplinks_alone() -> Result<()> {
+    let mut shop = Shop::open()?;
+    restart_agents(&mut shop, &["--log-level", "info,sluice_proxy::agent::uplinks=debug"])?;
+    wait_uplinks(shop.cluster.node(0), &[index(shop.cluster.node(0), "eth0")?])?;
+    let count = |shop: &mut Shop| -> Result<[usize; 2]> {
+        let log = shop.cluster.node_mut(0).agent()?.log();
+        let lines = |text: &str| log.lines().filter(|line| line.contains(text)).count();
+        Ok([lines("looking at the uplinks"), lines("serving uplink")])
+    };
+    let before = count(&mut shop)?;
+    ensure!(before.iter().all(|lines| *lines > 0), "{before:?}");
+    for n in 0..6 {
+        let node = shop.cluster.node(0);
+        let mut config = node.cni_config();
+        config["hook"] = serde_json::json!(["clsact", "tcx"][n % 2]);
+        let pod = node.add_pod_with("shop", &format!("passing-{n}"), &config)?;
+        pod.get(WEB_V4)?;
+        node.del_pod(pod)?;
+    }
+    // What the agent hears of later than of all those makes it look: then it has heard of them, too.
+    shop.cluster.node(0).netns().ip("addr add 192.0.2.9/32 dev lo")?;
+    wait_ok("a look for another reason", PATIENCE, || {
+        let now = count(&mut shop)?;
+        ensure!(now[0] > before[0], "{now:?}");
+        Ok(())
+    })?;
+    assert_eq!(count(&mut shop)?, [before[0] + 1, before[1]]);
     Ok(())
 }

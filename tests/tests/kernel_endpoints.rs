@@ -5,11 +5,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use aya::maps::{HashMap, Map, MapData};
 use serde_json::json;
-use sluice_abi::{Addr, Endpoint};
+use sluice_abi::{
+    ABI_VERSION, Addr, Affinity, AffinityKey, CtEntry, CtKey, Endpoint, PolicyFlow, PolicyFlowKey,
+    PolicySets, maps, proto,
+};
+use sluice_plan::PolicyOp;
 use sluice_proxy::agent::{Endpoints, Work};
 use sluice_proxy::control::EndpointRef;
-use sluice_proxy::dataplane::{Config, Dataplane, MapSizes};
+use sluice_proxy::dataplane::{Collector, Config, Dataplane, MapSizes, Timeouts};
 use sluice_tests::bpffs::BpfRoot;
 use sluice_tests::cgroup;
 use sluice_tests::cluster::WorkDir;
@@ -22,7 +27,8 @@ struct Pods {
     dir: WorkDir,
     dataplane: Dataplane,
     endpoints: Endpoints,
-    _root: BpfRoot,
+    config: Config,
+    root: BpfRoot,
 }
 
 /// A pod by its number.
@@ -79,9 +85,9 @@ impl Pods {
             sizes,
             fast_path: true,
         };
-        let dataplane = Dataplane::open(config)?;
+        let dataplane = Dataplane::open(config.clone())?;
         let endpoints = Endpoints::new(dir.path().join("endpoints"), true);
-        Ok(Self { node, dir, dataplane, endpoints, _root: root })
+        Ok(Self { node, dir, dataplane, endpoints, config, root })
     }
 
     fn path(&self, pod: Pod) -> PathBuf {
@@ -143,6 +149,52 @@ impl Pods {
         let wanted: Addr = addr(address);
         let found = self.dataplane.endpoints()?.into_iter().find(|(addr, _)| *addr == wanted);
         Ok(found.map(|(_, endpoint)| endpoint))
+    }
+
+    fn gone(&mut self, ifindex: u32) -> Result<()> {
+        let call = |endpoints: &mut Endpoints, dataplane: &mut Dataplane| {
+            endpoints.interface_changed(dataplane, ifindex, true)
+        };
+        Ok(self.work(call)?.0?)
+    }
+
+    fn remove(&mut self, pod: Pod) -> Result<()> {
+        let (done, _) =
+            self.work(|endpoints, dataplane| endpoints.remove(dataplane, &pod.key()))?;
+        Ok(done?)
+    }
+
+    /// A map that the programs write, too.
+    fn map<K: aya::Pod, V: aya::Pod>(&self, name: &str) -> Result<HashMap<MapData, K, V>> {
+        let path = self.root.path().join(format!("v{ABI_VERSION}/maps")).join(name);
+        Ok(Map::from_map_data(MapData::from_pin(path)?)?.try_into()?)
+    }
+
+    /// Writes down what the programs would of a pod that asked a service with affinity, and was allowed to.
+    fn write_down(&self, pod: Pod) -> Result<()> {
+        let (own, service) = (addr(&pod.v4()), addr("10.96.0.10"));
+        let flow = CtKey { src: own, dst: service, proto: proto::TCP, ..CtKey::default() };
+        self.map::<CtKey, CtEntry>(maps::CONNTRACK)?.insert(flow, CtEntry::default(), 0)?;
+        let judged = PolicyFlowKey { low: own, high: service, ..PolicyFlowKey::default() };
+        let mut flows = self.map::<PolicyFlowKey, PolicyFlow>(maps::POLICY_FLOWS)?;
+        flows.insert(judged, PolicyFlow::default(), 0)?;
+        let client = AffinityKey { client: own, service: 7, flags: 0 };
+        let mut clients = self.map::<AffinityKey, Affinity>(maps::AFFINITY)?;
+        clients.insert(client, Affinity::default(), 0)?;
+        // A network namespace whose cookie happens to look like the address.
+        let namespace = AffinityKey { flags: AffinityKey::COOKIE, ..client };
+        Ok(clients.insert(namespace, Affinity::default(), 0)?)
+    }
+
+    /// How many flows of the pod are written down, how many that policies allowed, and how often it is a
+    /// client of a service with affinity.
+    fn written(&self, pod: Pod) -> Result<[usize; 3]> {
+        let (own, view) = (addr(&pod.v4()), self.dataplane.view());
+        let flows = view.conntrack()?.into_iter().filter(|(key, _)| key.src == own);
+        let judged = view.policy_flows()?.into_iter().filter(|(key, _)| key.low == own);
+        let clients = view.affinity()?.into_iter();
+        let clients = clients.filter(|(key, _)| key.client == own && key.flags == 0);
+        Ok([flows.count(), judged.count(), clients.count()])
     }
 
     fn problems(&self) -> Vec<String> {
@@ -355,5 +407,100 @@ fn a_pod_that_is_shaped_stays_on_the_stack() -> Result<()> {
             assert_eq!(pods.entry(pod)?.context("served")?.flags, flags, "{args:?}");
         }
     }
+    Ok(())
+}
+
+/// One pass of the collector over all that is written down; nothing is old enough to go by itself.
+fn pass(collector: &mut Collector) -> Result<()> {
+    while collector.step(0, &Timeouts::default())?.is_none() {}
+    Ok(())
+}
+
+/// C3, P5, S8: what the programs wrote down of a pod goes with it, be it a flow, what policies allowed, or
+/// a backend that it kept: with the collector's next pass, or before another pod has its address. So does
+/// what it still sends between its DEL and the end of its interface. Of other pods nothing goes.
+#[test]
+fn nothing_that_was_written_down_of_a_pod_is_left_to_the_next() -> Result<()> {
+    const ALL: [usize; 3] = [1; 3];
+    const NONE: [usize; 3] = [0; 3];
+    let mut pods = Pods::new(SMALL)?;
+    let (goes, stays) = (Pod(1), Pod(2));
+    pods.make(&[goes, stays], "clsact")?;
+    pods.sync()?;
+    for pod in [goes, stays] {
+        pods.write_down(pod)?;
+    }
+    // As another agent finds it.
+    pods.dataplane = Dataplane::open(pods.config.clone())?;
+    let leaving = pods.dir.path().join("leaving");
+    let mut collector = pods.dataplane.collector(&leaving)?;
+    let before = pods.ifindex(goes)?;
+    pods.remove(goes)?;
+    assert_eq!(pods.written(goes)?, ALL, "nobody looked for it");
+    pass(&mut collector)?;
+    assert_eq!((pods.written(goes)?, pods.written(stays)?), (NONE, ALL));
+
+    // It has its interface, and sends on.
+    pods.write_down(goes)?;
+    pass(&mut collector)?;
+    assert_eq!(pods.written(goes)?, ALL, "nobody knows of it");
+    pods.node.ip(&format!("link del {}", goes.interface()))?;
+    fs::remove_file(pods.path(goes))?;
+    pods.touch(goes)?;
+    pods.gone(before)?;
+    pass(&mut collector)?;
+    assert_eq!((pods.written(goes)?, pods.written(stays)?), (NONE, ALL));
+
+    // The same, and before the agent hears that the interface is gone, another pod has the address.
+    pods.make(&[goes], "clsact")?;
+    pods.sync()?;
+    let before = pods.ifindex(goes)?;
+    pods.remove(goes)?;
+    pass(&mut collector)?;
+    pods.write_down(goes)?;
+    pods.node.ip(&format!("link del {}", goes.interface()))?;
+    pods.make(&[goes], "clsact")?;
+    let (done, _) = pods
+        .work(|endpoints, dataplane| endpoints.add(dataplane, &goes.key(), Some(&goes.file())))?;
+    done?;
+    assert_eq!(pods.written(goes)?, NONE, "it is another pod");
+    pods.write_down(goes)?;
+    pods.gone(before)?;
+    pass(&mut collector)?;
+    assert_eq!(pods.written(goes)?, ALL, "that is its own");
+
+    // The agent did not hear that an interface is gone, and looks for itself.
+    pods.remove(goes)?;
+    pass(&mut collector)?;
+    pods.write_down(goes)?;
+    pods.node.ip(&format!("link del {}", goes.interface()))?;
+    fs::remove_file(pods.path(goes))?;
+    pods.sync()?;
+    pass(&mut collector)?;
+    assert_eq!((pods.written(goes)?, pods.written(stays)?), (NONE, ALL));
+    assert_eq!(fs::read_dir(&leaving)?.count(), 0, "nothing is left to do");
+    let namespaces = pods.dataplane.view().affinity()?.into_iter();
+    assert_eq!(namespaces.filter(|(key, _)| key.flags == AffinityKey::COOKIE).count(), 2);
+    Ok(())
+}
+
+/// C9: a pod goes without a look at what is written down where nothing can be: no flow was ever translated
+/// packet by packet, and no pod isolated.
+#[test]
+fn where_nothing_can_be_written_down_nobody_looks() -> Result<()> {
+    let mut pods = Pods::new(SMALL)?;
+    let (first, second) = (Pod(1), Pod(2));
+    pods.make(&[first, second], "clsact")?;
+    pods.sync()?;
+    let leaving = pods.dir.path().join("leaving");
+    let _collector = pods.dataplane.collector(&leaving)?;
+    pods.remove(first)?;
+    assert_eq!(fs::read_dir(&leaving)?.count(), 0);
+    let closed = PolicySets { ingress: PolicySets::CLOSED, egress: PolicySets::OPEN };
+    let isolated = pods.ifindex(second)?;
+    pods.dataplane.apply_policy(&[PolicyOp::PutSets(isolated, closed)])?;
+    pods.dataplane.apply_policy(&[PolicyOp::DeleteSets(isolated)])?;
+    pods.remove(second)?;
+    assert_eq!(fs::read_dir(&leaving)?.count(), 2, "one was isolated once");
     Ok(())
 }

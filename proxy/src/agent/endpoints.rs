@@ -39,9 +39,8 @@ pub struct Endpoints {
     /// Pods that the plugin is taking away: their record is still there, but they are served no
     /// more.
     leaving: BTreeSet<EndpointRef>,
-    /// Interfaces of pods that the plugin is taking away, by index, with pod and interface: no packet
-    /// of theirs is to pass that policies deny.
-    departing: BTreeMap<u32, (ObjectName, String)>,
+    /// Pods that the plugin is taking away, by the index of their interface.
+    departing: BTreeMap<u32, Departing>,
     /// What the kernel's map holds, as it was read last and written since.
     kernel: BTreeMap<Addr, Endpoint>,
     /// The queueing disciplines of what interfaces receive, by index.
@@ -93,6 +92,15 @@ struct Pod {
     shaped: bool,
     /// What is wrong, subject and message.
     problems: Vec<(String, String)>,
+}
+
+/// What is left of a pod that the plugin is taking away, until its interface is gone: no packet of its
+/// is to pass that policies deny, and those that pass may still be written down.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Departing {
+    name: ObjectName,
+    interface: String,
+    addrs: Vec<Addr>,
 }
 
 /// How a pod is attached.
@@ -170,7 +178,15 @@ impl Endpoints {
             }
         }
         self.leaving.retain(|key| there.contains_key(key));
-        self.departing.retain(|_, (_, interface)| !interface_is_gone(interface));
+        let departed: Vec<u32> = self
+            .departing
+            .iter()
+            .filter(|(ifindex, pod)| !has_interface(&pod.interface, **ifindex))
+            .map(|(ifindex, _)| *ifindex)
+            .collect();
+        for ifindex in departed {
+            self.departed(dataplane, ifindex)?;
+        }
         let lost = |key: &EndpointRef, pod: &Pod| {
             let stands = there.contains_key(key) && !self.leaving.contains(key);
             // A damaged record takes nothing from a pod that runs.
@@ -281,8 +297,12 @@ impl Endpoints {
     ) -> Result<(), DataplaneError> {
         self.leaving.insert(key.clone());
         if let Some(pod) = self.pods.get(key).filter(|pod| pod.is_served()) {
-            let interface = pod.record.host_interface.clone();
-            self.departing.insert(pod.ifindex, (pod_name(&pod.record), interface));
+            let departing = Departing {
+                name: pod_name(&pod.record),
+                interface: pod.record.host_interface.clone(),
+                addrs: pod.record.addresses.iter().map(|addr| Addr::from(*addr)).collect(),
+            };
+            self.departing.insert(pod.ifindex, departing);
         }
         self.forget(dataplane, key)?;
         self.feed(dataplane)
@@ -338,7 +358,7 @@ impl Endpoints {
     ) -> Result<(), DataplaneError> {
         let mut links = None;
         if gone {
-            self.departing.remove(&ifindex);
+            self.departed(dataplane, ifindex)?;
             self.ingress.remove(&ifindex);
             dataplane.unpin_pod(ifindex)?;
         }
@@ -351,6 +371,19 @@ impl Endpoints {
         }
         self.serve(dataplane, &mut links, &file, record)?;
         if gone { self.feed(dataplane) } else { Ok(()) }
+    }
+
+    /// The interface of a pod that the plugin was taking away is gone. Whatever it sent after it was
+    /// forgotten, while its interface was still there, is to be forgotten too; another pod that has
+    /// such an address by now has seen to that.
+    fn departed(&mut self, dataplane: &mut Dataplane, ifindex: u32) -> Result<(), DataplaneError> {
+        let Some(pod) = self.departing.remove(&ifindex) else { return Ok(()) };
+        for addr in pod.addrs {
+            if !self.kernel.contains_key(&addr) {
+                dataplane.forget(addr)?;
+            }
+        }
+        Ok(())
     }
 
     /// Reads what changed in the directory.
@@ -609,6 +642,10 @@ impl Endpoints {
             Some(held) if *held == endpoint => return Ok(None),
             // Another pod had it, and went while no agent was there: its flows are not this one's.
             Some(held) if held.ifindex != endpoint.ifindex => self.delete(dataplane, addr)?,
+            // It may have sent more since it was forgotten.
+            None if self.departing.values().any(|pod| pod.addrs.contains(&addr)) => {
+                dataplane.forget(addr)?;
+            }
             _ => {}
         }
         self.work.map_writes += 1;
@@ -660,8 +697,20 @@ fn opened(links: &mut Option<Links>) -> Result<&mut Links, NetlinkError> {
 
 /// Whether there is certainly no interface of that name in this process's network namespace.
 fn interface_is_gone(name: &str) -> bool {
-    let Ok(socket) = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None) else {
-        return false;
-    };
-    matches!(netdevice::name_to_index(&socket, name), Err(Errno::NODEV))
+    matches!(index_of(name), Err(Errno::NODEV))
+}
+
+/// Whether the interface of that name may still be the one with this index: another attachment of the
+/// same container has the same name.
+fn has_interface(name: &str, ifindex: u32) -> bool {
+    match index_of(name) {
+        Ok(index) => index == ifindex,
+        Err(errno) => errno != Errno::NODEV,
+    }
+}
+
+/// The index that an interface has in this process's network namespace.
+fn index_of(name: &str) -> Result<u32, Errno> {
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+    netdevice::name_to_index(&socket, name)
 }

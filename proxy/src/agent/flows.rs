@@ -51,10 +51,16 @@ fn collect(
             thread::sleep(SHARE * worked);
             continue;
         };
+        let failed = pass.is_err();
         if passes.send(pass).is_err() {
             return;
         }
-        // Those of a pod that went are not to wait for as long.
-        collector.wait(REST);
+        if failed {
+            // It will fail again, whoever waits for it.
+            thread::sleep(REST);
+        } else {
+            // Those of a pod that went are not to wait for as long.
+            collector.wait(REST);
+        }
     }
 }

@@ -80,6 +80,8 @@ impl UplinkPart {
         tunnel: Option<&str>,
     ) {
         self.due.looked();
+        self.netlink.watch.skip_all();
+        tracing::debug!("looking at the uplinks");
         let mut problems = Problems::default();
         let interfaces = match Interfaces::read(&self.netlink.handle).await {
             Ok(interfaces) => interfaces,
@@ -233,22 +235,30 @@ impl UplinkPart {
 }
 
 /// Waits for something that may make a difference to the uplinks. Cancel-safe.
-///
-/// What happens to a pod's interface does not: what makes an interface an uplink is its name, a default
-/// route or an address, and the latter two are events of their own.
 async fn changed(
     netlink: &mut Netlink,
     attached: &BTreeMap<u32, (String, String)>,
     named: &BTreeSet<String>,
 ) -> Result<(), RouteError> {
-    let matters = |event: &Event| match event {
-        Event::Lost | Event::Address => true,
-        Event::Link { index, name, .. } => {
-            attached.contains_key(index) || name.as_ref().is_none_or(|name| named.contains(name))
-        }
-        Event::RouteSet(route) | Event::RouteGone(route) => route.cidr.prefix_len() == 0,
-        Event::NodeRoute | Event::Neighbour { .. } | Event::Rule => false,
-    };
+    let matters = |event: &Event| matters(event, |index| attached.contains_key(&index), named);
     while !netlink.watch.next().await?.iter().any(matters) {}
     Ok(())
 }
+
+/// Whether an event may make a difference to the uplinks.
+///
+/// What happens to a pod's interface does not: what makes an interface an uplink is its name, a default
+/// route or an address, and the latter two are events of their own.
+fn matters(event: &Event, is_attached: impl FnOnce(u32) -> bool, named: &BTreeSet<String>) -> bool {
+    match event {
+        Event::Lost | Event::Address | Event::OtherDefault => true,
+        Event::Link { index, name, .. } => {
+            is_attached(*index) || name.as_ref().is_none_or(|name| named.contains(name))
+        }
+        Event::RouteSet(route) | Event::RouteGone(route) => route.cidr.prefix_len() == 0,
+        Event::NodeRoute | Event::Neighbour { .. } | Event::Rule => false,
+    }
+}
+
+#[cfg(test)]
+mod tests;

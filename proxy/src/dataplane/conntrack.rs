@@ -11,6 +11,7 @@ use super::{
     Dataplane, DataplaneError,
     leaving::Leaving,
     map::{Map, Progress},
+    remains::Remains,
     view::map_error,
 };
 
@@ -117,12 +118,15 @@ fn idle(now_ns: u64, last_seen: u64) -> Duration {
 }
 
 impl Dataplane {
-    /// Removes the flows from and to an address.
-    pub(super) fn forget_flows(&self, addr: Addr) -> Result<(), DataplaneError> {
+    /// Removes the flows from and to these addresses.
+    pub(super) fn forget_flows(
+        &self,
+        is_one: &dyn Fn(&Addr) -> bool,
+    ) -> Result<(), DataplaneError> {
         let map = &self.view.maps.conntrack;
         let mut keys = Vec::new();
         map.for_each(CtEntry::default(), |key, entry| {
-            if concerns(key, entry, &|of| *of == addr) {
+            if concerns(key, entry, is_one) {
                 keys.push(*key);
             }
         })
@@ -151,8 +155,9 @@ impl Dataplane {
         let path = self.dirs.maps.join(maps::CONNTRACK);
         let map = Map::open(maps::CONNTRACK, &path, false)
             .map_err(|source| DataplaneError::File { action: "open", path, source })?;
+        let remains = Remains::open(&self.dirs.maps)?;
         let (progress, pass) = (Progress::default(), Collected::default());
-        Ok(Collector { map, progress, pass, begun: false, leaving })
+        Ok(Collector { map, progress, pass, begun: false, leaving, remains })
     }
 
     /// Goes through all flows at once; see [`Collector::step`].
@@ -180,6 +185,7 @@ pub struct Collector {
     /// The pass is under way.
     begun: bool,
     leaving: Leaving,
+    remains: Remains,
 }
 
 /// Whether a flow's entry tells of one of these addresses.
@@ -194,9 +200,10 @@ impl Collector {
         self.leaving.wait(at_most);
     }
 
-    /// Looks at the next few thousand entries. `now_ns` is the monotonic clock (`CLOCK_MONOTONIC`) in
-    /// nanoseconds, which is the clock of the entries. Says what was done since the first entry, once
-    /// it was the last; then it begins anew.
+    /// Looks at the next few thousand entries: of flows, and where a pod went, of what else was written
+    /// down of it. `now_ns` is the monotonic clock (`CLOCK_MONOTONIC`) in nanoseconds, which is the clock
+    /// of the entries. Says what was done to flows since the first entry, once it was the last; then it
+    /// begins anew.
     ///
     /// Flows go on meanwhile: what was used since it was read is left alone.
     ///
@@ -208,9 +215,17 @@ impl Collector {
         now_ns: u64,
         timeouts: &Timeouts,
     ) -> Result<Option<Collected>, DataplaneError> {
-        let Self { map, progress, pass, begun, leaving } = self;
+        let Self { map, progress, pass, begun, leaving, remains } = self;
         if !std::mem::replace(begun, true) {
             leaving.begin_pass();
+        }
+        if remains.are_due() {
+            if !remains.step(leaving)? {
+                return Ok(None);
+            }
+            leaving.end_pass();
+            *begun = false;
+            return Ok(Some(std::mem::take(pass)));
         }
         let shortest = timeouts.tcp_closed.min(timeouts.udp).min(timeouts.tcp_opening);
         let mut silent = Vec::new();
@@ -261,8 +276,11 @@ impl Collector {
                 }
             }
         }
+        if last && !leaving.is_empty() {
+            remains.begin();
+            return Ok(None);
+        }
         if last {
-            leaving.end_pass();
             *begun = false;
         }
         Ok(last.then(|| std::mem::take(pass)))

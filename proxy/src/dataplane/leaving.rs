@@ -2,11 +2,11 @@
 //!
 //! Another pod gets such an address only after every other one of the node (next fit), so the flows
 //! need not go at once: the collector, which goes through all of them anyway, takes those of any
-//! number of pods along. Should a pod have such an address before that, its flows go first. What is
+//! number of pods along. Should a pod have such an address before that, they go first. What is
 //! left to do stands in a directory, a file for each address, since the agent may die before it is done.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io,
     net::IpAddr,
@@ -65,14 +65,17 @@ impl Leaving {
         }
     }
 
-    /// Whether the address is among them; it is not any more. Nobody removes a flow of it after this.
-    pub(super) fn take(&self, addr: Addr) -> bool {
+    /// All of them.
+    pub(super) fn all(&self) -> BTreeSet<Addr> {
+        self.lock().addrs.keys().copied().collect()
+    }
+
+    /// The address has been seen to: nobody removes a flow of it after this.
+    pub(super) fn done(&self, addr: Addr) {
         let mut state = self.lock();
-        let there = state.addrs.remove(&addr).is_some();
-        if there {
+        if state.addrs.remove(&addr).is_some() {
             state.forget_file(addr);
         }
-        there
     }
 
     /// Waits until there is something to do, or for as long as that.
@@ -155,8 +158,8 @@ mod tests {
         leaving.add(addr("10.244.1.6")).expect("nothing to write");
         assert!(leaving.with(|is_leaving| is_leaving(&addr("10.244.1.5"))));
         leaving.end_pass();
-        assert!(!leaving.take(addr("10.244.1.5")), "it is done");
-        assert!(leaving.take(addr("10.244.1.6")));
+        assert_eq!(leaving.all(), [addr("10.244.1.6")].into(), "the other one is done");
+        leaving.done(addr("10.244.1.6"));
         assert!(leaving.is_empty());
         leaving.wait(Duration::ZERO);
     }
@@ -172,7 +175,7 @@ mod tests {
         for text in ["10.244.1.5", "fd00:244:1::5", "10.244.1.6"] {
             before.add(addr(text)).expect("a file");
         }
-        assert!(before.take(addr("10.244.1.6")));
+        before.done(addr("10.244.1.6"));
         assert_eq!(files(), 2);
         drop(before);
         fs::write(path.join("notes.txt"), "").expect("a file of somebody's");

@@ -17,6 +17,7 @@ mod load;
 mod map;
 mod policy;
 mod probe;
+mod remains;
 mod spec;
 mod sys;
 mod view;
@@ -97,6 +98,8 @@ pub struct Dataplane {
     notices: Vec<Notice>,
     /// What a collector is to forget, once there is one.
     leaving: Option<leaving::Leaving>,
+    /// Flows of isolated pods may be written down.
+    judged: bool,
 }
 
 impl Dataplane {
@@ -117,7 +120,10 @@ impl Dataplane {
         let ebpf = load::load(&dirs, &mut specs, &mut notices)?;
         let sizes = specs.iter().map(|spec| (spec.name, spec.max_entries)).collect();
         let view = Pinned { maps: Maps::open(&dirs.maps, false)?, sizes };
-        let dataplane = Self { config, dirs, ebpf, view, notices, leaving: None };
+        let flows = &view.maps.policy_flows;
+        let judged = view.policy_state()?.policed != 0
+            || !flows.is_empty().map_err(map_error(flows, "read"))?;
+        let dataplane = Self { config, dirs, ebpf, view, notices, leaving: None, judged };
         dataplane.write_node_state()?;
         dataplane.close_ways_without_pins()?;
         Ok(dataplane)
@@ -196,8 +202,13 @@ impl Dataplane {
     ///
     /// [`DataplaneError::Full`] where there is no room for one more.
     pub fn put_endpoint(&mut self, addr: Addr, endpoint: Endpoint) -> Result<(), DataplaneError> {
-        if self.leaving.as_ref().is_some_and(|leaving| leaving.take(addr)) {
-            self.forget_flows(addr)?;
+        if let Some(leaving) = &self.leaving {
+            let all = leaving.all();
+            if all.contains(&addr) {
+                // A look through everything: the pod's other address is to need no second one.
+                self.forget_now(&all)?;
+                all.iter().for_each(|addr| leaving.done(*addr));
+            }
         }
         let map = &self.view.maps.endpoints;
         map.put(&addr, &endpoint).map_err(|source| match source.raw_os_error() {
@@ -210,22 +221,46 @@ impl Dataplane {
         })
     }
 
-    /// Says that no pod of this node has the address any more; whether one had. Its flows go too,
-    /// before another pod gets the address: at once, or with the next pass of the collector where
-    /// there is one.
+    /// Says that no pod of this node has the address any more; whether one had. What was written down
+    /// of it goes too, see [`Dataplane::forget`].
     ///
     /// # Errors
     ///
     /// The maps cannot be read or written.
     pub fn delete_endpoint(&mut self, addr: Addr) -> Result<bool, DataplaneError> {
         let map = &self.view.maps.endpoints;
+        let held = map.get(&addr, Endpoint::default()).map_err(map_error(map, "read"))?;
+        if held.is_none() {
+            return Ok(false);
+        }
+        // Before: an agent that dies in between must leave it to the next one.
+        if self.leaving.is_some() {
+            self.forget(addr)?;
+        }
+        let map = &self.view.maps.endpoints;
         let existed = map.delete(&addr).map_err(map_error(map, "delete from"))?;
-        // Where no flow was ever translated packet by packet there is none to forget.
-        if !existed || self.view.node_state()?.ct_used == 0 {
-            return Ok(existed);
+        if self.leaving.is_none() {
+            self.forget(addr)?;
+        }
+        Ok(existed)
+    }
+
+    /// Has everything forgotten that the programs wrote down of an address which no pod of this node
+    /// has any more: its flows, those that policies allowed, the backends that it had of services with
+    /// affinity. That is so before another pod gets the address: at once, or with the next pass of the
+    /// collector where there is one.
+    ///
+    /// # Errors
+    ///
+    /// The maps cannot be read or written.
+    pub fn forget(&mut self, addr: Addr) -> Result<(), DataplaneError> {
+        // Where no flow was ever translated packet by packet and no pod ever isolated, there is nothing
+        // to forget.
+        if self.view.node_state()?.ct_used == 0 && !self.judged {
+            return Ok(());
         }
         match &self.leaving {
-            None => self.forget_flows(addr)?,
+            None => self.forget_now(&BTreeSet::from([addr]))?,
             Some(leaving) => {
                 if let Err(error) = leaving.add(addr) {
                     // An agent that dies now leaves them.
@@ -233,7 +268,13 @@ impl Dataplane {
                 }
             }
         }
-        Ok(true)
+        Ok(())
+    }
+
+    fn forget_now(&self, addrs: &BTreeSet<Addr>) -> Result<(), DataplaneError> {
+        let is_one = |addr: &Addr| addrs.contains(addr);
+        self.forget_flows(&is_one)?;
+        self.forget_remains(&is_one)
     }
 
     /// Forgets sockets that were connected to a service, by their cookies.

@@ -77,6 +77,7 @@ impl Dataplane {
                 mark(&mut state, *ifindex);
             }
         }
+        self.judged |= state.policed != 0;
         // Before the tables say so, for the programs look here first.
         if state != held {
             self.put_policy_state(&state)?;

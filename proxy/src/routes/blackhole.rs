@@ -115,7 +115,11 @@ impl ServiceRoutes {
             }
             // An IPv6 blackhole hangs on the loopback interface and goes with it.
             Event::Link { index, up, .. } => *up && *index == LOOPBACK,
-            Event::Address | Event::NodeRoute | Event::Neighbour { .. } | Event::Rule => false,
+            Event::Address
+            | Event::NodeRoute
+            | Event::OtherDefault
+            | Event::Neighbour { .. }
+            | Event::Rule => false,
         }
     }
 }

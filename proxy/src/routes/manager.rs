@@ -421,6 +421,7 @@ impl RouteManager {
             }
             Event::Address => self.unsettled || tunnel.is_some(),
             Event::NodeRoute | Event::Rule => tunnel.is_some(),
+            Event::OtherDefault => false,
             Event::Neighbour { index } => {
                 tunnel.is_some_and(|tunnel| tunnel.device == Some(*index))
             }

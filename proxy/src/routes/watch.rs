@@ -8,6 +8,7 @@ use rtnetlink::Handle;
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::route::RouteMessage;
 use tokio::task::JoinHandle;
 
 use super::KernelRoute;
@@ -50,6 +51,8 @@ pub(crate) enum Event {
     Address,
     /// A route of the table of nodes appeared, was replaced, or went.
     NodeRoute,
+    /// A default route of another table appeared, was replaced, or went.
+    OtherDefault,
     /// A neighbour or forwarding entry of an interface appeared, changed, or went.
     Neighbour {
         /// The interface's index.
@@ -105,6 +108,19 @@ impl Watch {
         open().map(|socket| Self { socket }).map_err(|e| RouteError::new("watch routes", e))
     }
 
+    /// Leaves out what has happened up to now, for who is about to look at everything: else every event
+    /// of a burst would be a reason for a look of its own.
+    pub(crate) fn skip_all(&self) {
+        loop {
+            match self.socket.socket_ref().recv_from_full() {
+                Ok(_) => {}
+                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => {}
+                // There is no more, or the next wait tells what is wrong.
+                Err(_) => return,
+            }
+        }
+    }
+
     /// Waits for the next events. Cancel-safe: a datagram is either handed out or still queued.
     pub(crate) async fn next(&mut self) -> Result<Vec<Event>, RouteError> {
         match self.socket.recv_from_full().await {
@@ -126,14 +142,8 @@ fn events(bytes: &[u8]) -> Vec<Event> {
         };
         let NetlinkPayload::InnerMessage(inner) = message.payload else { continue };
         events.extend(match inner {
-            RouteNetlinkMessage::NewRoute(m) => parse(&m).map(|(table, route)| match table {
-                Table::Main => Event::RouteSet(route),
-                Table::Nodes => Event::NodeRoute,
-            }),
-            RouteNetlinkMessage::DelRoute(m) => parse(&m).map(|(table, route)| match table {
-                Table::Main => Event::RouteGone(route),
-                Table::Nodes => Event::NodeRoute,
-            }),
+            RouteNetlinkMessage::NewRoute(m) => of_route(&m, Event::RouteSet),
+            RouteNetlinkMessage::DelRoute(m) => of_route(&m, Event::RouteGone),
             RouteNetlinkMessage::NewLink(m) => Some(Event::Link {
                 index: m.header.index,
                 up: m.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
@@ -155,9 +165,81 @@ fn events(bytes: &[u8]) -> Vec<Event> {
     events
 }
 
+/// What became of a route, if that is anybody's concern.
+fn of_route(message: &RouteMessage, of_main: impl FnOnce(KernelRoute) -> Event) -> Option<Event> {
+    match parse(message) {
+        Some((Table::Main, route)) => Some(of_main(route)),
+        Some((Table::Nodes, _)) => Some(Event::NodeRoute),
+        None => (message.header.destination_prefix_length == 0).then_some(Event::OtherDefault),
+    }
+}
+
 fn name(link: LinkMessage) -> Option<String> {
     link.attributes.into_iter().find_map(|attribute| match attribute {
         LinkAttribute::IfName(name) => Some(name),
         _ => None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use rtnetlink::packet_core::{NetlinkHeader, NetlinkMessage};
+    use rtnetlink::packet_route::AddressFamily;
+    use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader};
+
+    use super::*;
+
+    /// The events of one message, as the kernel sends it.
+    fn events_of(message: RouteNetlinkMessage) -> Vec<Event> {
+        let mut whole = NetlinkMessage::new(NetlinkHeader::default(), message.into());
+        whole.finalize();
+        let mut bytes = vec![0; whole.buffer_len()];
+        whole.serialize(&mut bytes);
+        events(&bytes)
+    }
+
+    fn default_route(table: u8) -> RouteMessage {
+        let mut route = RouteMessage::default();
+        route.header.address_family = AddressFamily::Inet;
+        route.header.table = table;
+        route.attributes.push(RouteAttribute::Oif(7));
+        route
+    }
+
+    #[test]
+    fn a_link_is_told_with_the_name_that_it_has_now() {
+        let mut link = LinkMessage::default();
+        link.header.index = 7;
+        link.header.flags = LinkFlags::Up | LinkFlags::LowerUp;
+        link.attributes.push(LinkAttribute::IfName("wan0".to_owned()));
+        let named = |up| Event::Link { index: 7, up, name: Some("wan0".to_owned()) };
+        assert_eq!(events_of(RouteNetlinkMessage::NewLink(link.clone())), [named(true)]);
+        assert_eq!(events_of(RouteNetlinkMessage::DelLink(link.clone())), [named(false)]);
+        link.attributes.clear();
+        let nameless = Event::Link { index: 7, up: true, name: None };
+        assert_eq!(events_of(RouteNetlinkMessage::NewLink(link)), [nameless]);
+    }
+
+    /// R4: whichever table a default route is in, somebody hears of it.
+    #[test]
+    fn a_default_route_is_told_of_whatever_its_table_is() {
+        let main =
+            events_of(RouteNetlinkMessage::NewRoute(default_route(RouteHeader::RT_TABLE_MAIN)));
+        assert!(matches!(&main[..], [Event::RouteSet(route)] if route.interface == Some(7)));
+        let other = default_route(100);
+        assert_eq!(events_of(RouteNetlinkMessage::NewRoute(other.clone())), [Event::OtherDefault]);
+        assert_eq!(events_of(RouteNetlinkMessage::DelRoute(other.clone())), [Event::OtherDefault]);
+        // Any other route of such a table is nobody's concern.
+        let mut route = other;
+        route.header.destination_prefix_length = 24;
+        assert_eq!(events_of(RouteNetlinkMessage::NewRoute(route)), []);
+    }
+
+    #[test]
+    fn an_unreadable_event_is_a_lost_one() {
+        let mut bytes = [0xff; 32];
+        bytes[..4].copy_from_slice(&32_u32.to_ne_bytes());
+        bytes[4..6].copy_from_slice(&16_u16.to_ne_bytes());
+        assert_eq!(events(&bytes[..20]), [Event::Lost]);
+    }
 }

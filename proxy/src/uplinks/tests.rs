@@ -46,6 +46,43 @@ fn uplinks_are_those_of_the_default_route_and_of_the_nodes_addresses_or_those_na
     assert_eq!(chosen("", Some(&node)), [""; 0]);
 }
 
+/// An interface is an uplink for what it has now, and by the name that it has now; its index stays.
+#[test]
+fn uplinks_follow_the_interfaces() {
+    let node = node();
+    let by = |interfaces: &Interfaces, flag: &str| {
+        let flag = flag.parse().expect("any text will do");
+        interfaces.uplinks(&flag, Some(&node), None).into_iter().collect::<Vec<_>>()
+    };
+    let wan = (8, "wan0".to_owned());
+    let mut now = interfaces();
+    let before = by(&now, "auto");
+    // It comes with nothing, gets another's address, one of the node's, and a default route.
+    now.names.insert(8, "eth2".to_owned());
+    assert_eq!(by(&now, "auto"), before);
+    now.addrs.push((8, ip("198.51.100.9")));
+    assert_eq!(by(&now, "auto"), before);
+    now.addrs.push((8, ip("203.0.113.9")));
+    assert_eq!(by(&now, "auto").last(), Some(&(8, "eth2".to_owned())));
+    now.addrs.retain(|(index, _)| *index != 8);
+    now.defaults.insert(8);
+    assert_eq!(by(&now, "auto").last(), Some(&(8, "eth2".to_owned())));
+    assert_eq!(by(&now, "wan0"), []);
+    // It is renamed.
+    now.names.insert(8, "wan0".to_owned());
+    assert_eq!(by(&now, "auto").last(), Some(&wan));
+    assert_eq!(by(&now, "wan0"), [wan]);
+    // It goes, though its default route was not told of yet.
+    now.names.remove(&8);
+    assert_eq!(by(&now, "auto"), before);
+    assert_eq!(by(&now, "wan0"), []);
+    // The node's address moves to another interface.
+    let moved = |(index, addr): (u32, IpAddr)| if index == 3 { (7, addr) } else { (index, addr) };
+    now.addrs = now.addrs.into_iter().map(moved).collect();
+    let names: Vec<String> = by(&now, "auto").into_iter().map(|(_, name)| name).collect();
+    assert_eq!(names, ["eth0", "slu1"]);
+}
+
 /// R5: answers of backends behind the tunnel come in by its device.
 #[test]
 fn the_tunnels_device_is_an_uplink_beside_those_that_were_chosen() {

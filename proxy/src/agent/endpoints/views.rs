@@ -62,8 +62,8 @@ impl Endpoints {
             local.ifindex = pod.ifindex;
             local.addrs.clone_from(&pod.record.addresses);
         }
-        for (ifindex, (name, _)) in &self.departing {
-            let local = pods.entry(name.clone()).or_default();
+        for (ifindex, departing) in &self.departing {
+            let local = pods.entry(departing.name.clone()).or_default();
             if local.ifindex == 0 {
                 local.ifindex = *ifindex;
             } else if local.ifindex != *ifindex {
