@@ -34,7 +34,10 @@ pub enum Event<'a> {
         record: &'a str,
     },
     /// The attachment goes; the agent deletes its interface, if it can.
-    Del,
+    Del {
+        /// Index of the node's end, if it is there: the agent deletes no other one.
+        ifindex: Option<u32>,
+    },
 }
 
 /// What the agent did.
@@ -56,6 +59,8 @@ struct Ask<'a> {
     record: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     host_interface: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host_ifindex: Option<u32>,
 }
 
 #[derive(Deserialize)]
@@ -78,13 +83,14 @@ struct Data {
 
 /// Tells the agent and waits for its answer.
 pub fn tell(socket: &Path, event: Event<'_>, key: &Key) -> Result<Told, Error> {
-    let (request, timeout, record, host_interface) = match event {
+    let (request, timeout, record, host_ifindex) = match event {
         Event::Add { record } => ("endpoint-add", ADD_TIMEOUT, Some(record), None),
-        Event::Del => ("endpoint-del", DEL_TIMEOUT, None, Some(key.host_interface())),
+        Event::Del { ifindex } => ("endpoint-del", DEL_TIMEOUT, None, ifindex),
     };
+    let is_del = matches!(event, Event::Del { .. });
     let deadline = Instant::now() + timeout;
     let error = |problem: String, hint| Error::Agent { socket: socket.to_owned(), problem, hint };
-    let grace = if event == Event::Del { Duration::ZERO } else { RESTART_GRACE };
+    let grace = if is_del { Duration::ZERO } else { RESTART_GRACE };
     let ask = Ask {
         version: 1,
         request,
@@ -92,7 +98,8 @@ pub fn tell(socket: &Path, event: Event<'_>, key: &Key) -> Result<Told, Error> {
         container_id: &key.container_id,
         interface: &key.interface,
         record,
-        host_interface,
+        host_interface: is_del.then(|| key.host_interface()),
+        host_ifindex,
     };
     let line = serde_json::to_string(&ask).map_err(|e| error(e.to_string(), None))? + "\n";
     let answer = connect_within(socket, deadline, grace)

@@ -194,10 +194,9 @@ fn reclaim(locked: &mut Locked, host: &mut Netlink) -> Result<usize, Error> {
 fn take_back(conf: &NetConf, key: &Key, records: &Records, host: &mut Netlink, undo: Vec<Undo>) {
     for step in undo.into_iter().rev() {
         let done = match step {
-            Undo::TellAgent => conf
-                .agent_socket
-                .as_deref()
-                .map_or(Ok(()), |socket| agent::tell(socket, Event::Del, key).map(drop)),
+            Undo::TellAgent => conf.agent_socket.as_deref().map_or(Ok(()), |socket| {
+                agent::tell(socket, Event::Del { ifindex: None }, key).map(drop)
+            }),
             Undo::RemoveInterface => wiring::remove(host, &key.host_interface()),
             Undo::FreeRecord => free(records, key),
         };
@@ -218,10 +217,16 @@ fn free(records: &Records, key: &Key) -> Result<(), Error> {
 /// Never fails for something that is missing: a record, the interface, the namespace, the agent,
 /// the node file. The record goes last, so that a DEL that was cut short can be repeated and the
 /// addresses stay taken while anything of the pod is left.
+/// What the agent is told of an attachment that goes.
+fn del_of(host_interface: &str) -> Event<'static> {
+    // One that is not there is nothing to delete; other errors tell when it comes to that.
+    Event::Del { ifindex: wiring::index_of(host_interface).ok() }
+}
+
 fn del(conf: &NetConf, key: &Key, records: &Records) -> Result<(), Error> {
     let mut told = Told::default();
     if let Some(socket) = &conf.agent_socket {
-        match agent::tell(socket, Event::Del, key) {
+        match agent::tell(socket, del_of(&key.host_interface()), key) {
             Ok(answer) => told = answer,
             Err(e) => warn(format_args!("{e}; it will notice by itself")),
         }
@@ -319,7 +324,7 @@ fn gc(conf: &NetConf, records: &Records) -> Result<(), Error> {
             Ok(Ok(record)) => {
                 let mut told = Told::default();
                 if let Some(socket) = reachable {
-                    match agent::tell(socket, Event::Del, &record.key()) {
+                    match agent::tell(socket, del_of(interface), &record.key()) {
                         Ok(answer) => told = answer,
                         Err(e) => {
                             warn(format_args!("{e}; it will notice by itself"));

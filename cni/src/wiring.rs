@@ -90,7 +90,7 @@ pub fn find_link(netlink: &mut Netlink, name: &str) -> Result<Option<Link>, Erro
 
 /// Index of a link in the calling thread's network namespace. Unlike netlink's answer, this one does
 /// not wait for the lock of all interfaces.
-fn index_of(name: &str) -> Result<u32, Error> {
+pub fn index_of(name: &str) -> Result<u32, Error> {
     let error = |source: rustix::io::Errno| Error::Kernel {
         what: format!("look up interface {name}"),
         source: NetlinkError::Socket(source.into()),

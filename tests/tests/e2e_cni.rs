@@ -320,26 +320,33 @@ fn the_agent_deletes_the_interface_of_a_pod_that_goes() -> Result<()> {
         let record: Value = serde_json::from_str(&fs::read_to_string(record(node, pod)?)?)?;
         Ok(record["hostInterface"].as_str().context("a name")?.to_owned())
     };
-    let ask = |pod: &Pod, host_interface: &str| {
+    let index = |interface: &str| -> Result<u32> {
+        let text = node.netns().ip_output(&["-j", "link", "show", "dev", interface])?;
+        let links: Value = serde_json::from_str(&text)?;
+        Ok(u32::try_from(links[0]["ifindex"].as_u64().context("an index")?)?)
+    };
+    let ask = |pod: &Pod, host_interface: &str, ifindex: u32| {
         let key = EndpointRef {
             container_id: pod.container_id().to_owned(),
             interface: "eth0".to_owned(),
         };
-        let del = EndpointDel { key, host_interface: Some(host_interface.to_owned()) };
+        let host_interface = Some(host_interface.to_owned());
+        let del = EndpointDel { key, host_interface, host_ifindex: Some(ifindex) };
         control::request(&node.run_dir().join("agent.sock"), Request::EndpointDel(del))
     };
     let links = || node.launch("ip").args(["-o", "link", "show"]).run();
     let (of_a, of_b) = (interface(&a)?, interface(&b)?);
+    let (at_a, at_b) = (index(&of_a)?, index(&of_b)?);
 
     // Names that belong to different attachments.
-    ensure!(!matches!(ask(&a, &of_b), Ok(Some(Reply::Unlinked(_)))), "nothing is deleted");
+    ensure!(!matches!(ask(&a, &of_b, at_b), Ok(Some(Reply::Unlinked(_)))), "nothing is deleted");
     let server = a.serve(8080)?;
     assert_eq!(b.get(&format!("{}:8080", a.ipv4()?))?.pod, "a");
     drop(server);
     let rows = node.proxyctl(&["endpoint", "list"])?;
     ensure!(a.addresses().iter().all(|addr| rows.contains(&addr.to_string())), "{rows}");
 
-    assert_eq!(ask(&a, &of_a)?, Some(Reply::Unlinked(true)));
+    assert_eq!(ask(&a, &of_a, at_a)?, Some(Reply::Unlinked(true)));
     let left = links()?;
     ensure!(!left.contains(&of_a) && left.contains(&of_b), "{left}");
     ensure!(a.netns().ip("link show eth0").is_err(), "the pod's end is gone, too");

@@ -36,11 +36,12 @@ fn the_agent_is_told_and_its_consent_awaited() {
     assert_eq!(asked["containerId"], "c1");
     assert_eq!(asked["interface"], "eth0");
     assert_eq!(asked["record"], "slu0,10.0.0.2.json");
-    let (told, asked) = with_agent("{\"version\":1,\"ok\":true}", Event::Del);
+    let (told, asked) = with_agent("{\"version\":1,\"ok\":true}", Event::Del { ifindex: Some(7) });
     told.expect("an answer may end with the connection");
     assert_eq!(asked["request"], "endpoint-del");
     assert_eq!(asked.get("record"), None);
     assert_eq!(asked["hostInterface"], key().host_interface());
+    assert_eq!(asked["hostIfindex"], 7);
 }
 
 /// The plugin deletes the interface itself unless it is told in so many words that it is gone.
@@ -52,7 +53,7 @@ fn only_an_agent_that_says_so_has_deleted_the_interface() {
         ("{\"version\":1,\"ok\":true,\"data\":{}}\n", false),
         ("{\"version\":1,\"ok\":true}\n", false),
     ] {
-        let told = with_agent(answer, Event::Del).0.expect(answer);
+        let told = with_agent(answer, Event::Del { ifindex: Some(7) }).0.expect(answer);
         assert_eq!(told, Told { unlinked }, "{answer}");
     }
 }
@@ -77,7 +78,8 @@ fn an_answer_that_is_none_is_an_error() {
 #[test]
 fn an_absent_agent_does_not_hold_up_del() {
     let dir = tempfile::tempdir().expect("directory");
-    let error = tell(&dir.path().join("none"), Event::Del, &key()).expect_err("absent");
+    let error = tell(&dir.path().join("none"), Event::Del { ifindex: Some(7) }, &key())
+        .expect_err("absent");
     assert!(error.to_string().contains("does not exist"), "{error}");
 }
 
@@ -87,6 +89,6 @@ fn a_silent_agent_is_given_up() {
     let dir = tempfile::tempdir().expect("directory");
     let socket = dir.path().join("agent.sock");
     let _listener = UnixListener::bind(&socket).expect("bind");
-    let error = tell(&socket, Event::Del, &key()).expect_err("silent");
+    let error = tell(&socket, Event::Del { ifindex: Some(7) }, &key()).expect_err("silent");
     assert!(error.to_string().contains("within 2 seconds"), "{error}");
 }

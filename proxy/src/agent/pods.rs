@@ -126,7 +126,7 @@ impl Agent {
         let Request::EndpointDel(del) = request else { return None };
         let name = del.host_interface.as_deref()?;
         let ifindex = self.endpoints.interface_of(&del.key, name)?;
-        Some((ifindex, name.to_owned()))
+        (del.host_ifindex == Some(ifindex)).then(|| (ifindex, name.to_owned()))
     }
 
     /// The plugin is about to take a pod away.

@@ -77,10 +77,15 @@ pub struct EndpointDel {
     /// Which attachment it is.
     #[serde(flatten)]
     pub key: EndpointRef,
-    /// The node's end of its interface. If the agent knows the attachment by this one, it deletes it,
-    /// and answers with [`Reply::Unlinked`].
+    /// The node's end of its interface; under the same container and interface, another network may have
+    /// another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_interface: Option<String>,
+    /// Its index. If the agent knows the attachment by this one, it deletes it, and answers with
+    /// [`Reply::Unlinked`]. The name is not enough: a request that comes late, from a plugin that gave
+    /// up, must not meet the interface that the same attachment has got since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_ifindex: Option<u32>,
 }
 
 /// A Service by its name.
