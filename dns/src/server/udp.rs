@@ -9,6 +9,8 @@
 //! and answers from that one; a client on a host with several addresses would drop the answer
 //! otherwise. Such answers go out one by one, since every one has its own control message.
 
+mod outgoing;
+
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -24,13 +26,13 @@ use nix::sys::socket::{
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, SocketAddrAny, sendmmsg};
 
+use self::outgoing::Outgoing;
 use super::queue::{Queue, To};
-use crate::fast::{Buffer, Query};
+use crate::fast::Query;
 use crate::metrics::{Proto, Shard};
 use crate::resolver::{Client, Resolver, Step, Zone};
-use crate::wire::{MAX_UDP, Transport};
+use crate::wire::Transport;
 
 /// How many datagrams a system call takes or sends.
 const BATCH: usize = 32;
@@ -88,25 +90,33 @@ impl Socket {
         self.addr.ip().is_unspecified()
     }
 
-    fn send(&self, reply: &[u8], peer: SocketAddr, local: Local) -> io::Result<usize> {
-        let send = |control: &[ControlMessage<'_>]| {
-            let to = SockaddrStorage::from(peer);
-            let parts = [IoSlice::new(reply)];
+    /// Sends one datagram, or a train of datagrams of `segment` bytes each, the last of which may be
+    /// shorter.
+    fn send(&self, parts: &[IoSlice<'_>], segment: Option<u16>, to: &From) -> io::Result<usize> {
+        let addr = SockaddrStorage::from(to.peer);
+        let segment = segment.as_ref().map(ControlMessage::UdpGsoSegments);
+        let send = |source: Option<ControlMessage<'_>>| {
+            let fd = self.socket.as_raw_fd();
             let flags = MsgFlags::MSG_DONTWAIT;
-            Ok(sendmsg(self.socket.as_raw_fd(), &parts, control, flags, Some(&to))?)
+            let with = |control: &[_]| Ok(sendmsg(fd, parts, control, flags, Some(&addr))?);
+            match (source, segment) {
+                (None, None) => with(&[]),
+                (Some(one), None) | (None, Some(one)) => with(&[one]),
+                (Some(one), Some(other)) => with(&[one, other]),
+            }
         };
-        match local {
-            Local::Bound(_) => send(&[]),
+        match to.local {
+            Local::Bound(_) => send(None),
             Local::V4(mut info) => {
                 // The route to the peer decides about the device.
                 info.ipi_ifindex = 0;
-                send(&[ControlMessage::Ipv4PacketInfo(&info)])
+                send(Some(ControlMessage::Ipv4PacketInfo(&info)))
             }
             Local::V6(mut info) => {
                 if !std::net::Ipv6Addr::from(info.ipi6_addr.s6_addr).is_unicast_link_local() {
                     info.ipi6_ifindex = 0;
                 }
-                send(&[ControlMessage::Ipv6PacketInfo(&info)])
+                send(Some(ControlMessage::Ipv6PacketInfo(&info)))
             }
         }
     }
@@ -144,89 +154,10 @@ struct From {
     local: Local,
 }
 
-/// Answers of a batch, until they are sent.
-struct Outgoing {
-    buffers: Box<[Buffer]>,
-    lengths: [usize; BATCH],
-    to: Vec<From>,
-    addrs: Vec<SocketAddrAny>,
-}
-
-impl Outgoing {
-    fn new() -> Self {
-        Self {
-            buffers: vec![[0; MAX_UDP as usize]; BATCH].into(),
-            lengths: [0; BATCH],
-            to: Vec::with_capacity(BATCH),
-            addrs: Vec::with_capacity(BATCH),
-        }
-    }
-
-    /// The next answer's buffer.
-    fn buffer(&mut self) -> &mut Buffer {
-        &mut self.buffers[self.to.len()]
-    }
-
-    /// Says that the next answer is whole.
-    fn push(&mut self, length: usize, to: From) {
-        self.lengths[self.to.len()] = length;
-        self.to.push(to);
-    }
-
-    fn reply(&self, n: usize) -> &[u8] {
-        &self.buffers[n][..self.lengths[n]]
-    }
-
-    fn send(&mut self, socket: &Socket) {
-        if socket.any() {
-            for (n, to) in self.to.iter().enumerate() {
-                send_one(socket, self.reply(n), *to);
-            }
-        } else {
-            self.addrs.clear();
-            self.addrs.extend(self.to.iter().map(|to| SocketAddrAny::from(to.peer)));
-            let mut sent = 0;
-            while sent < self.to.len() {
-                match self.send_batch(socket, sent) {
-                    Ok(0) => break,
-                    Ok(count) => sent += count,
-                    Err(rustix::io::Errno::INTR) => {}
-                    Err(_) => {
-                        // The first one is to blame; by itself it gets its wait or its message.
-                        send_one(socket, self.reply(sent), self.to[sent]);
-                        sent += 1;
-                    }
-                }
-            }
-        }
-        self.to.clear();
-    }
-
-    fn send_batch(&self, socket: &Socket, first: usize) -> rustix::io::Result<usize> {
-        let count = self.to.len();
-        let slices: [[IoSlice<'_>; 1]; BATCH] =
-            std::array::from_fn(|n| [IoSlice::new(if n < count { self.reply(n) } else { &[] })]);
-        let mut controls: [SendAncillaryBuffer<'_, '_, '_>; BATCH] =
-            std::array::from_fn(|_| SendAncillaryBuffer::new(&mut []));
-        let mut messages: Vec<MMsgHdr<'_>> = controls
-            .iter_mut()
-            .zip(&slices)
-            .zip(&self.addrs)
-            .skip(first)
-            .map(|((control, slice), addr)| MMsgHdr::new_with_addr(addr, slice, control))
-            .collect();
-        sendmmsg(&socket.socket, &mut messages, SendFlags::DONTWAIT)
-    }
-}
-
-fn send_one(socket: &Socket, reply: &[u8], to: From) {
-    let mut sent = socket.send(reply, to.peer, to.local);
-    if sent.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
-        socket.wait_for_room();
-        sent = socket.send(reply, to.peer, to.local);
-    }
-    if let Err(error) = sent {
-        tracing::debug!(peer = %to.peer, %error, "an answer cannot be sent");
+impl From {
+    /// Whether answers to both go the same way, from the same address.
+    fn is_same(&self, other: &Self) -> bool {
+        self.peer == other.peer && self.local.addr() == other.local.addr()
     }
 }
 
@@ -241,9 +172,9 @@ impl Sender {
     /// Sends from a task. The socket is in no reactor: that would wake a thread of the runtime for
     /// every datagram that a worker takes or sends.
     pub(super) async fn send(self, reply: &[u8]) {
-        let From { peer, local } = self.to;
+        let peer = self.to.peer;
         for _ in 0..SEND_TRIES {
-            match self.socket.send(reply, peer, local) {
+            match self.socket.send(&[IoSlice::new(reply)], None, &self.to) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     tokio::time::sleep(SEND_PAUSE).await;
                 }
@@ -459,7 +390,7 @@ impl Worker {
         };
         match taken {
             Ok(count) => {
-                let answers = outgoing.to.len() as u64;
+                let answers = outgoing.len() as u64;
                 outgoing.send(socket);
                 if answers > 0 {
                     self.shard.took(begin.elapsed(), answers);
