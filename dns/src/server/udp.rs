@@ -5,9 +5,13 @@
 //! cluster and the cache know is answered in the worker; what an upstream has to be asked for goes to
 //! the queue for that.
 //!
+//! Answers of a batch that are for one client leave as one train of datagrams ([`outgoing`]), all others
+//! in one system call.
+//!
 //! A socket bound to the wildcard address learns with each datagram which address it was sent to,
 //! and answers from that one; a client on a host with several addresses would drop the answer
-//! otherwise. Such answers go out one by one, since every one has its own control message.
+//! otherwise. What such a socket sends has a control message of its own each time, so that only trains
+//! are sent together.
 
 mod outgoing;
 
@@ -39,13 +43,11 @@ const BATCH: usize = 32;
 /// A batch of so many says that more have come while it was answered; looking is cheaper than waiting
 /// for them.
 const MORE: usize = 8;
-/// Room for nearly every query. An odd number of cache lines, so that the buffers do not share cache
-/// sets.
-const DATAGRAM: usize = 21 * 64;
-/// Room for the rest of a longer one, up to what a datagram can have: no client is told how long its
-/// query may be. Memory that is never written to takes none; a flood of the longest makes it a batch of
-/// them for each worker, which is the bound.
-const REST: usize = 64 * 1024 - DATAGRAM;
+/// Room for any query: no client is told how long its own may be. In one piece, since the kernel takes
+/// much longer for two; what is never written to takes no memory, and a flood of the longest makes it a
+/// batch of them for each worker, which is the bound. An odd number of cache lines, so that the buffers'
+/// beginnings do not share cache sets.
+const DATAGRAM: usize = 1025 * 64;
 /// How many datagrams that have arrived before a stop are still answered, a socket.
 const LAST: usize = 16 * 1024;
 /// How often, and how long apart, a task tries to send what the socket has no room for.
@@ -204,15 +206,12 @@ impl<S: Peer> Incoming<S> {
     fn take(
         &mut self,
         socket: &Socket,
-        (buffers, rests): (&mut [u8], &mut [u8]),
+        buffers: &mut [u8],
         mut each: impl FnMut(&[u8], From),
     ) -> io::Result<usize> {
         let mut chunks = buffers.chunks_exact_mut(DATAGRAM);
-        let mut rests = rests.chunks_exact_mut(REST);
-        let mut slices: [[IoSliceMut<'_>; 2]; BATCH] = std::array::from_fn(|_| {
-            let parts = [chunks.next(), rests.next()];
-            parts.map(|part| IoSliceMut::new(part.unwrap_or_default()))
-        });
+        let mut slices: [[IoSliceMut<'_>; 1]; BATCH] =
+            std::array::from_fn(|_| [IoSliceMut::new(chunks.next().unwrap_or_default())]);
         let fd = socket.socket.as_raw_fd();
         let flags = MsgFlags::MSG_DONTWAIT;
         let received = recvmmsg(fd, &mut self.headers, slices.iter_mut(), flags, None)?;
@@ -234,12 +233,7 @@ impl<S: Peer> Incoming<S> {
                     }
                 }
             }
-            let mut parts = message.iovs();
-            let first = parts.next().unwrap_or_default();
-            match parts.next().filter(|rest| !rest.is_empty()) {
-                None => each(first, From { peer, local }),
-                Some(rest) => each(&[first, rest].concat(), From { peer, local }),
-            }
+            each(message.iovs().next().unwrap_or_default(), From { peer, local });
         }
         Ok(count)
     }
@@ -342,7 +336,6 @@ impl Worker {
         let mut state = State {
             families: self.sockets.iter().map(|socket| family(socket)).collect(),
             buffers: vec![0; BATCH * DATAGRAM],
-            rests: vec![0; BATCH * REST],
             outgoing: Outgoing::new(),
         };
         let mut more = false;
@@ -378,8 +371,7 @@ impl Worker {
 
     /// Takes and answers one batch; says how many datagrams there were.
     fn serve(&self, state: &mut State, index: usize) -> usize {
-        let State { families, buffers, rests, outgoing } = state;
-        let buffers = (&mut buffers[..], &mut rests[..]);
+        let State { families, buffers, outgoing } = state;
         let socket = &self.sockets[index];
         let zone = self.resolver.load();
         let begin = std::time::Instant::now();
@@ -454,7 +446,6 @@ impl Worker {
 struct State {
     families: Vec<Family>,
     buffers: Vec<u8>,
-    rests: Vec<u8>,
     outgoing: Outgoing,
 }
 
