@@ -64,7 +64,7 @@ pub struct DnsFloodReport {
     pub failures: BTreeMap<String, u64>,
     /// How long it asked, in seconds.
     pub seconds: f64,
-    /// Right answers a second.
+    /// Right answers a second, without those that came after it had asked its last.
     pub rate: f64,
     /// How much of the time it had something to do, in percent: the rest, it looked for answers in vain.
     pub busy: f64,

@@ -37,9 +37,9 @@ impl Tally {
         *self.failures.entry(why.into()).or_default() += 1;
     }
 
-    fn lost(&mut self, count: usize, why: &str) {
-        self.lost += count as u64;
-        *self.failures.entry(why.to_owned()).or_default() += count as u64;
+    fn lost(&mut self) {
+        self.lost += 1;
+        *self.failures.entry("no answer in time".to_owned()).or_default() += 1;
     }
 }
 
@@ -120,7 +120,8 @@ impl<'q> Line<'q> {
 
     /// Asks as many queries as may be under way, up to a batch.
     pub(crate) fn ask(&mut self, source: &mut Source<'q>, now: Instant) -> Result<()> {
-        let count = self.free.len().min(BATCH);
+        let left = usize::try_from(source.left).unwrap_or(usize::MAX);
+        let count = self.free.len().min(BATCH).min(left);
         if count == 0 {
             return Ok(());
         }
@@ -135,7 +136,10 @@ impl<'q> Line<'q> {
             let end = train(&free[first..], |number| places[number].message.len());
             let cars = &free[first..first + end];
             match send(socket, cars, places) {
-                Ok(_) => drop(free.drain(first..first + end)),
+                Ok(_) => {
+                    source.left -= end as u64;
+                    free.drain(first..first + end);
+                }
                 Err(Errno::EAGAIN | Errno::EINTR | Errno::ENOBUFS) => {
                     // What found no room is neither asked nor lost: another query takes its place.
                     free[first..].iter().for_each(|&number| places[number].query = None);
@@ -154,7 +158,7 @@ impl<'q> Line<'q> {
             {
                 place.query = None;
                 self.free.push(number);
-                tally.lost(1, "no answer in time");
+                tally.lost();
             }
         }
     }

@@ -48,6 +48,9 @@ struct Args {
     /// How long to ask, in seconds
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
+    /// Ask so many queries, however long that takes
+    #[arg(long)]
+    count: Option<u64>,
     /// How long a query may take, in milliseconds
     #[arg(long, default_value_t = 1_000)]
     timeout: u64,
@@ -57,6 +60,8 @@ struct Args {
 struct Source<'q> {
     queries: &'q [Query],
     next: usize,
+    /// How many are still to be asked.
+    left: u64,
 }
 
 impl<'q> Source<'q> {
@@ -82,12 +87,16 @@ fn flood(args: &Args, queries: &[Query]) -> Result<DnsFloodReport> {
     let timeout = Duration::from_millis(args.timeout);
     let mut lines: Vec<Line<'_>> =
         (0..sockets).map(|_| Line::new(args.server, window)).collect::<Result<_>>()?;
-    let mut source = Source { queries, next: 0 };
+    let mut source = Source { queries, next: 0, left: args.count.unwrap_or(u64::MAX) };
     let mut tally = Tally::default();
     let start = Instant::now();
     let end = start + Duration::from_secs_f64(args.seconds);
+    let goes_on = |now: Instant, left: u64| match args.count {
+        Some(_) => left > 0,
+        None => now < end,
+    };
     let (mut now, mut looked, mut idle) = (start, start, Duration::ZERO);
-    while now < end && !interrupt::interrupted() {
+    while goes_on(now, source.left) && !interrupt::interrupted() {
         let mut taken = 0;
         for line in &mut lines {
             taken += line.take(&mut tally)?;
@@ -102,8 +111,9 @@ fn flood(args: &Args, queries: &[Query]) -> Result<DnsFloodReport> {
             lines.iter_mut().for_each(|line| line.give_up(now, timeout, &mut tally));
         }
     }
-    // What was asked before the end counts as lost only if it is not answered at all.
-    let (answered, seconds) = (tally.answered, (now - start).as_secs_f64());
+    // What was asked before the end counts as lost only if it is not answered at all, and for the rate not
+    // at all.
+    let (in_time, seconds) = (tally.answered, (now - start).as_secs_f64());
     while lines.iter().any(Line::waits) {
         for line in &mut lines {
             line.take(&mut tally)?;
@@ -111,9 +121,9 @@ fn flood(args: &Args, queries: &[Query]) -> Result<DnsFloodReport> {
         }
     }
     #[allow(clippy::cast_precision_loss, reason = "for people")]
-    let rate = answered as f64 / seconds;
+    let rate = in_time as f64 / seconds;
     Ok(DnsFloodReport {
-        answered,
+        answered: tally.answered,
         lost: tally.lost,
         wrong: tally.wrong,
         failures: tally.failures,

@@ -113,10 +113,12 @@ impl Sample {
     }
 }
 
-/// What a client says, and how long it asked.
+/// What a client says.
 struct Told {
     answered: f64,
     lost: f64,
+    rate: f64,
+    /// How long it asked.
     seconds: f64,
     client: f64,
 }
@@ -139,16 +141,11 @@ impl Stage<'_> {
             }
         };
         let used = (server.cpu_time()? - before) as f64;
-        let Told { answered, lost, seconds, client } = told;
+        let Told { answered, lost, rate, seconds, client } = told;
         if answered == 0.0 || lost > answered / 50.0 {
             bail!("{} lost {lost} of {answered} answers in {}", server.variant, case.name);
         }
-        Ok(Sample {
-            rate: answered / seconds,
-            cost: used / answered,
-            server: percent(used, seconds),
-            client,
-        })
+        Ok(Sample { rate, cost: used / answered, server: percent(used, seconds), client })
     }
 
     fn dnsperf(
@@ -180,7 +177,7 @@ impl Stage<'_> {
         };
         let (answered, rate) = (figure("Queries completed:")?, figure("Queries per second:")?);
         let (lost, seconds) = (figure("Queries lost:")?, answered / rate);
-        Ok(Told { answered, lost, seconds, client: percent(used, seconds) })
+        Ok(Told { answered, lost, rate, seconds, client: percent(used, seconds) })
     }
 
     fn dnsflood(
@@ -207,6 +204,7 @@ impl Stage<'_> {
         Ok(Told {
             answered: report.answered as f64,
             lost: report.lost as f64,
+            rate: report.rate,
             seconds: report.seconds,
             client: report.busy,
         })
