@@ -55,12 +55,9 @@ impl Outgoing {
     /// Sends all; what cannot be sent is gone, as it may be on any way of a datagram.
     pub(super) fn send(&mut self, socket: &Socket) {
         self.order.sort_unstable();
-        let mut rest = 0;
         let mut singles = [0; BATCH];
         let mut alone = 0;
-        while rest < self.order.len() {
-            let train = self.train(rest);
-            rest = train.end;
+        for train in self.trains() {
             if train.len() > 1 {
                 self.send_train(socket, train);
             } else {
@@ -75,6 +72,18 @@ impl Outgoing {
 
     fn reply(&self, n: usize) -> &[u8] {
         &self.buffers[n][..self.lengths[n]]
+    }
+
+    /// What leaves together, as ranges of the order, which is sorted.
+    fn trains(&self) -> impl Iterator<Item = Range<usize>> {
+        let mut rest = 0;
+        std::iter::from_fn(move || {
+            (rest < self.order.len()).then(|| {
+                let train = self.train(rest);
+                rest = train.end;
+                train
+            })
+        })
     }
 
     /// The longest train that begins with this one of the order.
@@ -197,3 +206,6 @@ fn send_one(socket: &Socket, reply: &[u8], to: &From) {
         tracing::debug!(peer = %to.peer, %error, "an answer cannot be sent");
     }
 }
+
+#[cfg(test)]
+mod tests;
