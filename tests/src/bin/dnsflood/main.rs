@@ -48,7 +48,7 @@ struct Args {
     /// How long to ask, in seconds
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
-    /// Ask so many queries, however long that takes
+    /// Ask so many queries, however long that takes, but none any more once one is lost
     #[arg(long)]
     count: Option<u64>,
     /// How long a query may take, in milliseconds
@@ -91,12 +91,12 @@ fn flood(args: &Args, queries: &[Query]) -> Result<DnsFloodReport> {
     let mut tally = Tally::default();
     let start = Instant::now();
     let end = start + Duration::from_secs_f64(args.seconds);
-    let goes_on = |now: Instant, left: u64| match args.count {
-        Some(_) => left > 0,
+    let goes_on = |now: Instant, left: u64, lost: u64| match args.count {
+        Some(_) => left > 0 && lost == 0,
         None => now < end,
     };
     let (mut now, mut looked, mut idle) = (start, start, Duration::ZERO);
-    while goes_on(now, source.left) && !interrupt::interrupted() {
+    while goes_on(now, source.left, tally.lost) && !interrupt::interrupted() {
         let mut taken = 0;
         for line in &mut lines {
             taken += line.take(&mut tally)?;
@@ -114,7 +114,7 @@ fn flood(args: &Args, queries: &[Query]) -> Result<DnsFloodReport> {
     // What was asked before the end counts as lost only if it is not answered at all, and for the rate not
     // at all.
     let (in_time, seconds) = (tally.answered, (now - start).as_secs_f64());
-    while lines.iter().any(Line::waits) {
+    while lines.iter().any(Line::waits) && !interrupt::interrupted() {
         for line in &mut lines {
             line.take(&mut tally)?;
             line.give_up(Instant::now(), timeout, &mut tally);
