@@ -54,7 +54,8 @@ mod tests {
         let expected: Vec<_> = queries.iter().map(|query| query.expect).collect();
         use Expect::{Answer, NoData, NxDomain};
         assert_eq!(expected, [Answer, NxDomain, NxDomain, NoData]);
-        assert_eq!(queries[1].message, message::query("b.example", RecordType::SRV).unwrap());
+        let same = message::query("b.example", RecordType::SRV).unwrap();
+        assert_eq!(queries[1].message[2..], same[2..], "all but the id");
     }
 
     #[test]
