@@ -1,5 +1,7 @@
 //! A cluster with an instance of `sluice-dns` on every node, behind `kube-system/kube-dns`.
 
+pub mod message;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::UdpSocket;
@@ -47,6 +49,25 @@ pub struct DnsLoadReport {
     pub rate: f64,
     /// From a query to its answer, in microseconds.
     pub latency_us: Latency,
+}
+
+/// What `dnsflood` prints at its end.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct DnsFloodReport {
+    /// Right answers.
+    pub answered: u64,
+    /// Queries without an answer.
+    pub lost: u64,
+    /// Wrong answers, and answers that nobody asked for.
+    pub wrong: u64,
+    /// What went wrong, and how often.
+    pub failures: BTreeMap<String, u64>,
+    /// How long it asked, in seconds.
+    pub seconds: f64,
+    /// Right answers a second, without those that came after it had asked its last.
+    pub rate: f64,
+    /// How much of the time it had something to do, in percent: the rest, it looked for answers in vain.
+    pub busy: f64,
 }
 
 /// The cluster, its instances of `sluice-dns` and a client on each node.

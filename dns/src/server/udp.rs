@@ -5,9 +5,15 @@
 //! cluster and the cache know is answered in the worker; what an upstream has to be asked for goes to
 //! the queue for that.
 //!
+//! Answers of a batch that are for one client leave as one train of datagrams ([`outgoing`]), all others
+//! in one system call.
+//!
 //! A socket bound to the wildcard address learns with each datagram which address it was sent to,
 //! and answers from that one; a client on a host with several addresses would drop the answer
-//! otherwise. Such answers go out one by one, since every one has its own control message.
+//! otherwise. What such a socket sends has a control message of its own each time, so that only trains
+//! are sent together.
+
+mod outgoing;
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
@@ -24,26 +30,24 @@ use nix::sys::socket::{
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, SocketAddrAny, sendmmsg};
 
+use self::outgoing::Outgoing;
 use super::queue::{Queue, To};
-use crate::fast::{Buffer, Query};
+use crate::fast::Query;
 use crate::metrics::{Proto, Shard};
 use crate::resolver::{Client, Resolver, Step, Zone};
-use crate::wire::{MAX_UDP, Transport};
+use crate::wire::Transport;
 
 /// How many datagrams a system call takes or sends.
 const BATCH: usize = 32;
 /// A batch of so many says that more have come while it was answered; looking is cheaper than waiting
 /// for them.
 const MORE: usize = 8;
-/// Room for nearly every query. An odd number of cache lines, so that the buffers do not share cache
-/// sets.
-const DATAGRAM: usize = 21 * 64;
-/// Room for the rest of a longer one, up to what a datagram can have: no client is told how long its
-/// query may be. Memory that is never written to takes none; a flood of the longest makes it a batch of
-/// them for each worker, which is the bound.
-const REST: usize = 64 * 1024 - DATAGRAM;
+/// Room for any query: no client is told how long its own may be. In one piece, since the kernel takes
+/// much longer for two; what is never written to takes no memory, and a flood of the longest makes it a
+/// batch of them for each worker, which is the bound. An odd number of cache lines, so that the buffers'
+/// beginnings do not share cache sets.
+const DATAGRAM: usize = 1025 * 64;
 /// How many datagrams that have arrived before a stop are still answered, a socket.
 const LAST: usize = 16 * 1024;
 /// How often, and how long apart, a task tries to send what the socket has no room for.
@@ -88,25 +92,33 @@ impl Socket {
         self.addr.ip().is_unspecified()
     }
 
-    fn send(&self, reply: &[u8], peer: SocketAddr, local: Local) -> io::Result<usize> {
-        let send = |control: &[ControlMessage<'_>]| {
-            let to = SockaddrStorage::from(peer);
-            let parts = [IoSlice::new(reply)];
+    /// Sends one datagram, or a train of datagrams of `segment` bytes each, the last of which may be
+    /// shorter.
+    fn send(&self, parts: &[IoSlice<'_>], segment: Option<u16>, to: &From) -> io::Result<usize> {
+        let addr = SockaddrStorage::from(to.peer);
+        let segment = segment.as_ref().map(ControlMessage::UdpGsoSegments);
+        let send = |source: Option<ControlMessage<'_>>| {
+            let fd = self.socket.as_raw_fd();
             let flags = MsgFlags::MSG_DONTWAIT;
-            Ok(sendmsg(self.socket.as_raw_fd(), &parts, control, flags, Some(&to))?)
+            let with = |control: &[_]| Ok(sendmsg(fd, parts, control, flags, Some(&addr))?);
+            match (source, segment) {
+                (None, None) => with(&[]),
+                (Some(one), None) | (None, Some(one)) => with(&[one]),
+                (Some(one), Some(other)) => with(&[one, other]),
+            }
         };
-        match local {
-            Local::Bound(_) => send(&[]),
+        match to.local {
+            Local::Bound(_) => send(None),
             Local::V4(mut info) => {
                 // The route to the peer decides about the device.
                 info.ipi_ifindex = 0;
-                send(&[ControlMessage::Ipv4PacketInfo(&info)])
+                send(Some(ControlMessage::Ipv4PacketInfo(&info)))
             }
             Local::V6(mut info) => {
                 if !std::net::Ipv6Addr::from(info.ipi6_addr.s6_addr).is_unicast_link_local() {
                     info.ipi6_ifindex = 0;
                 }
-                send(&[ControlMessage::Ipv6PacketInfo(&info)])
+                send(Some(ControlMessage::Ipv6PacketInfo(&info)))
             }
         }
     }
@@ -144,89 +156,10 @@ struct From {
     local: Local,
 }
 
-/// Answers of a batch, until they are sent.
-struct Outgoing {
-    buffers: Box<[Buffer]>,
-    lengths: [usize; BATCH],
-    to: Vec<From>,
-    addrs: Vec<SocketAddrAny>,
-}
-
-impl Outgoing {
-    fn new() -> Self {
-        Self {
-            buffers: vec![[0; MAX_UDP as usize]; BATCH].into(),
-            lengths: [0; BATCH],
-            to: Vec::with_capacity(BATCH),
-            addrs: Vec::with_capacity(BATCH),
-        }
-    }
-
-    /// The next answer's buffer.
-    fn buffer(&mut self) -> &mut Buffer {
-        &mut self.buffers[self.to.len()]
-    }
-
-    /// Says that the next answer is whole.
-    fn push(&mut self, length: usize, to: From) {
-        self.lengths[self.to.len()] = length;
-        self.to.push(to);
-    }
-
-    fn reply(&self, n: usize) -> &[u8] {
-        &self.buffers[n][..self.lengths[n]]
-    }
-
-    fn send(&mut self, socket: &Socket) {
-        if socket.any() {
-            for (n, to) in self.to.iter().enumerate() {
-                send_one(socket, self.reply(n), *to);
-            }
-        } else {
-            self.addrs.clear();
-            self.addrs.extend(self.to.iter().map(|to| SocketAddrAny::from(to.peer)));
-            let mut sent = 0;
-            while sent < self.to.len() {
-                match self.send_batch(socket, sent) {
-                    Ok(0) => break,
-                    Ok(count) => sent += count,
-                    Err(rustix::io::Errno::INTR) => {}
-                    Err(_) => {
-                        // The first one is to blame; by itself it gets its wait or its message.
-                        send_one(socket, self.reply(sent), self.to[sent]);
-                        sent += 1;
-                    }
-                }
-            }
-        }
-        self.to.clear();
-    }
-
-    fn send_batch(&self, socket: &Socket, first: usize) -> rustix::io::Result<usize> {
-        let count = self.to.len();
-        let slices: [[IoSlice<'_>; 1]; BATCH] =
-            std::array::from_fn(|n| [IoSlice::new(if n < count { self.reply(n) } else { &[] })]);
-        let mut controls: [SendAncillaryBuffer<'_, '_, '_>; BATCH] =
-            std::array::from_fn(|_| SendAncillaryBuffer::new(&mut []));
-        let mut messages: Vec<MMsgHdr<'_>> = controls
-            .iter_mut()
-            .zip(&slices)
-            .zip(&self.addrs)
-            .skip(first)
-            .map(|((control, slice), addr)| MMsgHdr::new_with_addr(addr, slice, control))
-            .collect();
-        sendmmsg(&socket.socket, &mut messages, SendFlags::DONTWAIT)
-    }
-}
-
-fn send_one(socket: &Socket, reply: &[u8], to: From) {
-    let mut sent = socket.send(reply, to.peer, to.local);
-    if sent.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
-        socket.wait_for_room();
-        sent = socket.send(reply, to.peer, to.local);
-    }
-    if let Err(error) = sent {
-        tracing::debug!(peer = %to.peer, %error, "an answer cannot be sent");
+impl From {
+    /// Whether answers to both go the same way, from the same address.
+    fn is_same(&self, other: &Self) -> bool {
+        self.peer == other.peer && self.local.addr() == other.local.addr()
     }
 }
 
@@ -241,9 +174,9 @@ impl Sender {
     /// Sends from a task. The socket is in no reactor: that would wake a thread of the runtime for
     /// every datagram that a worker takes or sends.
     pub(super) async fn send(self, reply: &[u8]) {
-        let From { peer, local } = self.to;
+        let peer = self.to.peer;
         for _ in 0..SEND_TRIES {
-            match self.socket.send(reply, peer, local) {
+            match self.socket.send(&[IoSlice::new(reply)], None, &self.to) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     tokio::time::sleep(SEND_PAUSE).await;
                 }
@@ -273,15 +206,12 @@ impl<S: Peer> Incoming<S> {
     fn take(
         &mut self,
         socket: &Socket,
-        (buffers, rests): (&mut [u8], &mut [u8]),
+        buffers: &mut [u8],
         mut each: impl FnMut(&[u8], From),
     ) -> io::Result<usize> {
         let mut chunks = buffers.chunks_exact_mut(DATAGRAM);
-        let mut rests = rests.chunks_exact_mut(REST);
-        let mut slices: [[IoSliceMut<'_>; 2]; BATCH] = std::array::from_fn(|_| {
-            let parts = [chunks.next(), rests.next()];
-            parts.map(|part| IoSliceMut::new(part.unwrap_or_default()))
-        });
+        let mut slices: [[IoSliceMut<'_>; 1]; BATCH] =
+            std::array::from_fn(|_| [IoSliceMut::new(chunks.next().unwrap_or_default())]);
         let fd = socket.socket.as_raw_fd();
         let flags = MsgFlags::MSG_DONTWAIT;
         let received = recvmmsg(fd, &mut self.headers, slices.iter_mut(), flags, None)?;
@@ -303,12 +233,7 @@ impl<S: Peer> Incoming<S> {
                     }
                 }
             }
-            let mut parts = message.iovs();
-            let first = parts.next().unwrap_or_default();
-            match parts.next().filter(|rest| !rest.is_empty()) {
-                None => each(first, From { peer, local }),
-                Some(rest) => each(&[first, rest].concat(), From { peer, local }),
-            }
+            each(message.iovs().next().unwrap_or_default(), From { peer, local });
         }
         Ok(count)
     }
@@ -411,7 +336,6 @@ impl Worker {
         let mut state = State {
             families: self.sockets.iter().map(|socket| family(socket)).collect(),
             buffers: vec![0; BATCH * DATAGRAM],
-            rests: vec![0; BATCH * REST],
             outgoing: Outgoing::new(),
         };
         let mut more = false;
@@ -447,8 +371,7 @@ impl Worker {
 
     /// Takes and answers one batch; says how many datagrams there were.
     fn serve(&self, state: &mut State, index: usize) -> usize {
-        let State { families, buffers, rests, outgoing } = state;
-        let buffers = (&mut buffers[..], &mut rests[..]);
+        let State { families, buffers, outgoing } = state;
         let socket = &self.sockets[index];
         let zone = self.resolver.load();
         let begin = std::time::Instant::now();
@@ -459,7 +382,7 @@ impl Worker {
         };
         match taken {
             Ok(count) => {
-                let answers = outgoing.to.len() as u64;
+                let answers = outgoing.len() as u64;
                 outgoing.send(socket);
                 if answers > 0 {
                     self.shard.took(begin.elapsed(), answers);
@@ -523,7 +446,6 @@ impl Worker {
 struct State {
     families: Vec<Family>,
     buffers: Vec<u8>,
-    rests: Vec<u8>,
     outgoing: Outgoing,
 }
 

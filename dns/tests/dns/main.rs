@@ -10,3 +10,4 @@ mod serving;
 mod stopping;
 mod support;
 mod tls;
+mod trains;

@@ -148,6 +148,29 @@ impl Dns {
             .expect("the process is there");
     }
 
+    /// Makes it stand still, and waits until all of its threads do.
+    pub(crate) fn freeze(&self) {
+        self.signal(Signal::SIGSTOP);
+        eventually(|| {
+            let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("threads");
+            for task in tasks {
+                let stat = task.expect("a thread").path().join("stat");
+                let text = std::fs::read_to_string(&stat).expect("its state");
+                // The name before the state is in parentheses.
+                let state = text.rsplit_once(") ").map_or("", |(_, rest)| rest);
+                if !state.starts_with('T') {
+                    return Err(format!("{} runs: {text}", stat.display()));
+                }
+            }
+            Ok(())
+        });
+    }
+
+    /// Lets it go on.
+    pub(crate) fn thaw(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
     /// Waits for the end.
     pub(crate) fn wait(&mut self) -> ExitStatus {
         self.child.wait().expect("a child")

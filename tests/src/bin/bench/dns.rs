@@ -1,14 +1,19 @@
 //! Bench `dns`: what an answer costs, beside Knot and Unbound with the same names.
 //!
-//! Every server has one CPU, and `dnsperf` has another. All servers run all the time and are asked in
+//! Every server has one CPU, and the client has another. All servers run all the time and are asked in
 //! turn, case by case, round by round; whoever is not asked sleeps. Two figures count: the rate of
-//! answers under as much load as `dnsperf` makes, and the server's CPU time an answer, as the
+//! answers under as much load as the client makes, and the server's CPU time an answer, as the
 //! scheduler accounts it (in nanoseconds, not in ticks). How much of its CPU the server had, and how
-//! much of its own `dnsperf`, says which of the two the rate is about.
+//! much of its own the client, says which of the two the rate is about.
+//!
+//! There are two clients. `dnsperf` is the one that people know, and needs more CPU than the servers, so
+//! that its rates are its own. `dnsflood` ([`mod@load`]) costs less than most servers: what is asked by
+//! it is in cases of its own.
 //!
 //! An answer costs less the more of them are made at once, and a slow server has more waiting. So the
 //! CPU time is measured at one rate for all as well, well below what any of them can do.
 
+mod load;
 mod names;
 
 use std::fs;
@@ -19,8 +24,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::sched::{CpuSet, sched_setaffinity};
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::Pid;
 use sluice_tests::cluster::WorkDir;
 use sluice_tests::netns::NetNs;
@@ -30,23 +33,16 @@ use sluice_tests::{bin, interrupt, wait_for};
 use crate::Plan;
 use crate::report::{self, Measured, median};
 
+use self::load::{
+    CACHED, CASES, CLIENT_SHARE, CLIENTS, Case, EQUAL_RATE, FULL_UNDER_WAY, RATE, SERVER_SHARE,
+    Sample,
+};
 use self::names::Names;
 
 /// How long a server may take to read its names.
 const START: Duration = Duration::from_secs(180);
 /// Where the authoritative server of the foreign names listens.
 const ORIGIN_PORT: u16 = 5300;
-/// What each server is asked, in the order of the table.
-const CASES: [&str; 8] =
-    ["hit", "aaaa", "nxdomain", "headless", "srv", "search", "cached", EQUAL_RATE];
-/// The case in which all are asked at the same rate, and what they are asked is as in `hit`.
-const EQUAL_RATE: &str = "equal-rate";
-/// Queries a second in that case.
-const RATE: u32 = 40_000;
-/// Queries under way. More do not fit into a socket with the kernel's default buffer, which is what the
-/// peers have: of the 400 that a run would begin with they lose half, and those count as under way until
-/// they time out.
-const UNDER_WAY: &str = "150";
 /// From this share of its CPU on, something is taken to be what limits the rate.
 const BUSY: f64 = 90.0;
 
@@ -60,10 +56,10 @@ struct Server {
 
 impl Server {
     /// Whether it serves that case: Knot has no foreign names, and Unbound is there for those.
-    fn serves(&self, case: &str) -> bool {
+    fn serves(&self, case: Case) -> bool {
         match self.variant {
-            "knot" => case != "cached",
-            "unbound" => case == "cached" || case == "hit",
+            "knot" => case.names != CACHED,
+            "unbound" => matches!(case.names, CACHED | "hit"),
             _ => true,
         }
     }
@@ -202,41 +198,6 @@ impl Stage<'_> {
         self.wait_for_answer(&mut process, port, &names.name(0))?;
         Ok(Server { variant: "unbound", n, port, process })
     }
-
-    /// One measurement. At the end of it, `dnsperf` waits for what it calls lost.
-    fn measure(&self, server: &Server, case: &str, queries: &Path, seconds: u64) -> Result<Sample> {
-        let mut client = self
-            .netns
-            .launch("dnsperf")
-            .cpu(self.client_cpu)
-            .args(["-s", "127.0.0.1", "-p", &server.port.to_string(), "-c", "4", "-q", UNDER_WAY])
-            .args(["-t", "2", "-l", &seconds.to_string(), "-d"])
-            .arg(queries);
-        if case == EQUAL_RATE {
-            client = client.args(["-Q", &RATE.to_string()]);
-        }
-        let (before, own) = (server.cpu_time()?, children_time()?);
-        let text = client.run()?;
-        let (used, own) = (server.cpu_time()? - before, children_time()? - own);
-        let figure = |name: &str| -> Result<f64> {
-            let line = text.lines().find_map(|line| line.trim().strip_prefix(name));
-            let word = line.and_then(|line| line.split_whitespace().next());
-            word.and_then(|word| word.parse().ok())
-                .with_context(|| format!("no {name:?} in what dnsperf says:\n{text}"))
-        };
-        let (completed, rate) = (figure("Queries completed:")?, figure("Queries per second:")?);
-        let lost = figure("Queries lost:")?;
-        if completed == 0.0 || lost > completed / 50.0 {
-            bail!("{} lost {lost} of {completed} answers:\n{text}", server.variant);
-        }
-        let share = |nanoseconds: f64| nanoseconds / (completed / rate) / 1e7;
-        Ok(Sample {
-            rate,
-            cost: used as f64 / completed,
-            server: share(used as f64),
-            client: share(own.num_microseconds() as f64 * 1e3),
-        })
-    }
 }
 
 /// Keeps all threads of a server to a CPU. Those of Knot that answer choose one by themselves, the first
@@ -256,42 +217,11 @@ fn pin(process: &Process, cpu: usize) -> Result<()> {
     Ok(())
 }
 
-/// What one measurement brings.
-#[derive(Clone, Copy)]
-struct Sample {
-    /// Answers a second.
-    rate: f64,
-    /// Nanoseconds of the server's CPU time an answer.
-    cost: f64,
-    /// How much of its CPU the server had, in percent.
-    server: f64,
-    /// How much of its CPU the client had, in percent.
-    client: f64,
-}
-
-impl Sample {
-    /// The units of its figures, in the order of [`Self::figures`].
-    const UNITS: [&str; 4] = ["1/s", "ns/answer", SERVER_SHARE, CLIENT_SHARE];
-
-    fn figures(self) -> [f64; 4] {
-        [self.rate, self.cost, self.server, self.client]
-    }
-}
-
-const SERVER_SHARE: &str = "% server CPU";
-const CLIENT_SHARE: &str = "% client CPU";
-
-/// CPU time of all clients that have ended.
-fn children_time() -> Result<TimeVal> {
-    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).context("getrusage RUSAGE_CHILDREN")?;
-    Ok(usage.user_time() + usage.system_time())
-}
-
 /// Starts all servers, asks them in turn, and returns every figure.
 pub(crate) fn run(plan: &Plan) -> Result<Vec<Measured>> {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     if cpus < 2 {
-        bail!("the bench dns needs two CPUs: one for the server, one for dnsperf");
+        bail!("the bench dns needs two CPUs: one for the server, one for the client");
     }
     let dir = WorkDir::new("bench-dns")?;
     let mut stage = Stage {
@@ -314,7 +244,8 @@ pub(crate) fn run(plan: &Plan) -> Result<Vec<Measured>> {
     for &count in &counts {
         let names = Names { services: count };
         for case in CASES {
-            let path = stage.write(&format!("{case}-{count}.txt"), &names.queries(case))?;
+            let path =
+                stage.write(&format!("{}-{count}.txt", case.name), &names.queries(case.names))?;
             queries.push((case, count, path));
         }
         if wanted("sluice") {
@@ -351,25 +282,27 @@ fn measure_all(
     plan: &Plan,
     stage: &Stage<'_>,
     servers: &[Server],
-    queries: &[(&'static str, usize, PathBuf)],
+    queries: &[(Case, usize, PathBuf)],
 ) -> Result<Vec<Measured>> {
     let seconds = plan.millis.div_ceil(1000).max(1);
     let mut measured: Vec<[Measured; 4]> = Vec::new();
     for round in 0..plan.rounds {
         let mut index = 0;
-        for (case, count, path) in queries {
-            for server in servers.iter().filter(|it| it.n == *count && it.serves(case)) {
+        for &(case, count, ref path) in queries {
+            for server in servers.iter().filter(|it| it.n == count && it.serves(case)) {
                 if interrupt::interrupted() {
                     bail!("interrupted");
                 }
                 progress(&format!(
-                    "round {}/{}: {case} {} {count}",
+                    "round {}/{}: {} {} {count}",
                     round + 1,
                     plan.rounds,
+                    case.name,
                     server.variant
                 ));
                 if round == 0 {
-                    measured.push(Sample::UNITS.map(|unit| figure(server, case, unit, Vec::new())));
+                    let empty = |unit| figure(server, case.name, unit, Vec::new());
+                    measured.push(Sample::UNITS.map(empty));
                     // What an upstream has to be asked for is asked for now.
                     stage.measure(server, case, path, 1)?;
                 }
@@ -500,7 +433,8 @@ pub(crate) fn print(measured: &[Measured]) {
     let shares = [SERVER_SHARE, CLIENT_SHARE];
     let shown_rows = |it: &&Measured| it.bench == "dns" && !shares.contains(&it.unit);
     for it in measured.iter().filter(shown_rows) {
-        let peer = if it.case == "cached" { "unbound" } else { "knot" };
+        let names = CASES.iter().find(|case| case.name == it.case).map(|case| case.names);
+        let peer = if names == Some(CACHED) { "unbound" } else { "knot" };
         let peer = measured.iter().find(|other| {
             other.bench == "dns"
                 && (other.case, other.unit, other.n) == (it.case, it.unit, it.n)
@@ -543,6 +477,11 @@ pub(crate) fn print(measured: &[Measured]) {
         "limit: who had {BUSY} % of its CPU or more; neither: they waited for each other, or for others' work"
     );
     println!("{EQUAL_RATE}: as hit, {RATE} queries a second to each");
+    println!(
+        "NAME-full: the same asked by dnsflood, by 4 sockets as dnsperf does; its CPU is what it used of it"
+    );
+    println!("NAME-64: by 64 sockets, which share {FULL_UNDER_WAY} queries");
+    println!("NAME-one: by {CLIENTS} sockets, each of which has one query under way");
 }
 
 /// Who kept the rate from being higher.

@@ -136,7 +136,7 @@ fn run(cli: Cli) -> Result<()> {
     if wanted("dns") {
         let seconds = plan.millis.div_ceil(1000).max(1);
         println!(
-            "dns: {} rounds of {seconds} s each, servers interleaved on CPU {}, dnsperf on another\n",
+            "dns: {} rounds of {seconds} s each, servers interleaved on CPU {}, the clients on another\n",
             plan.rounds, plan.cpu
         );
         let answers = dns::run(&plan)?;

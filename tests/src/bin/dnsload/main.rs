@@ -6,8 +6,6 @@
 //! it is under way, is lost; it is never asked again. A socket that the kernel has taken away between
 //! two queries is opened anew, which loses nothing.
 
-mod message;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -15,9 +13,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
+use hickory_proto::rr::RecordType;
 use rustix::event::{Timespec, epoll};
 use sluice_tests::app::Latency;
-use sluice_tests::dns::DnsLoadReport;
+use sluice_tests::dns::{DnsLoadReport, message};
 use sluice_tests::interrupt;
 
 /// How often is looked for queries that were not answered.
@@ -60,7 +59,8 @@ fn question(text: &str) -> Result<Question> {
         .map(|addr| addr.parse().with_context(|| addr.to_owned()))
         .collect::<Result<_>>()?;
     let v6 = right.iter().any(IpAddr::is_ipv6);
-    Ok(Question { name: name.to_owned(), message: message::query(name, v6)?, right })
+    let kind = if v6 { RecordType::AAAA } else { RecordType::A };
+    Ok(Question { name: name.to_owned(), message: message::query(name, kind)?, right })
 }
 
 /// How a socket is used.
