@@ -114,10 +114,18 @@ pub fn tell(socket: &Path, event: Event<'_>, key: &Key) -> Result<Told, Error> {
     }
 }
 
-/// Whether something listens on the socket.
+/// What an agent answers that is well. One of another release may not know it, and answers that.
+const PING: &str = "{\"version\":1,\"request\":\"ping\"}\n";
+
+/// Whether an agent answers on the socket; one that hangs still has connections taken for it.
 pub fn probe(socket: &Path) -> Result<(), Error> {
-    connect_within(socket, Instant::now() + DEL_TIMEOUT, Duration::ZERO).map(|_| ()).map_err(|e| {
-        Error::Agent { socket: socket.to_owned(), problem: explain(&e, DEL_TIMEOUT), hint: None }
+    let deadline = Instant::now() + DEL_TIMEOUT;
+    let answer = connect_within(socket, deadline, Duration::ZERO)
+        .and_then(|stream| exchange(stream, PING, deadline));
+    answer.map(drop).map_err(|e| Error::Agent {
+        socket: socket.to_owned(),
+        problem: explain(&e, DEL_TIMEOUT),
+        hint: None,
     })
 }
 

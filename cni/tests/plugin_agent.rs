@@ -145,6 +145,23 @@ fn del_ends_beside_an_agent_that_hangs() {
     }
 }
 
+/// C3, C7: STATUS and CHECK say what ADD would meet.
+#[test]
+fn status_and_check_tell_of_an_agent_that_hangs() {
+    let pod = Ns::new("pod");
+    let node = node(&[("a", &pod)]);
+    for hang in WAYS {
+        let agent = Agent::new(node.dir.path(), hang);
+        for (command, code) in [("STATUS", 50), ("CHECK", 101)] {
+            let (got, message, _) =
+                end(node.start(command, "a", Some(&pod.path()), &node.conf)).failure();
+            assert_eq!(got, code, "{hang:?}: {command}: {message}");
+            assert!(message.contains("no answer within 2 seconds"), "{hang:?}: {message}");
+        }
+        drop(agent);
+    }
+}
+
 /// C5: GC waits for an agent that hangs once, however many attachments it frees, and frees all of them;
 /// those that are listed stay. Who waits for the records meanwhile gets them.
 #[test]

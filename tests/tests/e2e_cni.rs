@@ -363,6 +363,8 @@ fn the_agent_deletes_the_interface_of_a_pod_that_goes() -> Result<()> {
         node.cni("DEL", &again, &node.cni_config())?;
         assert_eq!(links()?.lines().count(), before);
     }
+    // The agent answers STATUS, too.
+    node.cni("STATUS", &again, &node.cni_config())?;
     let rows = node.proxyctl(&["endpoint", "list"])?;
     assert_eq!(rows.lines().filter(|line| line.contains("10.")).count(), 1, "{rows}");
     node.del_pod(b)

@@ -20,6 +20,7 @@ impl Agent {
     /// Carries a request out.
     pub(super) fn answer(&mut self, request: Request) -> Answer {
         let reply = match request {
+            Request::Ping => return Answer::done(),
             Request::Status => self.status().map(|status| Reply::Status(Box::new(status))),
             Request::ServiceList => {
                 self.dataplane.tables().map(|tables| Reply::Services(ServiceRow::all(&tables)))

@@ -26,6 +26,8 @@ pub struct Envelope {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case")]
 pub enum Request {
+    /// Whether the agent answers.
+    Ping,
     /// State of the node.
     Status,
     /// Frontends.

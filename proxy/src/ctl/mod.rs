@@ -287,10 +287,11 @@ fn from_pins(root: &std::path::Path, request: &Request) -> Result<Reply, Datapla
         Request::PolicyList | Request::PolicyGet(_) | Request::PolicyTrace(_) => {
             Reply::Policies(Vec::new())
         }
-        // Nor those two, which are asked of an agent alone.
+        // Nor those, which are asked of an agent alone.
         Request::Status
         | Request::ServiceNote(_)
         | Request::MonitorDrops
+        | Request::Ping
         | Request::EndpointAdd(_)
         | Request::EndpointDel(_) => Reply::Status(Box::new(Status::default().fill(&pinned)?)),
     })
