@@ -160,6 +160,9 @@ fn run(cli: Cli) -> Result<()> {
         let measured = policy::run(&plan)?;
         policy::print(&measured);
         results.extend(report::json(&measured));
+        let changes = policy::changes::run(&plan)?;
+        policy::changes::print(&changes);
+        results.extend(report::json(&changes));
     }
     if let Some(path) = cli.json {
         let json = serde_json::to_string_pretty(&json!({ "results": results }))?;

@@ -3,8 +3,10 @@
 //!
 //! Sluice is measured with the real agent, on a node without a policy, on one where the peer that is allowed stands behind
 //! 99 others in the rules, and on nodes with one policy and with 1,000. Beside it are plain kernel forwarding without any
-//! policy, and nftables in the shape that agents give it which keep policies there.
+//! policy, and nftables in the shape that agents give it which keep policies there. At the end, changes of objects are timed
+//! ([`changes`]).
 
+pub(crate) mod changes;
 mod manifests;
 mod nftables;
 
