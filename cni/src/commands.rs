@@ -1,6 +1,7 @@
 //! What each command does.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
@@ -217,24 +218,31 @@ fn free(records: &Records, key: &Key) -> Result<(), Error> {
 /// Never fails for something that is missing: a record, the interface, the namespace, the agent,
 /// the node file. The record goes last, so that a DEL that was cut short can be repeated and the
 /// addresses stay taken while anything of the pod is left.
-/// What the agent is told of an attachment that goes.
-fn del_of(host_interface: &str) -> Event<'static> {
-    // One that is not there is nothing to delete; other errors tell when it comes to that.
-    Event::Del { ifindex: wiring::index_of(host_interface).ok() }
+fn del(conf: &NetConf, key: &Key, records: &Records) -> Result<(), Error> {
+    let mut agent = conf.agent_socket.as_deref();
+    detach(&mut agent, key, &key.host_interface(), &mut wiring::open()?)?;
+    free(records, key)
 }
 
-fn del(conf: &NetConf, key: &Key, records: &Records) -> Result<(), Error> {
+/// Tells the agent that an attachment goes, and deletes its interface unless the agent did. An agent that
+/// does not answer is none from then on.
+fn detach(
+    agent: &mut Option<&Path>,
+    key: &Key,
+    host_interface: &str,
+    host: &mut Netlink,
+) -> Result<(), Error> {
     let mut told = Told::default();
-    if let Some(socket) = &conf.agent_socket {
-        match agent::tell(socket, del_of(&key.host_interface()), key) {
-            Ok(answer) => told = answer,
-            Err(e) => warn(format_args!("{e}; it will notice by itself")),
-        }
+    if let Some(socket) = *agent {
+        // One that is not there is nothing to delete; other errors tell when it comes to that.
+        let ifindex = wiring::index_of(host_interface).ok();
+        told = agent::tell(socket, Event::Del { ifindex }, key).unwrap_or_else(|e| {
+            warn(format_args!("{e}; it will notice by itself"));
+            *agent = None;
+            Told::default()
+        });
     }
-    if !told.unlinked {
-        wiring::remove(&mut wiring::open()?, &key.host_interface())?;
-    }
-    free(records, key)
+    if told.unlinked { Ok(()) } else { wiring::remove(host, host_interface) }
 }
 
 fn check(
@@ -321,21 +329,8 @@ fn gc(conf: &NetConf, records: &Records) -> Result<(), Error> {
         let freed = match locked.read(&entry) {
             Err(e) => Err(e),
             Ok(Ok(record)) if record.network != conf.name => continue,
-            Ok(Ok(record)) => {
-                let mut told = Told::default();
-                if let Some(socket) = reachable {
-                    match agent::tell(socket, del_of(interface), &record.key()) {
-                        Ok(answer) => told = answer,
-                        Err(e) => {
-                            warn(format_args!("{e}; it will notice by itself"));
-                            reachable = None;
-                        }
-                    }
-                }
-                let removed =
-                    if told.unlinked { Ok(()) } else { wiring::remove(&mut host, interface) };
-                removed.and_then(|()| locked.remove(&entry))
-            }
+            Ok(Ok(record)) => detach(&mut reachable, &record.key(), interface, &mut host)
+                .and_then(|()| locked.remove(&entry)),
             Ok(Err(torn)) => match wiring::find_link(&mut host, interface) {
                 Ok(None) => locked.remove(&entry),
                 Ok(Some(_)) => {

@@ -258,6 +258,17 @@ pub fn onward<const V6: bool>(packet: Skb, ip: &Ip) -> i32 {
     leave::<V6>(packet, &mut way, notes).unwrap_or(DROP)
 }
 
+/// The header of a packet that may go past the stack, and that neither Services nor flows nor policies can
+/// concern; most packets of a cluster are from pod to pod.
+#[inline(always)]
+pub fn unconcerned<const V6: bool>(packet: Skb) -> Option<Ip> {
+    let state = node::state();
+    if state.flags & NodeState::FAST_PATH == 0 || state.ct_used != 0 || policy::in_force() {
+        return None;
+    }
+    parse::ip::<V6, _>(packet).filter(|ip| !lb::may_be_service(&ip.dst))
+}
+
 /// Sends a pod's packet the way that its flow took a moment ago; [`PASS`] if that is not known, or if
 /// Services, flows or policies may concern it.
 ///
@@ -265,16 +276,8 @@ pub fn onward<const V6: bool>(packet: Skb, ip: &Ip) -> i32 {
 /// this interface has its source, and whether a pod of this node has its destination.
 #[inline(always)]
 pub fn again<const V6: bool>(packet: Skb) -> i32 {
-    let state = node::state();
-    if state.flags & NodeState::FAST_PATH == 0 || state.ct_used != 0 || policy::in_force() {
-        return PASS;
-    }
-    let Some(ip) = &parse::ip::<V6, _>(packet) else { return PASS };
-    if lb::may_be_service(&ip.dst)
-        || ip.hops <= 1
-        || packet.mark() != 0
-        || !packet.is_to_this_host()
-    {
+    let Some(ip) = &unconcerned::<V6>(packet) else { return PASS };
+    if ip.hops <= 1 || packet.mark() != 0 || !packet.is_to_this_host() {
         return PASS;
     }
     let Some(flow) = Flow::plain::<V6>(packet, ip) else { return PASS };

@@ -38,17 +38,12 @@ pub fn incoming<const V6: bool>(packet: Skb) -> i32 {
     }
 }
 
-/// Hands a packet to the pod of this node that it is for, where neither Services nor flows nor policies
-/// can concern it: most packets of a cluster are from pod to pod. Else [`PASS`].
+/// Hands a packet that is [`fastpath::unconcerned`] to the pod of this node that it is for; else [`PASS`].
 #[inline(always)]
 pub fn straight<const V6: bool>(packet: Skb) -> i32 {
-    let state = node::state();
-    if state.flags & NodeState::FAST_PATH == 0 || state.ct_used != 0 || policy::in_force() {
-        return PASS;
-    }
-    match parse::ip::<V6, _>(packet) {
-        Some(ip) if !lb::may_be_service(&ip.dst) => fastpath::to_pod::<V6>(packet, &ip),
-        _ => PASS,
+    match fastpath::unconcerned::<V6>(packet) {
+        Some(ip) => fastpath::to_pod::<V6>(packet, &ip),
+        None => PASS,
     }
 }
 

@@ -203,8 +203,8 @@ impl Mirror {
     /// The one that has it keeps it for as long as it is among them.
     ///
     /// One without a name, as damaged tables may have it, is passed over: it gets its name when it is
-    /// stated, or goes, and [`Mirror::sweep`] comes after that. Until then the port stays as it is:
-    /// the kernel refuses to connections what it does not find here, and the frontend is served.
+    /// stated, or goes, and [`Mirror::sweep`] comes after that. Until then the port stays as it is: it
+    /// is served, so no process of the node may bind it.
     fn settle_node_port(&mut self, key: NodePortKey, stage: &mut Stage) {
         let current = self.tables.node_ports.get(&key).copied();
         let Some(users) = self.node_ports.get(&key) else {

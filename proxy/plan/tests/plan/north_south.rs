@@ -32,7 +32,7 @@ fn node_ports_stay_while_the_node_is_not_known_after_a_restart() {
 }
 
 /// S32: whose a NodePort is was lost with its name, and another Service takes one of its addresses.
-/// It is served at the others meanwhile, so the kernel must go on to know the port.
+/// It is served at the others meanwhile, so no process of the node may bind the port.
 #[test]
 fn node_port_of_a_lost_name_stays_open_where_it_is_served() {
     let mut node = Node::default();
